@@ -1,0 +1,43 @@
+# make demo, make test; VENV=path reuses an environment that is already there
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(abspath $(VENV))/bin
+STAMP := $(VENV)/.engram-requirements.txt
+export PATH := $(BIN):$(PATH)
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help install demo test prune
+
+help:
+	@echo "make demo     install, run the whole pipeline on small embedded data, show the table"
+	@echo "make test     install, run the tests"
+	@echo "make install  only the environment, in $(VENV)"
+	@echo "make prune    remove checkpoints that no training holds"
+
+install: $(STAMP) .dvc/plots_page.html
+
+$(STAMP): requirements.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV), about 5.5 GB with torch"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@cp requirements.txt $(STAMP)
+
+.dvc/plots_page.html: $(STAMP) lib/offline_plots.py
+	@$(BIN)/python -m lib.offline_plots
+
+demo: install
+	@python -m lib.preset demo
+	@dvc repro
+	@python -m lib.report.show
+	@echo
+	@echo "The table:    metrics/results.md   (numbers: dvc metrics show)"
+	@echo "The pictures: plots/tsne/overview.png, plots/curves.png, plots/accuracy.png, plots/confusion.png"
+	@echo "              dvc plots show --open (after: . $(VENV)/bin/activate)"
+	@echo "params.yaml, metrics/ and plots/ now hold the demo. Back to the study's settings:"
+	@echo "              git restore params.yaml && git clean -fdq metrics plots dvc.lock"
+
+test: install
+	@python -m pytest
+
+prune: install
+	@python -m lib.core.checkpoint

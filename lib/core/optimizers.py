@@ -1,0 +1,52 @@
+"""Adam, SGD and LARS over a method's parameters. Weight decay is L2, added to the gradient, in all three."""
+
+import torch
+from torch import Tensor, nn
+
+from lib.params.pretraining import Optimizer
+
+LARS_TRUST = 0.001
+
+
+def build_optimizer(module: nn.Module, params: Optimizer) -> torch.optim.Optimizer:
+    """The optimiser that ``params.name`` asks for; ``params.momentum`` is Adam's beta1."""
+    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    common = {"lr": params.lr, "weight_decay": params.weight_decay}
+    if params.name == "adam":
+        return torch.optim.Adam(learning, betas=(params.momentum, 0.999), fused=True, **common)
+    if params.name == "sgd":
+        return torch.optim.SGD(learning, momentum=params.momentum, fused=True, **common)
+    if params.name == "lars":
+        return LARS(learning, momentum=params.momentum, **common)
+    raise ValueError(f"no optimiser {params.name!r}")
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling (You, Gitman and Ginsburg 2017), as SimCLR uses it.
+
+    A weight of two or more dimensions moves by lr * trust * ||w|| / ||g + decay w|| times the momentum
+    sum of its gradient; biases and BatchNorm parameters (one dimension) are neither scaled nor decayed.
+    """
+
+    def __init__(self, parameters, lr: float, momentum: float, weight_decay: float, trust: float = LARS_TRUST) -> None:
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._update(weight, group)
+
+    def _update(self, weight: Tensor, group: dict) -> None:
+        gradient = weight.grad
+        if weight.ndim > 1:
+            gradient = gradient + group["weight_decay"] * weight
+            size, slope = weight.norm(), gradient.norm()
+            ratio = torch.where((size > 0) & (slope > 0), group["trust"] * size / slope, torch.ones_like(size))
+            gradient = gradient * ratio
+        state = self.state[weight]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
+        weight.sub_(group["lr"] * state["momentum_buffer"])

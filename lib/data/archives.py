@@ -1,0 +1,217 @@
+"""Files in a directory, a zip or a tar, read by name without unpacking anything to disk.
+
+An archive is material from strangers: paths that leave it, links, devices, encrypted or duplicate members
+and sizes beyond the limits are refused, and no more bytes are read than a member declared.
+"""
+
+import lzma
+import os
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from lib.errors import UserError
+
+LARGEST_FILE = 256 * 2**20  # bytes
+LARGEST_TOTAL = 256 * 2**30
+MOST_MEMBERS = 5_000_000
+DEEPEST = 6  # folders below a directory: ends the walk where a link leads back up
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError,
+           NotImplementedError, ValueError)
+
+
+class Tree:
+    """Regular files by their path inside; ``names`` are sorted, with / between the parts."""
+
+    kind: str
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.sizes: dict[str, int] = {}
+        self._total = 0
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self.sizes)
+
+    def contents(self, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+        """(name, bytes) of each wanted file, in the order that is cheapest to read."""
+        raise NotImplementedError
+
+    def read(self, wanted: Collection[str]) -> dict[str, bytes]:
+        """The bytes of a few files by name.
+
+        Raises:
+            UserError: a file is missing.
+        """
+        for name in wanted:
+            if name not in self.sizes:
+                raise UserError(f"{self.path.name} holds no {name}; give the whole archive, unchanged")
+        return dict(self.contents(wanted))
+
+    def _add(self, name: str, size: int) -> str:
+        """Register a member under its plain path; returns that path."""
+        parts = PurePosixPath(name).parts
+        if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
+            raise UserError(f"{self.path.name}: member {name!r} has a path that leaves the archive; pack it again")
+        plain = "/".join(parts)
+        if plain in self.sizes:
+            raise UserError(f"{self.path.name}: member {plain!r} occurs twice; pack it again")
+        self.sizes[plain] = size
+        self._total += size
+        if size < 0 or self._total > LARGEST_TOTAL or len(self.sizes) > MOST_MEMBERS:
+            raise UserError(f"{self.path.name} declares more than {LARGEST_TOTAL // 2**30} GiB or "
+                            f"{MOST_MEMBERS:,} files; split it")
+        return plain
+
+    def _bytes(self, name: str, file: BinaryIO) -> bytes:
+        """A member's bytes: exactly as many as it declared, and no more than `LARGEST_FILE`."""
+        size = self.sizes[name]
+        if size > LARGEST_FILE:
+            raise UserError(f"{self.path.name}: {name} has {size:,} bytes; allowed: {LARGEST_FILE:,}")
+        content = file.read(size + 1)
+        if len(content) != size:
+            raise UserError(f"{self.path.name}: {name} does not have the {size:,} bytes that it declares; "
+                            "the archive is damaged, get it again")
+        return content
+
+
+class Folder(Tree):
+    """A directory of the user's own; links in it are followed."""
+
+    kind = "folder"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._walk(path, "", 0)
+
+    def _walk(self, folder: Path, inside: str, depth: int) -> None:
+        try:
+            for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+                name = f"{inside}{entry.name}"
+                if entry.is_dir() and depth < DEEPEST:
+                    self._walk(folder / entry.name, f"{name}/", depth + 1)
+                elif entry.is_file():
+                    self.sizes[name] = entry.stat().st_size
+        except OSError as error:
+            raise UserError(f"cannot read {self.path.name}/{inside}: {error.strerror}; make it readable") from None
+
+    def contents(self, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+        for name in sorted(wanted):
+            try:
+                with open(self.path / name, "rb") as file:
+                    content = self._bytes(name, file)
+            except OSError as error:
+                raise UserError(f"cannot read {self.path.name}/{name}: {error.strerror}; make it readable") from None
+            yield name, content
+
+
+class Zip(Tree):
+    """A zip, read by its central directory."""
+
+    kind = "archive"
+
+    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
+        super().__init__(path)
+        self._archive = archive
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        for member in archive.infolist():
+            mode = member.external_attr >> 16
+            if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise UserError(f"{path.name}: member {member.filename!r} is a link or a device; pack plain files")
+            if not member.is_dir():
+                self._members[self._add(member.filename, member.file_size)] = member
+
+    def contents(self, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+        for name in sorted(wanted, key=lambda name: self._members[name].header_offset):
+            if self._members[name].flag_bits & 1:
+                raise UserError(f"{self.path.name}: {name} is encrypted; pack it without a password")
+            with _damage_named(f"{self.path.name}: {name}"), self._archive.open(self._members[name]) as file:
+                content = self._bytes(name, file)
+            yield name, content
+
+
+class Tar(Tree):
+    """A tar, plain or compressed, read from front to back: once for the names, once for the contents."""
+
+    kind = "archive"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        for name, size, _ in self._members():
+            self._add(name, size)
+
+    def contents(self, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+        left = set(wanted)
+        for name, _, file in self._members():
+            plain = "/".join(PurePosixPath(name).parts)
+            if plain in left:
+                left.remove(plain)
+                with _damage_named(f"{self.path.name}: {plain}"):
+                    content = self._bytes(plain, file())
+                yield plain, content
+            if not left:
+                return
+
+    def _members(self) -> Iterator[tuple]:
+        """(name, declared size, function that opens it) of each regular file."""
+        with _damage_named(self.path.name), tarfile.open(self.path, "r:*", tarinfo=_BoundedHeader) as archive:
+            for member in archive:
+                if member.isdir():
+                    continue
+                if not member.isreg() or member.issparse():
+                    raise UserError(f"{self.path.name}: member {member.name!r} is a link or a device; "
+                                    "pack plain files")
+                yield member.name, member.size, lambda member=member: archive.extractfile(member)
+                archive.members.clear()  # tarfile keeps every header otherwise
+
+
+class _BoundedHeader(tarfile.TarInfo):
+    """Refuses a declared size before tarfile reads or skips that much."""
+
+    @classmethod
+    def frombuf(cls, *arguments, **named):
+        header = super().frombuf(*arguments, **named)
+        if not 0 <= header.size <= LARGEST_FILE:
+            raise UserError(f"tar member {header.name!r} declares {header.size:,} bytes; allowed: {LARGEST_FILE:,}")
+        return header
+
+
+@contextmanager
+def open_tree(path: Path) -> Iterator[Tree]:
+    """The files of a directory, zip or tar (plain, gz, bz2 or xz).
+
+    Raises:
+        UserError: missing, of another kind, unsafe or damaged.
+    """
+    if path.is_dir():
+        yield Folder(path)
+        return
+    try:
+        with open(path, "rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; give a folder, zip or tar") from None
+    if start.startswith(b"PK"):
+        with _damage_named(path.name):
+            archive = zipfile.ZipFile(path)
+        with archive:
+            yield Zip(path, archive)
+    elif start[257:262] == b"ustar" or start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")):
+        yield Tar(path)
+    else:
+        raise UserError(f"{path.name} is neither a folder nor a zip or tar; give one of these")
+
+
+@contextmanager
+def _damage_named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{what} cannot be read: {reason}; the archive is damaged, get it again") from None

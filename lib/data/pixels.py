@@ -1,0 +1,87 @@
+"""One picture's pixels: decoded, turned upright, made RGB and square."""
+
+import os
+from io import BytesIO
+
+import numpy
+from PIL import Image, ImageOps
+
+from lib.errors import UserError
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+SUFFIXES = frozenset(".jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm".split())
+LARGEST_IMAGE = 64_000_000  # pixels, declared by the file's header
+RESIZING = "the whole image by Pillow's antialiased bicubic filter; an image of that size keeps its pixels"
+
+
+def decode(content: bytes, size: int) -> numpy.ndarray:
+    """The first frame of an encoded image as uint8 [3, size, size].
+
+    EXIF orientation is applied, transparency is laid on white, 16-bit gray keeps its upper 8 bits.
+
+    Raises:
+        ValueError: not an image of a format in `FORMATS`, damaged, too large or of a mode without a stated range.
+    """
+    try:
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > LARGEST_IMAGE:
+                raise ValueError(f"it is {image.width}x{image.height}, allowed: {LARGEST_IMAGE // 10**6} megapixels")
+            image.load()
+            return square(_rgb(_upright(image)), size)
+    except Image.UnidentifiedImageError:
+        raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders of damaged files raise errors of many kinds
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def square(image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BICUBIC) -> numpy.ndarray:
+    """An RGB image as uint8 [3, size, size]; one of that size already keeps its pixels exactly."""
+    if image.size != (size, size):
+        image = image.resize((size, size), resample)
+    return numpy.asarray(image).transpose(2, 0, 1)
+
+
+def square_all(images: numpy.ndarray, size: int,
+               resample: Image.Resampling = Image.Resampling.BICUBIC) -> numpy.ndarray:
+    """uint8 gray [N, H, W] or RGB [N, 3, H, W] as RGB uint8 [N, 3, size, size]."""
+    if images.ndim == 3:
+        images = numpy.broadcast_to(images[:, None], (len(images), 3, *images.shape[1:]))
+    if images.shape[2:] == (size, size):
+        return numpy.ascontiguousarray(images)
+    squares = blank(len(images), size)
+    for index, image in enumerate(images):
+        squares[index] = square(Image.fromarray(numpy.ascontiguousarray(image.transpose(1, 2, 0))), size, resample)
+    return squares
+
+
+def blank(count: int, size: int) -> numpy.ndarray:
+    """Room for uint8 [count, 3, size, size], refused when it exceeds the machine's memory."""
+    wanted = count * 3 * size * size
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if wanted > memory:
+        raise UserError(f"{count:,} images of {size}x{size} need {wanted / 1e9:.1f} GB of memory, this machine has "
+                        f"{memory / 1e9:.1f} GB; lower image_size in params.yaml")
+    return numpy.empty((count, 3, size, size), numpy.uint8)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # the pixels have loaded, so what is damaged is only the EXIF block
+        return image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        values = numpy.asarray(image).astype(numpy.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("its gray values are outside 0..65535; save it with 8 or 16 bits")
+        image = Image.fromarray((values >> 8).astype(numpy.uint8))
+    if image.mode == "F":
+        raise ValueError("its floating-point pixels have no stated range; save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")

@@ -1,0 +1,15 @@
+"""Networks that map images to a final feature map; each name is a file of this folder.
+
+An encoder is an ``nn.Module`` with ``forward(images [B, 3, S, S]) -> map [B, C, s, s]``, the attribute
+``width`` (C) and ``about()``, a record of its stem and padding for the exported file. Pooling the map
+into latents is the method's choice.
+"""
+
+from importlib import import_module
+
+from torch import nn
+
+
+def build_encoder(name: str) -> nn.Module:
+    """The encoder in ``lib/encoders/<name>.py``, freshly initialised from torch's global generator."""
+    return import_module(f"lib.encoders.{name}").build()

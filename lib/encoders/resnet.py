@@ -1,0 +1,48 @@
+"""torchvision's ResNet with another stem and without its pooling and classifier.
+
+Parameter names stay torchvision's, so weights load into a torchvision model of the same shape.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.models import resnet
+
+
+class ResNetMap(resnet.ResNet):
+    """A ResNet that returns its last feature map.
+
+    Shape:
+        images [B, 3, S, S] -> map [B, width, S / stride, S / stride].
+    """
+
+    def __init__(self, block: type[nn.Module], layers: list[int], stem: nn.Conv2d) -> None:
+        super().__init__(block, layers)
+        self.conv1 = stem
+        self.maxpool = nn.Identity()
+        self.width = 512 * block.expansion
+        del self.avgpool, self.fc
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+
+    def _forward_impl(self, images: Tensor) -> Tensor:
+        features = self.relu(self.bn1(self.conv1(images)))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            features = stage(features)
+        return features
+
+    def about(self) -> dict[str, Any]:
+        """The stem and what follows it, for the exported file."""
+        stem = self.conv1
+        return {
+            "stem_kernel": stem.kernel_size[0],
+            "stem_stride": stem.stride[0],
+            "stem_padding": stem.padding[0],
+            "padding_mode": stem.padding_mode,
+            "max_pool": False,
+            "width": self.width,
+        }
+
+
+def cifar_stem() -> nn.Conv2d:
+    """3x3, stride 1: the stem that keeps a 32x32 image whole (METHODS: leftthomas/SimCLR)."""
+    return nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)

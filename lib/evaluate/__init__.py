@@ -1,0 +1,1 @@
+"""Features in, numbers out: linear probe, nearest neighbours, t-SNE; and the study's own protocol."""

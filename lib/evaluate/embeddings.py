@@ -1,0 +1,27 @@
+"""The test split as arrays: what the stages after ``embed`` read instead of images and networks."""
+
+import numpy
+from torch import nn
+
+from lib.data.store import ImageData
+from lib.evaluate.features import extract
+from lib.machine import Machine
+
+
+def embed_test(method: nn.Module, data: ImageData, machine: Machine) -> dict[str, numpy.ndarray]:
+    """Arrays by name, rows in the order of the test split.
+
+    Every latent and projection, float32 [M, D], under its own name; ``labels`` and ``indices`` (the row in
+    the test split), int64 [M]; ``classes``, the class names; ``latents`` and ``projections``, the names of
+    the arrays that are one or the other.
+    """
+    found = {what: extract(method, data.test_images, data.mean, data.std, machine, what)
+             for what in ("latents", "projections")}
+    arrays = {name: values.numpy() for tensors in found.values() for name, values in tensors.items()}
+    return {
+        **arrays,
+        "labels": data.test_labels.numpy(),
+        "indices": numpy.arange(len(data.test_labels)),
+        "classes": numpy.array(data.classes),
+        **{what: numpy.array(list(tensors)) for what, tensors in found.items()},
+    }

@@ -1,0 +1,36 @@
+"""Weighted nearest neighbours in cosine similarity (Wu et al. 2018, section 3.4)."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lib.errors import UserError
+
+CHUNK_ELEMENTS = 2**25
+
+
+def knn_scores(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, temperature: float,
+               classes: int) -> Tensor:
+    """Class scores of ``queries``: the sum of exp(s / temperature) over the neighbours of that class.
+
+    The neighbours are the ``k`` bank vectors of highest cosine similarity s. Each query's scores are
+    divided by its largest exp(s / temperature), which keeps them finite and changes no order.
+
+    Shape:
+        bank [M, D], bank_labels [M], queries [N, D] -> float32 [N, classes]
+
+    Raises:
+        UserError: ``k`` is larger than the bank.
+    """
+    if k > len(bank):
+        raise UserError(f"k is {k} nearest neighbours but only {len(bank)} labelled images can be neighbours; "
+                        f"allowed: at most {len(bank)}; lower k in params.yaml")
+    bank = functional.normalize(bank.float(), dim=1)
+    queries = functional.normalize(queries.float(), dim=1)
+    scores = queries.new_zeros(len(queries), classes)
+    rows = max(1, CHUNK_ELEMENTS // len(bank))
+    for part, out in zip(queries.split(rows), scores.split(rows)):
+        similarity, index = (part @ bank.T).topk(k, dim=1)  # [n, k]
+        weights = ((similarity - similarity[:, :1]) / temperature).exp()
+        out += torch.zeros_like(out).scatter_add_(1, bank_labels[index], weights)
+    return scores

@@ -1,0 +1,31 @@
+"""Nearest neighbours on the validation split while a method trains; no choice is made from it."""
+
+from collections.abc import Callable
+
+import torch
+
+from lib.data.store import ImageData
+from lib.evaluate.features import extract
+from lib.evaluate.knn import knn_scores
+from lib.evaluate.scores import accuracy
+from lib.machine import Machine
+from lib.params.pretraining import Pretraining
+
+
+def knn_monitor(data: ImageData, params: Pretraining, machine: Machine) -> Callable[[torch.nn.Module], float]:
+    """A function method -> kNN accuracy, in percent, of the validation images among the other train images.
+
+    The main latent is scored. With fewer images than ``monitor.k`` all of them vote.
+    """
+    bank, queries = data.fitting, data.validation
+    neighbours = min(params.monitor.k, len(bank))
+
+    def monitor(method: torch.nn.Module) -> float:
+        def main_latent(rows: torch.Tensor) -> torch.Tensor:
+            return next(iter(extract(method, data.train_images[rows], data.mean, data.std, machine).values()))
+
+        scores = knn_scores(main_latent(bank), data.train_labels[bank], main_latent(queries),
+                            neighbours, params.monitor.temperature, len(data.classes))
+        return accuracy(scores, data.train_labels[queries])
+
+    return monitor

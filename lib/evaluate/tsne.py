@@ -1,0 +1,50 @@
+"""t-SNE of latents (van der Maaten 2014: Barnes-Hut), the same points for every variant."""
+
+import numpy
+import torch
+
+from lib.errors import UserError
+from lib.params.evaluation import Tsne
+from lib.seeds import generator
+
+
+def choose_points(count: int, points: int, seed: int) -> numpy.ndarray:
+    """Indices [min(points, count)] into ``count`` images: the first of one permutation fixed by the seed.
+
+    Fewer points are therefore a subset of more points. The order is random, so that no class is drawn last.
+    """
+    return torch.randperm(count, generator=generator(seed, "tsne points"))[:points].numpy()
+
+
+def select(arrays: dict[str, numpy.ndarray], tsne: Tsne) -> tuple[dict[str, numpy.ndarray], dict[str, numpy.ndarray]]:
+    """From an embeddings file: each latent [P, D] at the chosen points, and what is written beside the planes.
+
+    Raises:
+        UserError: the perplexity is not below the number of points.
+    """
+    rows = choose_points(len(arrays["labels"]), tsne.points, tsne.seed)
+    if tsne.perplexity >= len(rows):
+        raise UserError(f"params.yaml: tsne.perplexity is {tsne.perplexity:g}; allowed: below the number of points, "
+                        f"here {len(rows)} of {len(arrays['labels'])} test images; lower it")
+    beside = {"labels": arrays["labels"][rows], "indices": arrays["indices"][rows], "classes": arrays["classes"]}
+    return {name: arrays[name][rows] for name in arrays["latents"].tolist()}, beside
+
+
+def embed_plane(features: numpy.ndarray, tsne: Tsne) -> numpy.ndarray:
+    """Coordinates float32 [N, 2] of features [N, D]: PCA start, fixed seed, one thread.
+
+    With several threads sums would be taken in varying order and two runs would differ.
+    """
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    model = TSNE(perplexity=tsne.perplexity, max_iter=tsne.iterations, init="pca", learning_rate="auto",
+                 random_state=tsne.seed, n_jobs=1)
+    with threadpool_limits(1):
+        return model.fit_transform(numpy.asarray(features, dtype=numpy.float32)).astype(numpy.float32)
+
+
+def title(variant: str, latent: str, asked: int, count: int, perplexity: float) -> str:
+    """What a picture shows; fewer test images than points asked for are stated."""
+    images = f"{count} test images" if count >= asked else f"all {count} test images ({asked} asked for)"
+    return f"{variant} - {latent}: t-SNE of {images}, perplexity {perplexity:g}"

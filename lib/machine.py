@@ -1,0 +1,120 @@
+"""Settings of the machine: where and how fast to compute. They never belong to an experiment.
+
+Read from the environment (ENGRAM_DEVICE, ENGRAM_PROCESSES, ENGRAM_THREADS, ENGRAM_PRECISION,
+ENGRAM_CHECKPOINT_MINUTES), then from a git-ignored machine.yaml in the working folder, then chosen
+from what the machine has.
+"""
+
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from lib.errors import UserError
+from lib.params.spec import load_yaml
+
+MACHINE_FILE = Path("machine.yaml")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """``precision`` is bf16 (autocast; parameters and losses stay fp32) or fp32.
+
+    ``processes`` share one global batch; ``threads`` are per process.
+    """
+
+    device: str
+    processes: int
+    threads: int
+    precision: str
+    checkpoint_minutes: float
+
+    def __str__(self) -> str:
+        return f"{self.device} x{self.processes}, {self.threads} threads, {self.precision}"
+
+
+def read_machine() -> Machine:
+    """The resolved settings; also sets torch's thread count for this process.
+
+    Raises:
+        UserError: an unknown key, or a value that this machine cannot honour.
+    """
+    import torch
+
+    root = Path(os.environ.get("DVC_ROOT", "."))  # a temporary copy of the project has no ignored files
+    path = MACHINE_FILE if MACHINE_FILE.exists() else root / MACHINE_FILE
+    written = load_yaml(path) if path.exists() else {}
+    names = [field.name for field in fields(Machine)]
+    for key in written:
+        if key not in names:
+            raise UserError(f"machine.yaml: unknown key {key}; allowed: {', '.join(names)}")
+    found = {name: os.environ.get(f"ENGRAM_{name.upper()}", written.get(name, "auto")) for name in names}
+    device = _device(str(found["device"]))
+    machine = Machine(
+        device=device,
+        processes=_count("processes", found["processes"], 1),
+        threads=_count("threads", found["threads"], len(os.sched_getaffinity(0))),
+        precision=_precision(str(found["precision"]), device),
+        checkpoint_minutes=_minutes(found["checkpoint_minutes"]),
+    )
+    torch.set_num_threads(machine.threads)
+    return machine
+
+
+@contextmanager
+def computing(machine: Machine):
+    """Autocast to the machine's precision."""
+    import torch
+
+    with torch.autocast(torch.device(machine.device).type, dtype=torch.bfloat16, enabled=machine.precision == "bf16"):
+        yield
+
+
+def _device(value: str) -> str:
+    import torch
+
+    if value == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(value).type
+    except RuntimeError:
+        kind = value
+    usable = {"cpu": True, "cuda": torch.cuda.is_available()}
+    if not usable.get(kind, False):
+        raise UserError(f"machine setting device is {value!r}; usable here: "
+                        f"{', '.join(name for name, here in usable.items() if here)}")
+    return value
+
+
+def _count(name: str, value: object, auto: int) -> int:
+    if value == "auto":
+        return auto
+    try:
+        count = int(str(value))
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise UserError(f"machine setting {name} is {value!r}; allowed: auto or a whole number of at least 1")
+    return count
+
+
+def _minutes(value: object) -> float:
+    try:
+        minutes = 10.0 if value == "auto" else float(str(value))
+    except ValueError:
+        minutes = -1.0
+    if not minutes >= 0:
+        raise UserError(f"machine setting checkpoint_minutes is {value!r}; allowed: auto or a number of at least 0")
+    return minutes
+
+
+def _precision(value: str, device: str) -> str:
+    import torch
+
+    if value not in ("auto", "fp32", "bf16"):
+        raise UserError(f"machine setting precision is {value!r}; allowed: auto, fp32, bf16")
+    if value != "auto":
+        return value
+    if torch.device(device).type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"

@@ -1,0 +1,42 @@
+"""Self-supervised methods, one file each: the modules, which views they want, which losses they use.
+
+A method's name in params.yaml is the name of its file, and the file defines ``METHOD``, a subclass of
+``lib.methods.base.Method``. Nothing else knows it by name.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from lib.errors import UserError
+from lib.methods.base import Method
+from lib.params.pretraining import Pretraining
+from lib.params.spec import parse
+
+
+def method_class(name: str) -> type[Method]:
+    """The class that ``lib/methods/<name>.py`` defines."""
+    return import_module(f"lib.methods.{name}").METHOD
+
+
+def check_method(params: Pretraining) -> Any:
+    """The variant's options, typed by its method.
+
+    Raises:
+        UserError: options that the method does not have, or a watch block that does not fit its code.
+    """
+    kind = method_class(params.method)
+    where, watch = f"variants.{params.variant}", params.watch
+    if {watch.loss, watch.term} != set(kind.losses):
+        raise UserError(f"params.yaml: {where}.watch names the losses {watch.loss}, {watch.term}; "
+                        f"allowed: those that lib/methods/{params.method}.py uses, {', '.join(kind.losses)}")
+    number = "gamma" if kind.reads_gamma else "seed"
+    if watch.number != number:
+        raise UserError(f"params.yaml: {where}.watch.number is {watch.number!r}; allowed: {number!r}, "
+                        f"the shared number that lib/methods/{params.method}.py reads")
+    return parse(kind.Options, params.options, where)
+
+
+def build_method(params: Pretraining) -> Method:
+    """A freshly initialised method of one variant, from torch's global generator."""
+    options = check_method(params)
+    return method_class(params.method)(options, params)

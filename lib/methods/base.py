@@ -1,0 +1,109 @@
+"""What a method is: embeddings of views, a loss on embeddings, latents of images.
+
+Embedding and loss are apart, so that the training core can gather embeddings across processes, and so
+that a loss can be tested without a network. Whatever a method remembers between steps is in buffers,
+so that a checkpoint holds it without knowing it.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lib.encoders import build_encoder
+from lib.params.pretraining import Pretraining
+from lib.params.spec import param
+
+Named = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ContrastiveOptions:
+    """Options of a method with NT-Xent and SimCLR's projector; widths are in units."""
+
+    temperature: float = param(0.5, above=0)
+    projector_hidden: int = param(512, low=1)
+    projector_out: int = param(128, low=2)
+
+
+class Method(nn.Module):
+    """Base of every method. A subclass sets the class attributes, ``loss``, ``latents`` and ``projections``."""
+
+    Options: ClassVar[type]
+    losses: ClassVar[tuple[str, ...]]  # the files of lib/losses that it imports
+    reads_gamma: ClassVar[bool] = False
+    views: ClassVar[int] = 2  # augmented views of each image in a step
+
+    def __init__(self, options: Any, params: Pretraining) -> None:
+        super().__init__()
+        self.options = options
+        self.encoder = build_encoder(params.encoder)
+
+    def embed(self, views: list[Tensor]) -> Named:
+        """Per-image outputs that the loss compares: views [B, 3, S, S] each -> {name: [B, D]}.
+
+        As it stands, the projections ``z`` of the views are ``z_a`` and ``z_b``. Each view has a forward
+        pass, and so BatchNorm statistics, of its own, as in the study's code; SimCLR's official
+        implementation shares them.
+        """
+        return {f"{name}_{side}": z for side, view in zip("ab", views) for name, z in self.projections(view).items()}
+
+    def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
+        """The total to minimise and its named parts for the curve, from the embeddings of the whole batch."""
+        raise TypeError(f"{type(self).__name__} does not define loss")
+
+    def after_step(self, step: int) -> None:
+        """Called after the optimiser's step: momentum copies, queues, running rates."""
+
+    def latents(self, images: Tensor) -> Named:
+        """What evaluation sees: images [B, 3, S, S] -> {name: [B, D]}; the main latent first."""
+        raise TypeError(f"{type(self).__name__} does not define latents")
+
+    def projections(self, images: Tensor) -> Named:
+        """The space that the loss acts on: images [B, 3, S, S] -> {name: [B, P]}, unit rows."""
+        raise TypeError(f"{type(self).__name__} does not define projections")
+
+
+class OneLatent(Method):
+    """An encoder, one pooled latent ``h`` and SimCLR's projector with the output ``z``."""
+
+    Options = ContrastiveOptions
+
+    def __init__(self, options: ContrastiveOptions, params: Pretraining) -> None:
+        super().__init__(options, params)
+        self.projector = projector(self.encoder.width, options.projector_hidden, options.projector_out)
+
+    def latents(self, images: Tensor) -> Named:
+        return {"h": pool(self.encoder(images))}
+
+    def projections(self, images: Tensor) -> Named:
+        return {"z": unit(self.projector(self.latents(images)["h"]))}
+
+
+def projector(width: int, hidden: int, outputs: int) -> nn.Sequential:
+    """SimCLR's head as the study had it: linear, BatchNorm, ReLU, linear (METHODS §1)."""
+    return nn.Sequential(
+        nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs)
+    )
+
+
+def pool(features: Tensor) -> Tensor:
+    """Mean over the places of a map, in fp32: [B, C, H, W] -> [B, C]."""
+    return features.float().mean(dim=(2, 3))
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows of length one, in fp32: [B, D] -> [B, D]."""
+    return functional.normalize(rows.float(), dim=1)
+
+
+def count_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def without_gradient(module: nn.Module) -> nn.Module:
+    """The module in eval mode with parameters that do not learn."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return module.eval()

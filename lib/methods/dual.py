@@ -1,0 +1,50 @@
+"""Model 3 as the study ran it: two latents, one contrasted, one pulled together (METHODS §3).
+
+The "two latents" are the two halves of the picture: the mean of the upper and of the lower half of the
+encoder's final map. NT-Xent acts on the upper half's projection, gamma times the distance of the views
+on the lower half's, which has nothing to keep it from collapsing.
+"""
+
+from torch import Tensor
+from torch.nn import functional
+
+from lib.losses.ntxent import nt_xent
+from lib.losses.view_distance import frobenius_distance
+from lib.methods.base import ContrastiveOptions, Method, Named, projector, unit
+from lib.params.pretraining import Pretraining
+
+LATENTS = ("upper", "lower")
+
+
+class Dual(Method):
+    """Two spatial halves, two heads. The mean of the two latents is ordinary global average pooling."""
+
+    Options = ContrastiveOptions
+    losses = ("ntxent", "view_distance")
+    reads_gamma = True
+
+    def __init__(self, options: ContrastiveOptions, params: Pretraining) -> None:
+        super().__init__(options, params)
+        self.gamma = params.gamma
+        sizes = (self.encoder.width, options.projector_hidden, options.projector_out)
+        self.projector = projector(*sizes)
+        self.projector_lower = projector(*sizes)
+
+    def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
+        contrast = nt_xent(embeddings["z_upper_a"], embeddings["z_upper_b"], self.options.temperature)
+        distance = frobenius_distance(embeddings["z_lower_a"], embeddings["z_lower_b"])
+        return contrast + self.gamma * distance, {"nt_xent": contrast, "distance": distance}
+
+    def latents(self, images: Tensor) -> Named:
+        halves = functional.adaptive_avg_pool2d(self.encoder(images).float(), (2, 1))  # [B, C, 2, 1]
+        return {name: halves[:, :, row, 0] for row, name in enumerate(LATENTS)}
+
+    def projections(self, images: Tensor) -> Named:
+        latents = self.latents(images)
+        return {
+            "z_upper": unit(self.projector(latents["upper"])),
+            "z_lower": unit(self.projector_lower(latents["lower"])),
+        }
+
+
+METHOD = Dual

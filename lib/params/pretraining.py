@@ -1,0 +1,171 @@
+"""What pretraining reads: the shared numbers, the optimiser, the augmentation, the variants.
+
+The defaults are the settings of the study that the project reproduces.
+"""
+
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lib.errors import UserError
+from lib.params.spec import PARAMS_FILE, load_yaml, param, parse
+
+DATASETS = ("cifar10", "cifar100", "mnist", "digits", "images")
+SHARED_NUMBERS = ("gamma", "seed")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Which images. ``images_path`` is read for ``dataset: images`` alone; ``image_size`` is in pixels."""
+
+    dataset: str = param("cifar10", choices=DATASETS)
+    images_path: str = param("")
+    image_size: int = param(32, low=8, high=512)
+    seed: int = param(0, low=0, high=2**31 - 1)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """``lr`` is the peak rate; ``momentum`` is Adam's beta1; ``warmup_epochs`` rise linearly from zero."""
+
+    name: str = param("adam", choices=("adam", "sgd", "lars"))
+    lr: float = param(1e-3, above=0)
+    weight_decay: float = param(1e-6, low=0)
+    momentum: float = param(0.9, low=0, high=0.9999)
+    schedule: str = param("constant", choices=("constant", "cosine"))
+    warmup_epochs: float = param(0.0, low=0)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """SimCLR's recipe for 32x32 images. Probabilities in 0..1; jitter strengths as in torchvision."""
+
+    crop_scale_min: float = param(0.08, above=0, high=1)
+    crop_scale_max: float = param(1.0, above=0, high=1)
+    flip: float = param(0.5, low=0, high=1)
+    jitter: float = param(0.8, low=0, high=1)
+    brightness: float = param(0.4, low=0, high=1)
+    contrast: float = param(0.4, low=0, high=1)
+    saturation: float = param(0.4, low=0, high=1)
+    hue: float = param(0.1, low=0, high=0.5)
+    grayscale: float = param(0.2, low=0, high=1)
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """kNN on the validation split while training: every so many epochs, neighbours, temperature."""
+
+    every: int = param(5, low=1)
+    k: int = param(200, low=1)
+    temperature: float = param(0.1, above=0)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What DVC watches for one variant beside its method's file: two loss files and a shared number.
+
+    DVC cannot take a list here, so a variant with one loss names it twice, and one that reads no
+    shared number names ``seed``, which every variant reads. Checked against the method's code.
+    """
+
+    loss: str = param()
+    term: str = param()
+    number: str = param(choices=SHARED_NUMBERS)
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Everything that one variant's pretraining may depend on, resolved."""
+
+    variant: str
+    method: str
+    options: dict[str, Any]
+    watch: Watch
+    image_size: int
+    encoder: str
+    batch_size: int
+    epochs: int
+    seed: int
+    gamma: float | None
+    optimizer: Optimizer
+    augment: Augment
+    monitor: Monitor
+
+    def resolved(self) -> dict[str, Any]:
+        """As plain values, for provenance and for the checkpoint's fingerprint."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Shared:
+    encoder: str = param("resnet50")
+    batch_size: int = param(256, low=2)
+    epochs: int = param(100, low=1)
+    gamma: float = param(0.01, low=0)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    augment: Augment = field(default_factory=Augment)
+    monitor: Monitor = field(default_factory=Monitor)
+
+
+def dataset_params(raw: dict[str, Any]) -> Dataset:
+    """The dataset's keys of a loaded params.yaml."""
+    found = parse(Dataset, {key: raw[key] for key in Dataset.__dataclass_fields__ if key in raw})
+    if found.dataset == "images" and not found.images_path:
+        raise UserError("params.yaml: images_path is empty; dataset 'images' needs the path of a folder, zip or tar")
+    return found
+
+
+def variant_names(raw: dict[str, Any]) -> list[str]:
+    """The variants of a loaded params.yaml, in its order."""
+    variants = raw.get("variants")
+    if not isinstance(variants, dict) or not variants:
+        raise UserError("params.yaml: variants must be a block with at least one variant")
+    for name in variants:
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.]*", name):
+            raise UserError(f"params.yaml: variants.{name} is not a usable name; allowed: letters, digits, _ and .")
+    return list(variants)
+
+
+def pretraining_params(raw: dict[str, Any], variant: str) -> Pretraining:
+    """What pretraining of ``variant`` reads. Its method's own options are checked by the method."""
+    names = variant_names(raw)
+    if variant not in names:
+        raise UserError(f"params.yaml has no variant {variant!r}; variants: {', '.join(names)}")
+    shared = parse(_Shared, {key: raw[key] for key in _Shared.__dataclass_fields__ if key in raw})
+    _require_module("encoder", shared.encoder, Path(__file__).parents[1] / "encoders", hidden={"resnet"})
+    if shared.augment.crop_scale_min > shared.augment.crop_scale_max:
+        raise UserError(f"params.yaml: augment.crop_scale_min is {shared.augment.crop_scale_min}; "
+                        f"allowed: at most augment.crop_scale_max ({shared.augment.crop_scale_max})")
+    if shared.optimizer.warmup_epochs > shared.epochs:
+        raise UserError(f"params.yaml: optimizer.warmup_epochs is {shared.optimizer.warmup_epochs}; "
+                        f"allowed: at most epochs ({shared.epochs})")
+    block = raw["variants"][variant]
+    where = f"variants.{variant}"
+    if not isinstance(block, dict) or "method" not in block or "watch" not in block:
+        raise UserError(f"params.yaml: {where} must be a block with at least method and watch")
+    _require_module(f"{where}.method", block["method"], Path(__file__).parents[1] / "methods", hidden={"base"})
+    watch = parse(Watch, block["watch"], f"{where}.watch")
+    dataset = dataset_params(raw)
+    return Pretraining(
+        variant=variant,
+        method=block["method"],
+        options={key: value for key, value in block.items() if key not in ("method", "watch")},
+        watch=watch,
+        image_size=dataset.image_size,
+        seed=dataset.seed,
+        gamma=shared.gamma if watch.number == "gamma" else None,
+        **{key: getattr(shared, key) for key in ("encoder", "batch_size", "epochs", "optimizer", "augment", "monitor")},
+    )
+
+
+def _require_module(where: str, name: Any, folder: Path, hidden: set[str]) -> None:
+    """The names of methods and encoders are the names of files: refuse one that has no file."""
+    known = sorted(path.stem for path in folder.glob("[a-z]*.py") if path.stem not in hidden)
+    if name not in known:
+        raise UserError(f"params.yaml: {where} is {name!r}; allowed: {', '.join(known)}")
+
+
+def load_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
+    """params.yaml as a mapping, not yet typed."""
+    return load_yaml(path)

@@ -1,0 +1,179 @@
+"""Lay a small file of settings, a preset, onto params.yaml: ``python -m lib.preset demo -S epochs=5``.
+
+Every preset starts from ``study``, which names each key that any preset touches: the result does not
+depend on the preset that was there before. Only the text of a changed value is replaced. Comments,
+order and everything else keep their bytes, so that a preset and back again leaves no difference.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lib.errors import UserError
+from lib.files import write_text
+from lib.params.check import check_params
+from lib.params.spec import PARAMS_FILE, _Loader
+
+PRESETS_FOLDER = Path("presets")
+BASE = "study"
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A value and where its text stands: ``text[start:end]``."""
+
+    source: str
+    value: Any
+    start: int
+    end: int
+
+
+def scalars(text: str, where: str) -> dict[str, Scalar]:
+    """Every scalar of a YAML text by dotted key, in the text's order; ``where`` names it in errors."""
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+        found = dict(_walk(root, text, "")) if isinstance(root, yaml.MappingNode) else None
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+    if found is None:
+        raise UserError(f"{where} must hold keys and values")
+    return found
+
+
+def preset_names(folder: Path = PRESETS_FOLDER) -> list[str]:
+    return sorted(path.stem for path in Path(folder).glob("*.yaml"))
+
+
+def read_preset(name: str, folder: Path = PRESETS_FOLDER) -> dict[str, str]:
+    """Dotted keys and the text of their values."""
+    names = preset_names(folder)
+    if name not in names:
+        raise UserError(f"there is no preset {name!r}; presets: {', '.join(names)}")
+    path = Path(folder) / f"{name}.yaml"
+    return {key: scalar.source for key, scalar in scalars(path.read_text(), str(path)).items()}
+
+
+def parse_settings(settings: list[str]) -> dict[str, str]:
+    """``["optimizer.lr=0.01"]`` as dotted keys and the text of their values."""
+    found = {}
+    for setting in settings:
+        key, equals, source = setting.partition("=")
+        if not key or not equals:
+            raise UserError(f"setting {setting!r} is not understood; write key=value, for example -S epochs=5")
+        found[key] = source.strip() or '""'
+    return found
+
+
+def overlay(text: str, settings: dict[str, str]) -> tuple[str, list[str]]:
+    """``text`` of params.yaml with other values, and one line ``key: old -> new`` for each that differs.
+
+    Raises:
+        UserError: a key that params.yaml does not have, or a value that is not a plain one.
+    """
+    current = scalars(text, "params.yaml")
+    for key, source in settings.items():
+        if key not in current:
+            raise UserError(f"params.yaml has no key {key}; keys there: {', '.join(_neighbours(key, current))}")
+        if not _is_scalar(source):
+            raise UserError(f"the value of {key} is {source!r}; allowed: one number or text, "
+                            "in double quotes where it holds a special character")
+    changes, pieces, position = [], [], 0
+    for key, old in current.items():
+        if key in settings and not _same(old.value, _value(settings[key])):
+            changes.append(f"{key}: {old.source or 'nothing'} -> {settings[key]}")
+            pieces += [text[position:old.start], "" if old.source else " ", settings[key]]
+            position = old.end
+    return "".join([*pieces, text[position:]]), changes
+
+
+def apply_preset(name: str, settings: list[str], params: Path = PARAMS_FILE,
+                 folder: Path = PRESETS_FOLDER) -> list[str]:
+    """Write the preset, then ``settings``, into ``params``; returns one line for each change.
+
+    The result is checked as a whole first: a UserError leaves the file as it was.
+    """
+    wanted = {**read_preset(BASE, folder), **read_preset(name, folder), **parse_settings(settings)}
+    try:
+        before = Path(params).read_bytes().decode()
+    except OSError as error:
+        raise UserError(f"cannot read {params}: {error.strerror}; run from the repository's folder") from None
+    after, changes = overlay(before, wanted)
+    check_params(yaml.load(after, Loader=_Loader))
+    if changes:
+        write_text(params, after)
+    return changes
+
+
+def describe(name: str, folder: Path = PRESETS_FOLDER) -> str:
+    """The comment at the head of a preset's file, in one line."""
+    lines = (Path(folder) / f"{name}.yaml").read_text().splitlines()
+    head = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        head.append(line.lstrip("# "))
+    return " ".join(head)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m lib.preset", description="Lay a preset onto params.yaml.")
+    parser.add_argument("name", nargs="?", help="without one, the presets are listed")
+    parser.add_argument("-S", dest="settings", metavar="key=value", action="append", default=[],
+                        help="one more setting, for example -S optimizer.lr=0.01; may be repeated")
+    arguments = parser.parse_args()
+    try:
+        if arguments.name is None:
+            if arguments.settings:
+                raise UserError(f"-S needs a preset before it; presets: {', '.join(preset_names())}")
+            print("\n".join(f"{name:8}{describe(name)}" for name in preset_names()))
+        else:
+            print("\n".join(apply_preset(arguments.name, arguments.settings) or ["no change"]))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def _walk(node: yaml.MappingNode, text: str, prefix: str) -> Iterator[tuple[str, Scalar]]:
+    for key_node, value_node in node.value:
+        key = prefix + key_node.value
+        if isinstance(value_node, yaml.MappingNode):
+            yield from _walk(value_node, text, key + ".")
+        elif isinstance(value_node, yaml.ScalarNode):
+            start, end = value_node.start_mark.index, value_node.end_mark.index
+            yield key, Scalar(text[start:end], _value(text[start:end]), start, end)
+
+
+def _value(source: str) -> Any:
+    return yaml.load(source, Loader=_Loader)
+
+
+def _is_scalar(source: str) -> bool:
+    """True when all of ``source`` is one value: a ' #' in it would start a comment."""
+    line = "key: " + source
+    try:
+        node = yaml.compose(line, Loader=_Loader).value[0][1]
+        _value(source)
+    except yaml.YAMLError:
+        return False
+    return "\n" not in source and isinstance(node, yaml.ScalarNode) and node.end_mark.index == len(line)
+
+
+def _neighbours(key: str, known: dict[str, Scalar]) -> list[str]:
+    """The keys of the innermost block of ``key`` that exists, each once."""
+    block = key.rpartition(".")[0]
+    while block and not any(name.startswith(block + ".") for name in known):
+        block = block.rpartition(".")[0]
+    prefix = block + "." if block else ""
+    return list(dict.fromkeys(prefix + name[len(prefix):].split(".")[0] for name in known if name.startswith(prefix)))
+
+
+def _same(old: Any, new: Any) -> bool:
+    return old == new and isinstance(old, bool) == isinstance(new, bool)
+
+
+if __name__ == "__main__":
+    main()

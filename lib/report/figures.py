@@ -1,0 +1,112 @@
+"""Curves, accuracies and confusions as pictures."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from lib.files import write_bytes
+from lib.report.plot_tables import accuracy_table, confusion_counts
+from lib.report.records import Record
+
+# Okabe and Ito's colours, told apart with any colour vision, without the yellow that fades on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SHADES = {"probe top-1": "#0072B2", "kNN top-1": "#56B4E9", "best top-1, study's protocol": "#E69F00"}
+CONFUSION_LABELS = 20  # with more classes their names would overlap
+
+STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11,
+         "axes.titleweight": "bold", "figure.constrained_layout.use": True, "legend.frameon": False}
+
+
+def save_figure(path: Path, draw: Callable[..., Figure], *arguments: Any) -> None:
+    """Draw and write a PNG whose bytes depend on its content alone."""
+    with matplotlib.rc_context(STYLE):
+        figure = draw(*arguments)
+        write_bytes(path, lambda file: figure.savefig(file, format="png", dpi=130, metadata={"Software": None}))
+
+
+def curves_figure(records: Sequence[Record]) -> Figure:
+    """Training loss and kNN accuracy on the validation split, by epoch."""
+    figure = Figure(figsize=(10, 4))
+    panels = figure.subplots(1, 2, sharex=True)
+    for colour, record in zip(_cycle(len(records)), records):
+        for panel, column in zip(panels, ("loss", "knn")):
+            points = record.curve.dropna(subset=[column])
+            panel.plot(points["epoch"], points[column], color=colour, label=record.variant, linewidth=1.8,
+                       marker="o" if len(points) <= 30 else None, markersize=3.5)
+    titles = ("training loss", "kNN top-1 on validation images, %")
+    for panel, title in zip(panels, titles):
+        panel.set_title(title, loc="left")
+        panel.set_xlabel("epoch")
+        panel.grid(alpha=0.25)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+    panels[0].legend()
+    return figure
+
+
+def accuracy_figure(records: Sequence[Record]) -> Figure:
+    """Bars of every measure for every model and latent, from zero, with a line at chance."""
+    table = accuracy_table(records)
+    models = list(dict.fromkeys(table["model"]))
+    measures = [measure for measure in SHADES if measure in set(table["measure"])]
+    figure = Figure(figsize=(9, 1.3 + 0.2 * len(models) * (len(measures) + 0.7)))
+    axes = figure.subplots()
+    height = 0.84 / len(measures)
+    for number, measure in enumerate(measures):
+        rows = table[table["measure"] == measure]
+        places = [models.index(model) + (number - (len(measures) - 1) / 2) * height for model in rows["model"]]
+        bars = axes.barh(places, rows["value"], height=height * 0.92, color=SHADES[measure], label=measure)
+        axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+    chance = 100 / len(records[0].classes)
+    axes.axvline(chance, color="0.35", linestyle=":", linewidth=1.2, label=f"chance ({chance:.3g} %)")
+    axes.set_yticks(range(len(models)), models)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 106)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("accuracy on test images, %")
+    figure.legend(loc="outside upper center", ncols=4, fontsize=9)
+    return figure
+
+
+def confusion_figure(records: Sequence[Record]) -> Figure:
+    """One matrix per variant: percent of each actual class that the main latent's probe calls what."""
+    names = records[0].classes
+    legible = len(names) <= CONFUSION_LABELS
+    columns = min(3, len(records))
+    lines = -(-len(records) // columns)
+    figure = Figure(figsize=(1 + 4.6 * columns, 5.0 * lines))
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for panel, record in zip(panels, records):
+        counts = confusion_counts(record)
+        percent = 100 * counts / counts.sum(1, keepdims=True).clip(1)
+        image = panel.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+        panel.set_title(record.label(record.main), loc="left")
+        panel.set_xlabel("predicted")
+        panel.spines[:].set_visible(False)
+        if legible:
+            panel.set_xticks(range(len(names)), names, rotation=90)
+            panel.set_yticks(range(len(names)), names)
+            _write_cells(panel, percent)
+    for panel in list(panels)[len(records):]:
+        panel.set_visible(False)
+    figure.axes[0].set_ylabel("actual")
+    figure.colorbar(image, ax=figure.axes, shrink=0.7, label="% of the actual class")
+    return figure
+
+
+def _write_cells(panel: Any, percent: Any) -> None:
+    for (row, column), value in _cells(percent):
+        panel.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7,
+                   color="white" if value > 55 else "0.15")
+
+
+def _cells(percent: Any) -> list[tuple[tuple[int, int], float]]:
+    """The cells that round to at least one percent."""
+    return [((row, column), value) for row, line in enumerate(percent) for column, value in enumerate(line)
+            if value >= 0.5]
+
+
+def _cycle(count: int) -> list[str]:
+    return [COLOURS[number % len(COLOURS)] for number in range(count)]

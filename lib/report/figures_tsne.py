@@ -1,0 +1,72 @@
+"""Scatter pictures of two-dimensional embeddings, coloured by class."""
+
+import colorsys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from lib.files import write_bytes
+
+# Petroff 2021, "Accessible color sequences for data visualization", ten colours: told apart under the common
+# colour vision deficiencies.
+TEN_COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581",
+               "#92dadd")
+GOLDEN_RATIO = 0.618034
+LIGHTNESSES = (0.45, 0.62, 0.3)
+LEGEND_ROWS = 25
+LEGEND_CLASSES = 100
+INK_POINTS = 30_000.0  # summed marker area in square points that fills a panel of 6 inches without clogging it
+DOTS_PER_INCH = 150
+
+
+def class_colours(count: int) -> list[str]:
+    """Hex colours for ``count`` classes: ten safe ones, then hues that turn by the golden ratio."""
+    colours = list(TEN_COLOURS[:count])
+    for index in range(count - len(colours)):
+        rgb = colorsys.hls_to_rgb(index * GOLDEN_RATIO % 1, LIGHTNESSES[index % len(LIGHTNESSES)], 0.65)
+        colours.append("#" + "".join(f"{round(255 * part):02x}" for part in rgb))
+    return colours
+
+
+def scatter(axes: Axes, coordinates: numpy.ndarray, labels: numpy.ndarray, classes: Sequence[str]) -> None:
+    """Draw points [N, 2] with labels [N] in the order given, without ticks, at equal scale on both axes."""
+    colours = numpy.array(class_colours(len(classes)))
+    inches = min(axes.get_window_extent().size) / axes.figure.dpi
+    size = numpy.clip(INK_POINTS * (inches / 6) ** 2 / max(1, len(labels)), 1.0, 40.0)
+    axes.scatter(*coordinates.T, c=colours[labels], s=size, linewidths=0, alpha=0.8)
+    axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
+    axes.margins(0.03)
+    for spine in axes.spines.values():
+        spine.set_color("#cccccc")
+
+
+def class_legend(figure: Figure, classes: Sequence[str], **place) -> None:
+    """Add a legend of class names to the figure; ``place`` goes to its ``legend``.
+
+    Above a hundred classes there is none, since no eye tells so many colours apart.
+    """
+    if len(classes) > LEGEND_CLASSES:
+        return
+    marks = [Line2D([], [], linestyle="", marker="o", markersize=7, color=colour, label=name)
+             for colour, name in zip(class_colours(len(classes)), classes)]
+    figure.legend(handles=marks, frameon=False, handletextpad=0.2, **place)
+
+
+def draw_tsne(path: Path, coordinates: numpy.ndarray, labels: numpy.ndarray, classes: Sequence[str],
+              title: str) -> None:
+    """Write a PNG of points [N, 2] coloured by labels [N], with the class names beside it."""
+    columns = -(-len(classes) // LEGEND_ROWS) if len(classes) <= LEGEND_CLASSES else 0
+    longest = max(len(name) for name in classes)
+    beside = columns * (0.5 + 0.085 * longest) + 0.15
+    figure = Figure(figsize=(6.2 + beside, 6.5), dpi=DOTS_PER_INCH)
+    axes = figure.add_axes((0.1 / (6.2 + beside), 0.1 / 6.5, 6.0 / (6.2 + beside), 6.0 / 6.5))
+    scatter(axes, coordinates, labels, classes)
+    class_legend(figure, classes, ncols=columns, loc="center left", bbox_to_anchor=(6.15 / (6.2 + beside), 0.47),
+                 fontsize=10)
+    left_out = "" if columns else f" ({len(classes)} classes, no legend)"
+    figure.text(0.1 / (6.2 + beside), 6.2 / 6.5, title + left_out, fontsize=12, va="bottom")
+    write_bytes(path, lambda file: figure.savefig(file, format="png"))

@@ -1,0 +1,38 @@
+"""All variants' t-SNE pictures side by side."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy
+from matplotlib.figure import Figure
+
+from lib.files import read_arrays
+from lib.report.figures_tsne import class_legend, scatter
+
+BESIDE = ("labels", "indices", "classes")
+COLUMNS = 4
+LEGEND_ROWS = 25
+
+
+def read_maps(variant: str, root: Path = Path(".")) -> dict[str, numpy.ndarray]:
+    """The arrays of a variant's t-SNE: coordinates [P, 2] by latent, labels [P], classes."""
+    return read_arrays(root / f"data/tsne/{variant}.npz")
+
+
+def overview_figure(maps: Mapping[str, Mapping[str, numpy.ndarray]]) -> Figure:
+    """One panel for each latent of each variant, of the same points; ``maps`` by variant."""
+    shown = [(variant, name) for variant, arrays in maps.items() for name in arrays if name not in BESIDE]
+    columns = min(COLUMNS, len(shown))
+    lines = -(-len(shown) // columns)
+    figure = Figure(figsize=(1.6 + 4.0 * columns, 0.4 + 4.0 * lines))
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for panel, (variant, name) in zip(panels, shown):
+        arrays = maps[variant]
+        classes = arrays["classes"].tolist()
+        panel.spines[:].set_visible(True)
+        scatter(panel, arrays[name], arrays["labels"], classes)
+        panel.set_title(f"{variant} · {name}", loc="left")
+    for panel in panels[len(shown):]:
+        panel.set_visible(False)
+    class_legend(figure, classes, loc="outside right center", ncols=-(-len(classes) // LEGEND_ROWS), fontsize=9)
+    return figure

@@ -1,0 +1,126 @@
+"""The results table: its rows as a frame, and as markdown with the protocols in words below it."""
+
+from collections.abc import Sequence
+
+import pandas
+
+from lib.report.published import ROWS, Published
+from lib.report.records import Latent, Record
+from lib.report.words import explanations
+
+ACCURACY = {
+    "model": "Model",
+    "study_top1": "Best top-1",
+    "study_top5": "Best top-5",
+    "top1": "Probe top-1",
+    "top5": "Probe top-5",
+    "validation_top1": "Validation top-1",
+    "knn": "kNN top-1",
+}
+RUN = {
+    "model": "Model",
+    "dataset": "Dataset",
+    "encoder": "Encoder",
+    "epochs": "Epochs",
+    "batch_size": "Batch",
+    "seed": "Seed",
+    "gamma": "Gamma",
+    "parameters": "Parameters",
+    "seconds_per_epoch": "s/epoch",
+    "device": "Device",
+    "protocol": "Protocol",
+}
+PERCENT = ("study_top1", "study_top5", "top1", "top5", "validation_top1", "knn")
+COLUMNS = ("model", "variant", "latent", *PERCENT, *(key for key in RUN if key != "model"))
+
+
+def result_rows(records: Sequence[Record]) -> pandas.DataFrame:
+    """One row per variant in the given order, then one per published model, then the further latents.
+
+    What does not apply is missing. Percent columns are in percent, ``seconds_per_epoch`` is the median.
+    """
+    rows = [_row(record, record.main) for record in records]
+    rows += [_published(row) for row in ROWS]
+    rows += [_row(record, latent) for record in records for latent in record.latents[1:]]
+    frame = pandas.DataFrame(rows, columns=list(COLUMNS))
+    whole = {name: "Int64" for name in ("epochs", "batch_size", "seed", "parameters")}
+    return frame.astype({**whole, **{name: "float64" for name in (*PERCENT, "gamma", "seconds_per_epoch")}})
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """The whole results page: accuracies, runs, and what the columns mean."""
+    frame = result_rows(records)
+    runs = frame.head(len(records) + len(ROWS))
+    runs = runs.assign(model=runs["model"].where(runs["latent"].isna(), runs["variant"]))
+    parts = ["# Results", "Accuracies in percent.", _table(frame, ACCURACY),
+             "## How to read the columns", "\n".join(f"- {line}" for line in explanations(records)),
+             "## Runs", _table(runs, RUN)]
+    return "\n\n".join(parts) + "\n"
+
+
+def cell(key: str, value: object) -> str:
+    """One value as text; ``-`` where there is none."""
+    if pandas.isna(value):
+        return "-"
+    if key in PERCENT:
+        return f"{value:.2f}"
+    if key == "parameters":
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    return str(value)
+
+
+def _row(record: Record, latent: Latent) -> dict[str, object]:
+    params = record.pretraining
+    study = record.study if latent is record.main else None
+    return {
+        "model": record.label(latent),
+        "variant": record.variant,
+        "latent": latent.name,
+        "study_top1": study and study.top1,
+        "study_top5": study and study.top5,
+        "top1": latent.top1,
+        "top5": latent.top5,
+        "validation_top1": latent.validation,
+        "knn": latent.knn,
+        "protocol": f"{record.linear['mode']}, {record.linear['epochs']} epochs",
+        "dataset": _dataset(record),
+        "encoder": params["encoder"],
+        "epochs": params["epochs"],
+        "batch_size": params["batch_size"],
+        "seed": params["seed"],
+        "gamma": params["gamma"],
+        "parameters": record.parameters,
+        "seconds_per_epoch": round(float(record.curve["seconds"].median()), 3),
+        "device": ", then ".join(dict.fromkeys(record.curve["device"].dropna().astype(str))),
+    }
+
+
+def _dataset(record: Record) -> str:
+    """Its name; for a user's own images also where they came from."""
+    name = record.data["dataset"]
+    return f"{name} ({record.data['source']})" if name == "images" else name
+
+
+def _published(row: Published) -> dict[str, object]:
+    return {
+        "model": f"{row.model} (published)",
+        "variant": row.model,
+        "study_top1": row.top1,
+        "study_top5": row.top5,
+        "protocol": f"best of {row.study_epochs} epochs",
+        "dataset": row.dataset,
+        "encoder": row.encoder,
+        "epochs": row.epochs,
+        "batch_size": row.batch_size,
+        "gamma": row.gamma,
+    }
+
+
+def _table(frame: pandas.DataFrame, columns: dict[str, str]) -> str:
+    """A markdown table; columns of numbers are aligned to the right."""
+    body = [[cell(key, row[key]) for key in columns] for _, row in frame.iterrows()]
+    words = [key in ("model", "dataset", "encoder", "device", "protocol") for key in columns]
+    lines = [list(columns.values()), ["---" if word else "---:" for word in words], *body]
+    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)

@@ -1,0 +1,30 @@
+"""What every stage script shares: its arguments, the check of params.yaml, and errors of one line."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from lib.errors import UserError
+from lib.params.check import check_params
+from lib.params.pretraining import load_params
+
+
+def run_stage(stage: Callable[..., None], about: str, *, per_variant: bool = False) -> None:
+    """Call ``stage(raw)`` or ``stage(raw, variant)`` with the checked, untyped params.yaml.
+
+    A UserError ends the process with one line and status 1, an interrupt with one line and 130.
+    """
+    parser = argparse.ArgumentParser(description=about)
+    if per_variant:
+        parser.add_argument("variant", help="a key of variants in params.yaml")
+    arguments = vars(parser.parse_args())
+    try:
+        raw: dict[str, Any] = load_params()
+        check_params(raw)
+        stage(raw, **arguments)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)

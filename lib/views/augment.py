@@ -1,0 +1,72 @@
+"""From uint8 images and their draws to views: crop, flip, color jitter, grayscale, normalise.
+
+B images of H x W pixels. Every view is computed from its own row of draws. Images that need the same
+steps are taken together: sorted by the slot in which hue comes, each image meets each of its four
+color operations once, in its own order, and nothing is selected by a mask. On a CPU the runs are cut
+so that a run stays in the cache through all of its steps.
+"""
+
+import torch
+from torch import Tensor
+
+from lib.views.color import blend_, gray, turn_hue_
+from lib.views.crop import resample
+from lib.views.draws import NO_JITTER, Draws, Plan, Run, draw
+
+__all__ = ["Draws", "Plan", "augment", "draw", "normalize"]
+
+CPU_PIXELS = 64 * 32 * 32  # per run
+
+
+def augment(images: Tensor, draws: Draws | Plan, mean: Tensor, std: Tensor) -> Tensor:
+    """The views of ``images``, computed where the images are; the host waits for nothing.
+
+    Args:
+        images: uint8 [B, 3, H, W].
+        draws: what `draw` returned for B images of H x W, or its ``.to(device)``.
+        mean, std: [3], of pixels in 0..1, on the images' device (from elsewhere they are copied each time).
+
+    Returns:
+        float32 [B, 3, H, W], normalised.
+
+    Raises:
+        ValueError: the draws are for another number or size of images.
+    """
+    plan = draws.to(images.device) if isinstance(draws, Draws) else draws
+    drawn = (len(plan.rows), 3, plan.down.shape[1], plan.across.shape[1])
+    if images.shape != drawn:
+        raise ValueError(f"images of shape {tuple(images.shape)}, draws for {drawn}")
+    size = max(1, CPU_PIXELS // images.shape[2:].numel()) if images.device.type == "cpu" else len(images)
+    scale, shift = _scale_and_shift(images, mean, std)
+    views = torch.empty(images.shape, device=images.device)
+    with torch.autocast(images.device.type, enabled=False):
+        for run in (part for whole in plan.runs for part in whole.split(size)):
+            view = _view(images, plan, run).mul_(scale).add_(shift)
+            views.index_copy_(0, plan.rows[run.start:run.stop], view)
+    return views
+
+
+def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 [B, 3, H, W] to float32: the transform of images that are not augmented."""
+    scale, shift = _scale_and_shift(images, mean, std)
+    return (images * (scale / 255)).add_(shift)
+
+
+def _scale_and_shift(images: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    mean, std = (value.to(images.device, torch.float32)[:, None, None] for value in (mean, std))
+    return 1 / std, -mean / std
+
+
+def _view(images: Tensor, plan: Plan, run: Run) -> Tensor:
+    """One run's views in 0..1, in sorted order."""
+    part = slice(run.start, run.stop)
+    view = resample(images.index_select(0, plan.rows[part]), plan.down[part], plan.across[part])
+    if run.group != NO_JITTER:
+        for slot in range(4):
+            if slot != run.group:
+                blend_(view, plan.blend[part, slot])
+            elif plan.turns:
+                turn_hue_(view, plan.hue[part])
+    if run.gray:
+        view[:run.gray] = gray(view[:run.gray])[:, None]
+    return view

@@ -1,0 +1,23 @@
+"""Write every latent and projection of the test split; what follows sees neither images nor networks."""
+
+from pathlib import Path
+from typing import Any
+
+from lib.stage import run_stage
+
+
+def main(raw: dict[str, Any], variant: str) -> None:
+    from lib.data.store import IMAGES_FILE, load_data
+    from lib.evaluate.embeddings import embed_test
+    from lib.files import write_arrays
+    from lib.machine import read_machine
+    from lib.methods.export import encoder_file, load_method
+
+    machine = read_machine()
+    method, _ = load_method(encoder_file(variant))
+    arrays = embed_test(method, load_data(IMAGES_FILE), machine)
+    write_arrays(Path("data/embeddings") / f"{variant}.npz", arrays)
+
+
+if __name__ == "__main__":
+    run_stage(main, "Write every latent and projection of the test split.", per_variant=True)

@@ -1,0 +1,26 @@
+"""Measure one variant's frozen latents: linear probe, nearest neighbours, the study's own protocol."""
+
+from pathlib import Path
+from typing import Any
+
+from lib.stage import run_stage
+
+
+def main(raw: dict[str, Any], variant: str) -> None:
+    from lib.data.store import IMAGES_FILE, load_data
+    from lib.evaluate.linear import evaluate, write_evaluation
+    from lib.machine import read_machine
+    from lib.methods.export import encoder_file, load_method
+    from lib.params.evaluation import knn_params, linear_params
+
+    linear, knn, machine = linear_params(raw), knn_params(raw), read_machine()
+    method, about = load_method(encoder_file(variant))
+    data = load_data(IMAGES_FILE)
+    evaluation = evaluate(method, about, data, linear, knn, machine)
+    write_evaluation(evaluation, data.test_labels, Path("metrics") / f"{variant}.json", Path("data/scores") / variant)
+    shown = (f"{name} {value}" for name, value in evaluation.metrics.items() if isinstance(value, float))
+    print(f"{variant}: {', '.join(shown)} (percent)")
+
+
+if __name__ == "__main__":
+    run_stage(main, "Measure one variant's latents: linear probe, kNN, the study's protocol.", per_variant=True)

@@ -1,0 +1,42 @@
+"""Pretrain one variant: data/images.safetensors -> data/encoders/<variant>.safetensors and its curve."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+from lib.stage import run_stage
+
+
+def main(raw: dict, variant: str) -> None:
+    import torch
+
+    from lib.core import processes
+    from lib.core.checkpoint import CheckpointStore, fingerprint
+    from lib.core.loop import Pretrainer, pretrain
+    from lib.data.store import IMAGES_FILE, load_data
+    from lib.evaluate.monitor import knn_monitor
+    from lib.machine import read_machine
+    from lib.methods import build_method, check_method
+    from lib.methods.export import encoder_file, save_method
+    from lib.params.pretraining import pretraining_params, variant_names
+    from lib.seeds import generator
+
+    for name in variant_names(raw):  # a slip in a later variant's options must not wait for this one's end
+        check_method(pretraining_params(raw, name))
+    params = pretraining_params(raw, variant)
+    machine = read_machine()
+    processes.start(machine, "stages.pretrain", [variant])
+    data = load_data(IMAGES_FILE)
+    torch.manual_seed(generator(params.seed, "initial weights").initial_seed())
+    method = build_method(params)
+    trainer = Pretrainer(method, data, params, machine)
+    store = CheckpointStore(variant, fingerprint(params.resolved(), data.about["checksum"]))
+    lead = processes.rank() == 0
+    with store.held() if lead else nullcontext():
+        pretrain(trainer, store, Path("plots/curves") / f"{variant}.csv", knn_monitor(data, params, machine))
+        if lead:
+            save_method(encoder_file(variant), trainer.method, params, data.about)
+    processes.stop()
+
+
+if __name__ == "__main__":
+    run_stage(main, "Pretrain one variant of params.yaml without labels.", per_variant=True)

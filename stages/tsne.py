@@ -1,0 +1,27 @@
+"""Draw t-SNE pictures of one variant's test latents, of the same images for all variants."""
+
+from pathlib import Path
+from typing import Any
+
+from lib.stage import run_stage
+
+
+def main(raw: dict[str, Any], variant: str) -> None:
+    from lib.evaluate.tsne import embed_plane, select, title
+    from lib.files import read_arrays, write_arrays
+    from lib.params.evaluation import tsne_params
+    from lib.report.figures_tsne import draw_tsne
+
+    tsne = tsne_params(raw)
+    latents, shown = select(read_arrays(Path("data/embeddings") / f"{variant}.npz"), tsne)
+    planes = {}
+    for name, features in latents.items():
+        print(f"{variant}: t-SNE of {name}, {len(features)} points, {tsne.iterations} iterations", flush=True)
+        planes[name] = embed_plane(features, tsne)
+        heading = title(variant, name, tsne.points, len(features), tsne.perplexity)
+        draw_tsne(Path("plots/tsne") / variant / f"{name}.png", planes[name], shown["labels"], shown["classes"], heading)
+    write_arrays(Path("data/tsne") / f"{variant}.npz", {**planes, **shown})
+
+
+if __name__ == "__main__":
+    run_stage(main, "Draw t-SNE pictures of one variant's test latents.", per_variant=True)

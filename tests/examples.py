@@ -1,0 +1,50 @@
+"""Small, complete inputs for tests: parameters, images, a machine."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lib.data.store import ImageData
+from lib.machine import Machine
+from lib.params.pretraining import Pretraining, pretraining_params
+from lib.params.spec import load_yaml
+
+ROOT = Path(__file__).parents[1]
+CPU = Machine(device="cpu", processes=1, threads=1, precision="fp32", checkpoint_minutes=10.0)
+
+
+def params_file(**changes: Any) -> dict[str, Any]:
+    """The committed params.yaml as a mapping, small enough to train in a second; dots in keys are ``__``."""
+    raw = copy.deepcopy(load_yaml(ROOT / "params.yaml"))
+    small = {"dataset": "digits", "encoder": "small", "image_size": 16, "batch_size": 16, "epochs": 2,
+             "monitor__every": 1, "monitor__k": 5}
+    for key, value in {**small, **changes}.items():
+        block, *names = key.split("__")
+        if names:
+            raw[block][names[0]] = value
+        else:
+            raw[block] = value
+    return raw
+
+
+def pretraining(variant: str, **changes: Any) -> Pretraining:
+    return pretraining_params(params_file(**changes), variant)
+
+
+def images(count: int = 64, size: int = 16, classes: int = 2, seed: int = 0) -> ImageData:
+    """Random images with a class-dependent tint, half as many for the test split."""
+    stream = torch.Generator().manual_seed(seed)
+
+    def split(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.arange(number) % classes
+        pixels = torch.randint(0, 200, (number, 3, size, size), generator=stream, dtype=torch.uint8)
+        pixels[:, 0] += (labels * (50 // classes)).to(torch.uint8)[:, None, None]
+        return pixels, labels
+
+    train, test = split(count), split(count // 2)
+    about = {"dataset": "random", "source": "random", "checksum": f"random {count} {size} {classes} {seed}",
+             "classes": [f"class {index}" for index in range(classes)], "image_size": size,
+             "mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2], "counts": {"train": count, "test": count // 2}}
+    return ImageData(*train, *test, torch.arange(0, count, 8), about)

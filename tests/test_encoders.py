@@ -1,0 +1,62 @@
+"""Parameter counts of METHODS §0.4 and §15, shapes, and weights that move to torchvision and back."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from lib.encoders import build_encoder
+from lib.methods import build_method
+from lib.methods.base import count_parameters
+from tests.examples import pretraining
+
+
+@pytest.mark.parametrize("name, count, width", [("resnet50", 23_500_352, 2048), ("resnet18", 11_168_832, 512)])
+def test_parameter_counts(name, count, width):
+    with torch.device("meta"):
+        encoder = build_encoder(name)
+    assert count_parameters(encoder) == count
+    assert encoder.width == width
+
+
+@pytest.mark.parametrize("variant, count", [("simclr", 24_615_616), ("joint", 24_615_616), ("dual", 25_730_880)])
+def test_the_studys_models_have_the_studys_parameters(variant, count):
+    with torch.device("meta"):
+        method = build_method(pretraining(variant, encoder="resnet50"))
+    assert count_parameters(method) == count
+
+
+def test_a_probe_on_resnet50_has_the_published_count():
+    with torch.device("meta"):
+        encoder = build_encoder("resnet50")
+        assert count_parameters(encoder) + count_parameters(nn.Linear(encoder.width, 10)) == 23_520_842
+
+
+@pytest.mark.parametrize("name", ["resnet18", "small"])
+def test_a_32_pixel_image_becomes_a_4x4_map(name):
+    encoder = build_encoder(name).eval()
+    with torch.no_grad():
+        features = encoder(torch.zeros(2, 3, 32, 32))
+    assert features.shape == (2, encoder.width, 4, 4)
+
+
+def test_resnet18_weights_give_the_same_features_in_torchvision():
+    torch.manual_seed(0)
+    encoder = build_encoder("resnet18").eval()
+    other = torchvision.models.resnet18(num_classes=10)
+    other.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    other.maxpool = nn.Identity()
+    missing = other.load_state_dict(encoder.state_dict(), strict=False)
+    assert set(missing.missing_keys) == {"fc.weight", "fc.bias"} and not missing.unexpected_keys
+    other.fc = nn.Identity()
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images).mean((2, 3)), other.eval()(images), atol=1e-5, rtol=1e-5)
+
+
+def test_the_stem_is_recorded():
+    assert build_encoder("small").about() == {
+        "stem_kernel": 4, "stem_stride": 2, "stem_padding": 1, "padding_mode": "zeros", "max_pool": False, "width": 512}
+    with torch.device("meta"):
+        about = build_encoder("resnet50").about()
+    assert (about["stem_kernel"], about["stem_stride"], about["stem_padding"]) == (3, 1, 1)

@@ -1,0 +1,79 @@
+"""t-SNE: the choice of points, the plane, the picture."""
+
+import numpy
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from lib.errors import UserError
+from lib.evaluate.tsne import choose_points, embed_plane, select, title
+from lib.params.evaluation import Tsne
+from lib.report.figures_tsne import TEN_COLOURS, class_colours, draw_tsne, scatter
+
+
+def blobs(count: int = 150, classes: int = 3) -> tuple[numpy.ndarray, numpy.ndarray]:
+    draw = numpy.random.default_rng(0)
+    labels = numpy.arange(count) % classes
+    return (8 * draw.normal(size=(classes, 6))[labels] + draw.normal(size=(count, 6))).astype("float32"), labels
+
+
+def test_points_are_the_same_for_all_and_fewer_are_a_subset():
+    many, few = choose_points(1000, 300, 0), choose_points(1000, 100, 0)
+    assert many[:100].tolist() == few.tolist() and len(set(many.tolist())) == 300
+    assert choose_points(1000, 300, 1).tolist() != many.tolist()
+    assert sorted(choose_points(50, 300, 0).tolist()) == list(range(50))
+
+
+def test_select_takes_the_latents_alone():
+    features, labels = blobs()
+    arrays = {"upper": features, "z_upper": features[:, :2], "labels": labels, "indices": numpy.arange(150) + 7,
+              "classes": numpy.array(["a", "b", "c"]), "latents": numpy.array(["upper"]),
+              "projections": numpy.array(["z_upper"])}
+    latents, beside = select(arrays, Tsne(points=40))
+    rows = choose_points(150, 40, 0)
+    assert list(latents) == ["upper"] and numpy.array_equal(latents["upper"], features[rows])
+    assert beside["labels"].tolist() == labels[rows].tolist() and beside["indices"].tolist() == (rows + 7).tolist()
+    with pytest.raises(UserError, match=r"tsne.perplexity is 40; allowed: below the number of points, here 40"):
+        select(arrays, Tsne(points=40, perplexity=40))
+
+
+def test_plane_separates_blobs_and_repeats_exactly():
+    features, labels = blobs()
+    tsne = Tsne(perplexity=15, iterations=300)
+    plane = embed_plane(features, tsne)
+    assert plane.shape == (150, 2) and plane.dtype == numpy.float32
+    assert numpy.array_equal(plane, embed_plane(features, tsne))
+    distances = numpy.linalg.norm(plane[:, None] - plane[None], axis=2)
+    numpy.fill_diagonal(distances, numpy.inf)
+    assert (labels[distances.argmin(1)] == labels).mean() > 0.99
+
+
+def test_title_states_fewer_images_than_asked_for():
+    assert title("dual", "upper", 5000, 5000, 30.0) == "dual - upper: t-SNE of 5000 test images, perplexity 30"
+    assert title("a", "h", 5000, 360, 2.5) == "a - h: t-SNE of all 360 test images (5000 asked for), perplexity 2.5"
+
+
+@pytest.mark.parametrize("count", [2, 10, 57, 100, 257])
+def test_colours_are_distinct(count):
+    colours = class_colours(count)
+    assert len(colours) == len(set(colours)) == count
+    assert tuple(colours[:10]) == TEN_COLOURS[:count]
+
+
+def test_scatter_colours_points_by_label():
+    axes = Figure().add_subplot()
+    scatter(axes, numpy.array([[0.0, 1], [2, 3]]), numpy.array([1, 0]), ["a", "b"])
+    drawn = axes.collections[0]
+    assert drawn.get_offsets().tolist() == [[0, 1], [2, 3]]
+    assert [round(255 * part) for part in drawn.get_facecolors()[0][:3]] == [0xFF, 0xA9, 0x0E]
+    assert len(axes.get_xticks()) == 0
+
+
+@pytest.mark.parametrize("classes", [3, 40, 120])
+def test_picture_is_written(tmp_path, classes):
+    features, labels = blobs(200, classes)
+    path = tmp_path / "deep" / "h.png"
+    draw_tsne(path, features[:, :2], labels, [f"class {i}" for i in range(classes)], "a title")
+    pixels = imread(path)
+    assert pixels.shape[0] == 975 and pixels.shape[1] > 930
+    assert path.read_bytes() != b"" and len(list(path.parent.iterdir())) == 1

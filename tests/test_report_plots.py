@@ -1,0 +1,96 @@
+"""The charts of `dvc plots show`: templates filled by DVC and drawn without a browser, and the offline page."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import vl_convert
+import yaml
+from dvc_render.html import HTML
+from dvc_render.vega import VegaRenderer
+
+from lib.offline_plots import LIBRARY_FILE, VEGA_LITE, chart_library
+
+TEMPLATES = Path(".dvc/plots")
+PAGE = Path(".dvc/plots.html")
+VARIANTS = ("simclr", "joint", "dual")
+
+
+def draw(template: str, rows: list[dict[str, str]], x: str, y: str) -> str:
+    """The SVG of a chart whose ``rows`` are text, as DVC reads them from a CSV file."""
+    renderer = VegaRenderer(rows, "chart", template=template, template_dir=str(TEMPLATES), x=x, y=y, title="The title")
+    spec = json.dumps(renderer.get_filled_template())
+    assert "<DVC_METRIC" not in spec
+    return vl_convert.vegalite_to_svg(json.loads(spec), vl_version=VEGA_LITE)
+
+
+def words(svg: str) -> list[str]:
+    """Every text of the picture, in its order."""
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+def curve_rows(revisions: tuple[str, ...]) -> list[dict[str, str]]:
+    return [{"variant": variant, "epoch": str(epoch), "loss": str(6 - epoch / 5), "rev": revision,
+             "knn": str(40 + epoch) if epoch % 2 == 0 else ""}
+            for revision in revisions for variant in VARIANTS for epoch in range(1, 5)]
+
+
+@pytest.mark.parametrize("revisions", [("workspace",), ("workspace", "HEAD")])
+@pytest.mark.parametrize("column, points", [("loss", 4), ("knn", 2)])
+def test_curves_have_one_line_per_variant_and_revision(revisions, column, points):
+    svg = draw("curves_by_variant", curve_rows(revisions), "epoch", column)
+    marks = re.findall(r'aria-roledescription="(line mark|point)"', svg)
+    lines = len(VARIANTS) * len(revisions)
+    assert (marks.count("line mark"), marks.count("point")) == (lines, lines * points)
+    assert {*VARIANTS, *revisions, "The title", "epoch"} <= set(words(svg))
+    dashes = re.findall(r'aria-roledescription="line mark"[^>]*?stroke-dasharray="([^"]*)"', svg)
+    assert len(dashes) == lines and len(set(dashes)) == len(revisions)
+
+
+@pytest.mark.parametrize("revisions", [("workspace",), ("workspace", "HEAD")])
+def test_bars_start_at_zero_and_say_their_value(revisions):
+    rows = [{"model": model, "measure": measure, "value": str(value), "rev": revision} for revision in revisions
+            for model, measure, value in (("simclr", "probe top-1", 72.5), ("simclr", "kNN top-1", 60.25),
+                                          ("dual · upper", "probe top-1", 69.0))]
+    svg = draw("bars_by_measure", rows, "value", "model")
+    assert svg.count('aria-roledescription="bar"') == len(rows)
+    shown = words(svg)
+    assert [shown.count(text) for text in ("72.50", "60.25", "69.00")] == [len(revisions)] * 3
+    assert shown.index("probe top-1") < shown.index("kNN top-1")
+
+
+def test_confusion_has_one_matrix_per_variant_in_their_order():
+    rows = [{"variant": variant, "actual": actual, "predicted": predicted, "images": "5", "percent": percent,
+             "rev": "workspace"} for variant in VARIANTS
+            for actual, predicted, percent in (("cat", "cat", "90.0"), ("cat", "dog", "10.0"), ("dog", "dog", "100.0"))]
+    svg = draw("confusion_by_variant", rows, "predicted", "actual")
+    shown = words(svg)
+    assert svg.count('aria-roledescription="rect mark"') == len(rows)
+    assert [shown.count(text) for text in ("90", "10")] == [3, 3]
+    assert [text for text in shown if text in VARIANTS] == list(VARIANTS)
+
+
+def test_the_page_takes_nothing_from_elsewhere():
+    page = HTML(PAGE.read_text(encoding="utf-8"))
+    page.with_scripts(VegaRenderer.SCRIPTS).with_element("<div id='x'></div>")
+    html = page.embed()
+    assert "<div id='x'></div>" in html
+    assert "//" not in html.replace("</", "<")
+    assert re.findall(r'src="([^"]*)"', html) == [f"../{LIBRARY_FILE.as_posix()}"]
+
+
+def test_the_library_defines_what_the_charts_call():
+    script = chart_library()
+    assert len(script) > 500_000
+    assert script.startswith("(() => {") and script.endswith("})();\n")
+    assert "window.vegaEmbed=" in script
+
+
+def test_every_plot_of_the_pipeline_has_its_template():
+    pipeline = Path("dvc.yaml")
+    if not pipeline.is_file():
+        pytest.skip("no pipeline here")
+    plots = yaml.safe_load(pipeline.read_text()).get("plots", [])
+    settings = [next(iter(plot.values())) for plot in plots if isinstance(plot, dict)]
+    assert {each["template"] for each in settings} == {path.stem for path in TEMPLATES.glob("*.json")}
