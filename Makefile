@@ -14,7 +14,7 @@ help:
 	@echo "make install  only the environment, in $(VENV)"
 	@echo "make prune    remove checkpoints that no training holds"
 
-install: $(STAMP) .dvc/plots_page.html
+install: $(STAMP) .dvc/vega.js
 
 $(STAMP): requirements.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,7 +22,7 @@ $(STAMP): requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@cp requirements.txt $(STAMP)
 
-.dvc/plots_page.html: $(STAMP) lib/offline_plots.py
+.dvc/vega.js: $(STAMP) lib/offline_plots.py
 	@$(BIN)/python -m lib.offline_plots
 
 demo: install

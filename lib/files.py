@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 
 from lib.errors import UserError
 
+LARGEST_HEADER = 100_000_000  # bytes
+
 
 @contextmanager
 def whole_file(path: Path):
@@ -88,24 +90,35 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], about: Mapping[str, An
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors of a safetensors file, by name, and the record kept beside them."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    return load_file(_existing(path)), read_about(path)
+    try:
+        return load_file(_existing(path)), read_about(path)
+    except SafetensorError:
+        raise _damaged(path) from None
 
 
 def read_about(path: Path) -> dict[str, Any]:
     """The record beside the tensors, read from the file's header alone; torch is not imported."""
     with open(_existing(path), "rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        if size > 100_000_000:
-            raise UserError(f"{path} is not a safetensors file; delete it and run dvc repro")
-        header = json.loads(file.read(size))
-    return json.loads(header.get("__metadata__", {}).get("about", "{}"))
+        if size > LARGEST_HEADER:
+            raise _damaged(path)
+        text = file.read(size)
+    try:
+        return json.loads(json.loads(text)["__metadata__"]["about"])
+    except (ValueError, KeyError, TypeError):
+        raise _damaged(path) from None
 
 
 def write_table(path: Path, frame: Any) -> None:
     """Write a pandas frame as CSV without its index."""
     write_text(path, frame.to_csv(index=False))
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path} is not a whole file of this pipeline; delete it and run dvc repro")
 
 
 def _existing(path: Path) -> Path:

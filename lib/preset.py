@@ -17,7 +17,7 @@ import yaml
 from lib.errors import UserError
 from lib.files import write_text
 from lib.params.check import check_params
-from lib.params.spec import PARAMS_FILE, _Loader
+from lib.params.spec import PARAMS_FILE, Loader
 
 PRESETS_FOLDER = Path("presets")
 BASE = "study"
@@ -36,7 +36,7 @@ class Scalar:
 def scalars(text: str, where: str) -> dict[str, Scalar]:
     """Every scalar of a YAML text by dotted key, in the text's order; ``where`` names it in errors."""
     try:
-        root = yaml.compose(text, Loader=_Loader)
+        root = yaml.compose(text, Loader=Loader)
         found = dict(_walk(root, text, "")) if isinstance(root, yaml.MappingNode) else None
     except yaml.YAMLError as error:
         raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
@@ -103,7 +103,7 @@ def apply_preset(name: str, settings: list[str], params: Path = PARAMS_FILE,
     except OSError as error:
         raise UserError(f"cannot read {params}: {error.strerror}; run from the repository's folder") from None
     after, changes = overlay(before, wanted)
-    check_params(yaml.load(after, Loader=_Loader))
+    check_params(yaml.load(after, Loader=Loader))
     if changes:
         write_text(params, after)
     return changes
@@ -148,14 +148,14 @@ def _walk(node: yaml.MappingNode, text: str, prefix: str) -> Iterator[tuple[str,
 
 
 def _value(source: str) -> Any:
-    return yaml.load(source, Loader=_Loader)
+    return yaml.load(source, Loader=Loader)
 
 
 def _is_scalar(source: str) -> bool:
     """True when all of ``source`` is one value: a ' #' in it would start a comment."""
     line = "key: " + source
     try:
-        node = yaml.compose(line, Loader=_Loader).value[0][1]
+        node = yaml.compose(line, Loader=Loader).value[0][1]
         _value(source)
     except yaml.YAMLError:
         return False

@@ -12,5 +12,5 @@ def generator(seed: int, purpose: str, *position: int) -> torch.Generator:
     Two purposes, or two positions, give independent streams. The same arguments give the same
     stream on every machine, whatever ran before.
     """
-    words = numpy.random.SeedSequence([seed, zlib.crc32(purpose.encode()), *position]).generate_state(2)
+    words = numpy.random.SeedSequence([seed, zlib.crc32(purpose.encode()), len(position), *position]).generate_state(2)
     return torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)

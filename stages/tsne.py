@@ -19,7 +19,8 @@ def main(raw: dict[str, Any], variant: str) -> None:
         print(f"{variant}: t-SNE of {name}, {len(features)} points, {tsne.iterations} iterations", flush=True)
         planes[name] = embed_plane(features, tsne)
         heading = title(variant, name, tsne.points, len(features), tsne.perplexity)
-        draw_tsne(Path("plots/tsne") / variant / f"{name}.png", planes[name], shown["labels"], shown["classes"], heading)
+        picture = Path("plots/tsne") / variant / f"{name}.png"
+        draw_tsne(picture, planes[name], shown["labels"], shown["classes"], heading)
     write_arrays(Path("data/tsne") / f"{variant}.npz", {**planes, **shown})
 
 

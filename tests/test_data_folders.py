@@ -18,7 +18,7 @@ from lib.data.folders import read_folders
 from lib.data.pixels import blank, decode
 from lib.data.store import assemble
 from lib.errors import UserError
-from tests.make_archives import encoded, picture, two_level, write_folder, write_tar, write_zip
+from tests.make_archives import encoded, picture, sha256, two_level, write_folder, write_tar, write_zip
 
 
 def refusal(*arguments) -> str:
@@ -48,7 +48,10 @@ def packed(request, tmp_path):
 
 def test_two_levels_keep_pixels_and_order(packed):
     files = two_level(train=3, test=1)
-    found = read(packed(dict(reversed(files.items()))))
+    path = packed(dict(reversed(files.items())))
+    found = read(path)
+    recorded = sha256(path.read_bytes()) if path.is_file() else None
+    assert found.provenance.get("archive_checksum") == recorded
     assert found.classes == ["cat", "dog"]
     assert found.train_labels.tolist() == [0, 0, 0, 1, 1, 1] and found.test_labels.tolist() == [0, 1]
     images = numpy.concatenate([found.train_images, found.test_images])
@@ -215,8 +218,21 @@ def test_links_in_a_users_folder_are_followed_and_end(tmp_path):
     assert len(read(tmp_path / "pets").train_labels) == 8
     (tmp_path / "elsewhere" / "train" / "up").symlink_to("..")
     assert "out of place" in refusal(str(tmp_path / "pets"), 32, 0)
-    with open_tree(tmp_path / "pets") as tree, pytest.raises(UserError, match="holds no 'x'|holds no x"):
-        tree.read(["x"])
+
+
+def test_a_missing_file_and_one_that_grew(tmp_path):
+    with open_tree(write_folder(tmp_path / "pets", {"a": b"1234"})) as tree:
+        with pytest.raises(UserError, match="holds no x"):
+            tree.read(["x"])
+        assert tree.read(["a"]) == {"a": b"1234"}
+        tree.sizes["a"] = 3
+        with pytest.raises(UserError, match="3 bytes that it declares"):
+            tree.read(["a"])
+
+
+def test_formats_outside_the_list_are_not_tried():
+    with pytest.raises(ValueError, match="it is none of JPEG"):
+        decode(encoded(picture(1), "PCX"), 32)
 
 
 def test_orientation_is_respected():
@@ -233,7 +249,7 @@ def test_modes_become_rgb():
     gray = picture(5, 32, 32)[..., 0]
     expected = numpy.repeat(gray[None], 3, axis=0)
     assert numpy.array_equal(decode(encoded(Image.fromarray(gray)), 32), expected)
-    deep = Image.fromarray(gray.astype(numpy.uint16) * 257)
+    deep = Image.fromarray(gray.astype(numpy.uint16) * 256 + 7)
     assert numpy.array_equal(decode(encoded(deep), 32), expected)
     assert numpy.array_equal(decode(encoded(deep, "TIFF"), 32), expected)
     clear = Image.new("RGBA", (32, 32), (200, 10, 10, 0))

@@ -193,7 +193,8 @@ def test_finetuning_starts_at_the_probe():
         inputs = (data.train_images.float() / 255 - data.mean[:, None, None]) / data.std[:, None, None]
         test = (data.test_images.float() / 255 - data.mean[:, None, None]) / data.std[:, None, None]
         features = torch.cat(list(method.latents(inputs).values()), 1)
-        probe = fit_probe(features, data.train_labels, data.fitting, data.validation, 3, epochs=5, batch_size=32, seed=0)
+        probe = fit_probe(features, data.train_labels, data.fitting, data.validation, 3, epochs=5, batch_size=32,
+                          seed=0)
         expected = probe.scores(torch.cat(list(method.latents(test).values()), 1))
     still = Linear(mode="finetune", epochs=1, batch_size=150, finetune_lr=1e-12)
     for module in method.modules():

@@ -77,7 +77,7 @@ class Tree:
         content = file.read(size + 1)
         if len(content) != size:
             raise UserError(f"{self.path.name}: {name} does not have the {size:,} bytes that it declares; "
-                            "the archive is damaged, get it again")
+                            "it is damaged or changes while it is read")
         return content
 
 

@@ -19,11 +19,11 @@ PARAMS_FILE = Path("params.yaml")
 T = TypeVar("T")
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """YAML as DVC writes it: 1e-4 is a number (YAML 1.2), where PyYAML would read a string."""
 
 
-_Loader.add_implicit_resolver(
+Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+0123456789."),
@@ -33,7 +33,7 @@ _Loader.add_implicit_resolver(
 def load_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. Tags that would build Python objects are refused."""
     try:
-        raw = yaml.load(Path(path).read_text(), Loader=_Loader)
+        raw = yaml.load(Path(path).read_text(), Loader=Loader)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; run from the repository's folder") from None
     except UnicodeDecodeError:
