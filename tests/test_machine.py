@@ -1,0 +1,54 @@
+"""Settings of the machine: from the environment, then machine.yaml, then what the machine has."""
+
+import os
+
+import pytest
+import torch
+
+from lib.errors import UserError
+from lib.machine import read_machine
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    threads = torch.get_num_threads()
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.startswith("ENGRAM_") or name == "DVC_ROOT":
+            monkeypatch.delenv(name)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_threads_follow_the_affinity(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
+    assert read_machine().threads == torch.get_num_threads() == 1
+
+
+def test_the_environment_comes_before_the_file(tmp_path, monkeypatch):
+    (tmp_path / "machine.yaml").write_text("threads: 2\nprecision: fp32\n")
+    monkeypatch.setenv("ENGRAM_THREADS", "1")
+    machine = read_machine()
+    assert (machine.threads, machine.precision, machine.processes) == (1, "fp32", 1)
+
+
+def test_a_temporary_copy_finds_the_file_of_the_repository(tmp_path, monkeypatch):
+    (tmp_path / "machine.yaml").write_text("precision: bf16\n")
+    (tmp_path / "copy").mkdir()
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert read_machine().precision == "bf16"
+
+
+@pytest.mark.parametrize("text, words", [
+    ("treads: 2", "unknown key treads; allowed: device"),
+    ("threads: 0", "threads is 0; allowed"),
+    ("threads: many", "threads is 'many'; allowed"),
+    ("precision: fp16", "precision is 'fp16'; allowed: auto, fp32, bf16"),
+    ("device: tpu", "device is 'tpu'; usable here: cpu"),
+    ("checkpoint_minutes: -1", "checkpoint_minutes is -1; allowed"),
+])
+def test_a_setting_that_cannot_be_honoured_is_refused(text, words, tmp_path):
+    (tmp_path / "machine.yaml").write_text(text)
+    with pytest.raises(UserError, match=words):
+        read_machine()
