@@ -11,7 +11,6 @@ def main(raw: dict[str, Any]) -> None:
     from lib.params.pretraining import variant_names
     from lib.report import figures, plot_tables, tables
     from lib.report.records import read_record
-    from lib.report.show import show_table
 
     records = [read_record(variant) for variant in variant_names(raw)]
     metrics, plots = Path("metrics"), Path("plots")
@@ -23,7 +22,6 @@ def main(raw: dict[str, Any]) -> None:
     figures.save_figure(plots / "curves.png", figures.curves_figure, records)
     figures.save_figure(plots / "accuracy.png", figures.accuracy_figure, records)
     figures.save_figure(plots / "confusion.png", figures.confusion_figure, records)
-    show_table(metrics / "results.csv")
 
 
 if __name__ == "__main__":
