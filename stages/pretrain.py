@@ -32,6 +32,7 @@ def main(raw: dict, variant: str) -> None:
     store = CheckpointStore(variant, fingerprint(params.resolved(), data.about["checksum"]))
     lead = processes.rank() == 0
     with store.held() if lead else nullcontext():
+        processes.wait()  # nobody reads a checkpoint before the lead holds the right to train
         pretrain(trainer, store, Path("plots/curves") / f"{variant}.csv", knn_monitor(data, params, machine))
         if lead:
             save_method(encoder_file(variant), trainer.method, params, data.about)

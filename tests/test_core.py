@@ -31,9 +31,9 @@ class Stopped(Exception):
 
 
 def trainer(variant: str = "simclr", **changes) -> Pretrainer:
-    params = pretraining(variant, image_size=8, **changes)
+    params = pretraining(variant, **changes)
     torch.manual_seed(generator(params.seed, "initial weights").initial_seed())
-    return Pretrainer(build_method(params), images(size=8), params, CPU)
+    return Pretrainer(build_method(params), images(), params, CPU)
 
 
 def train(folder, variant: str = "simclr", monitor=lambda method: 50.0, **changes) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Parameter counts of METHODS §0.4 and §15, shapes, and weights that move to torchvision and back."""
+"""Parameter counts of the study's networks, shapes, and weights that move to torchvision and back."""
 
 import pytest
 import torch

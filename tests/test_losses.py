@@ -1,4 +1,4 @@
-"""Oracles of METHODS §1, §2 and §15 for NT-Xent and the distance of views, and slow twins from the formulas."""
+"""Closed-form values of NT-Xent and of the distance of views, and slow twins written from docs/methods.md."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What each method does with embeddings and latents: METHODS §1-3, and a suite over every file of lib/methods."""
+"""What each method does with embeddings and latents: docs/methods.md, sections 1 to 3, and a suite over every file of lib/methods."""
 
 import dataclasses
 from pathlib import Path
@@ -120,7 +120,7 @@ def test_duals_second_projection_collapses_and_its_first_does_not():
     method = built("dual", gamma=1.0)
     learning = torch.optim.Adam(method.parameters(), lr=1e-2)
     stream = torch.Generator().manual_seed(3)
-    base = torch.randn(12, 3, 8, 8, generator=stream)
+    base = torch.randn(12, 3, 16, 16, generator=stream)
     for _ in range(40):
         views = [base + 0.5 * torch.randn(base.shape, generator=stream) for _ in range(2)]
         total, _ = method.loss(method.embed(views))
@@ -151,3 +151,8 @@ def test_a_method_names_the_losses_that_it_imports(name):
 
     imported = {path.stem for path in imported_files(Path(f"lib/methods/{name}.py")) if path.parent.name == "losses"}
     assert imported - {"__init__"} == set(method_class(name).losses)
+
+
+def test_dual_refuses_a_map_without_two_halves():
+    with pytest.raises(UserError, match="the final map of a 8-pixel image has 1 row"):
+        built("dual").eval().latents(two_views(2, 8)[0])

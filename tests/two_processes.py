@@ -21,11 +21,11 @@ def main() -> None:
     distributed.init_process_group("gloo")
     torch.set_num_threads(1)
     for variant in params_file()["variants"]:
-        params = pretraining(variant, image_size=8)
+        params = pretraining(variant)
         torch.manual_seed(0)
         method = build_method(params)
         without_batch_norm(method)
-        run = Pretrainer(method, images(size=8), params, CPU)
+        run = Pretrainer(method, images(), params, CPU)
         order = run.order(0)[0]
         shared = run.gradient(run.views(0, 0, order))
         gradients = [weight.grad.clone() for weight in method.parameters()]

@@ -31,6 +31,12 @@ def start(machine: Machine, module: str, arguments: list[str]) -> None:
         distributed.init_process_group("gloo")
 
 
+def wait() -> None:
+    """Until every process is here."""
+    if distributed.is_initialized():
+        distributed.barrier()
+
+
 def stop() -> None:
     if distributed.is_initialized():
         distributed.destroy_process_group()
@@ -47,7 +53,8 @@ def world() -> int:
 def own_rows(batch_size: int) -> slice:
     """This process's rows of the global batch."""
     if batch_size % world():
-        raise UserError(f"params.yaml: batch_size is {batch_size}; allowed with {world()} processes: a multiple of it")
+        raise UserError(f"params.yaml: batch_size is {batch_size}; allowed with "
+                        f"machine setting processes {world()}: a multiple of it")
     share = batch_size // world()
     return slice(rank() * share, (rank() + 1) * share)
 

@@ -44,5 +44,5 @@ class ResNetMap(resnet.ResNet):
 
 
 def cifar_stem() -> nn.Conv2d:
-    """3x3, stride 1: the stem that keeps a 32x32 image whole (METHODS: leftthomas/SimCLR)."""
+    """3x3, stride 1: the stem that keeps a 32x32 image whole (as in leftthomas/SimCLR)."""
     return nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)

@@ -1,7 +1,7 @@
 """The linear evaluation as the study ran it, beside the honest probe and never instead of it.
 
 Encoder parameters are frozen but the network is in train mode, so that the running statistics of its
-batch norms move; inputs are augmented; the best epoch is picked on the test images. METHODS 2.1.
+batch norms move; inputs are augmented; the best epoch is picked on the test images. See docs/methods.md, 4.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""NT-Xent, the normalised temperature-scaled cross entropy of SimCLR (METHODS §1)."""
+"""NT-Xent, the normalised temperature-scaled cross entropy of SimCLR (docs/methods.md, 1)."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""The distance between the two views of a whole batch, as the study ran it (METHODS §2, R0)."""
+"""The distance between the two views of a whole batch, as the study ran it (docs/methods.md, 2)."""
 
 from torch import Tensor
 

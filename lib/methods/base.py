@@ -82,7 +82,7 @@ class OneLatent(Method):
 
 
 def projector(width: int, hidden: int, outputs: int) -> nn.Sequential:
-    """SimCLR's head as the study had it: linear, BatchNorm, ReLU, linear (METHODS §1)."""
+    """SimCLR's head as the study had it: linear, BatchNorm, ReLU, linear (docs/methods.md, 1)."""
     return nn.Sequential(
         nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs)
     )

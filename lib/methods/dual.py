@@ -1,4 +1,4 @@
-"""Model 3 as the study ran it: two latents, one contrasted, one pulled together (METHODS §3).
+"""Model 3 as the study ran it: two latents, one contrasted, one pulled together (docs/methods.md, 3).
 
 The "two latents" are the two halves of the picture: the mean of the upper and of the lower half of the
 encoder's final map. NT-Xent acts on the upper half's projection, gamma times the distance of the views
@@ -8,6 +8,7 @@ on the lower half's, which has nothing to keep it from collapsing.
 from torch import Tensor
 from torch.nn import functional
 
+from lib.errors import UserError
 from lib.losses.ntxent import nt_xent
 from lib.losses.view_distance import frobenius_distance
 from lib.methods.base import ContrastiveOptions, Method, Named, projector, unit
@@ -36,7 +37,11 @@ class Dual(Method):
         return contrast + self.gamma * distance, {"nt_xent": contrast, "distance": distance}
 
     def latents(self, images: Tensor) -> Named:
-        halves = functional.adaptive_avg_pool2d(self.encoder(images).float(), (2, 1))  # [B, C, 2, 1]
+        features = self.encoder(images).float()  # [B, C, H, W]
+        if features.shape[2] % 2:
+            raise UserError(f"the final map of a {images.shape[2]}-pixel image has {features.shape[2]} row(s), which have no "
+                            "two halves for dual's latents; choose an image_size that gives an even number")
+        halves = functional.adaptive_avg_pool2d(features, (2, 1))  # [B, C, 2, 1]
         return {name: halves[:, :, row, 0] for row, name in enumerate(LATENTS)}
 
     def projections(self, images: Tensor) -> Named:

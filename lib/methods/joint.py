@@ -1,4 +1,4 @@
-"""Model 2 as the study ran it: SimCLR plus gamma times the distance of the two views (METHODS §2, R0).
+"""Model 2 as the study ran it: SimCLR plus gamma times the distance of the two views (docs/methods.md, 2).
 
 The sign is plus: the term pulls the views together, so this is SimCLR with a little more alignment.
 With gamma 0 it is model 1, bit for bit.

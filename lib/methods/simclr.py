@@ -1,4 +1,4 @@
-"""Model 1: SimCLR (METHODS §1). The two views of an image find each other among the batch."""
+"""Model 1: SimCLR (docs/methods.md, 1). The two views of an image find each other among the batch."""
 
 from torch import Tensor
 
