@@ -12,13 +12,13 @@ help:
 	@echo "make demo     install, run the whole pipeline on small embedded data, show the table"
 	@echo "make test     install, run the tests"
 	@echo "make install  only the environment, in $(VENV)"
-	@echo "make prune    remove checkpoints that no training holds"
+	@echo "make prune    remove the checkpoints of finished trainings"
 
 install: $(STAMP) .dvc/vega.js
 
 $(STAMP): requirements.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV), about 5.5 GB with torch"
+	@echo "installing what requirements.txt asks for into $(VENV), if it is not there yet"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@cp requirements.txt $(STAMP)
 
@@ -33,8 +33,10 @@ demo: install
 	@echo "The table:    metrics/results.md   (numbers: dvc metrics show)"
 	@echo "The pictures: plots/tsne/overview.png, plots/curves.png, plots/accuracy.png, plots/confusion.png"
 	@echo "              dvc plots show --open (after: . $(VENV)/bin/activate)"
-	@echo "params.yaml, metrics/ and plots/ now hold the demo. Back to the study's settings:"
-	@echo "              git restore params.yaml && git clean -fdq metrics plots dvc.lock"
+	@echo "params.yaml, metrics/ and plots/ now hold the demo. To return to the study's settings:"
+	@echo "              python -m lib.preset study"
+	@echo "and, to remove the demo's results (unless you have committed them):"
+	@echo "              git clean -fdq metrics plots dvc.lock"
 
 test: install
 	@python -m pytest

@@ -8,6 +8,8 @@ never meets half a file. No reader unpickles: tensors are safetensors, arrays ar
 import json
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +60,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(_existing(path).read_text())
+    try:
+        return json.loads(_existing(path).read_text())
+    except ValueError:
+        raise _damaged(path) from None
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
@@ -75,8 +80,11 @@ def read_arrays(path: Path) -> dict[str, Any]:
     """Every array of an npz file, by name."""
     import numpy
 
-    with numpy.load(_existing(path), allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
+    try:
+        with numpy.load(_existing(path), allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise _damaged(path) from None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], about: Mapping[str, Any]) -> None:

@@ -43,17 +43,19 @@ def read_machine() -> Machine:
 
     root = Path(os.environ.get("DVC_ROOT", "."))  # a temporary copy of the project has no ignored files
     path = MACHINE_FILE if MACHINE_FILE.exists() else root / MACHINE_FILE
-    written = load_yaml(path) if path.exists() else {}
+    written = load_yaml(path, may_be_empty=True) if path.exists() else {}
     names = [field.name for field in fields(Machine)]
     for key in written:
         if key not in names:
             raise UserError(f"machine.yaml: unknown key {key}; allowed: {', '.join(names)}")
     found = {name: os.environ.get(f"ENGRAM_{name.upper()}", written.get(name, "auto")) for name in names}
     device = _device(str(found["device"]))
+    processes = _count("processes", found["processes"], 1)
+    _require_devices(device, processes)
     machine = Machine(
         device=device,
-        processes=_count("processes", found["processes"], 1),
-        threads=_count("threads", found["threads"], len(os.sched_getaffinity(0))),
+        processes=processes,
+        threads=_count("threads", found["threads"], max(1, _processors() // processes)),
         precision=_precision(str(found["precision"]), device),
         checkpoint_minutes=_minutes(found["checkpoint_minutes"]),
     )
@@ -70,20 +72,33 @@ def computing(machine: Machine):
         yield
 
 
+def _processors() -> int:
+    """How many processors this process may use; not how many the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _device(value: str) -> str:
     import torch
 
     if value == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        kind = torch.device(value).type
-    except RuntimeError:
-        kind = value
-    usable = {"cpu": True, "cuda": torch.cuda.is_available()}
-    if not usable.get(kind, False):
-        raise UserError(f"machine setting device is {value!r}; usable here: "
-                        f"{', '.join(name for name, here in usable.items() if here)}")
+    usable = ["cpu"]
+    if torch.cuda.is_available():
+        usable += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if value not in usable:
+        raise UserError(f"machine setting device is {value!r}; usable here: auto, {', '.join(usable)}")
     return value
+
+
+def _require_devices(device: str, processes: int) -> None:
+    """On CUDA every process needs a device of its own."""
+    import torch
+
+    if device == "cpu" or processes == 1:
+        return
+    if device != "cuda" or processes > torch.cuda.device_count():
+        raise UserError(f"machine setting processes is {processes} with device {device!r}; allowed: device 'cuda' and "
+                        f"at most its {torch.cuda.device_count()} device(s)")
 
 
 def _count(name: str, value: object, auto: int) -> int:

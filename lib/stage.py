@@ -26,5 +26,5 @@ def run_stage(stage: Callable[..., None], about: str, *, per_variant: bool = Fal
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; give the same command again (a training goes on from its last checkpoint)", file=sys.stderr)
         sys.exit(130)

@@ -11,29 +11,31 @@ def main(raw: dict, variant: str) -> None:
 
     from lib.core import processes
     from lib.core.checkpoint import CheckpointStore, fingerprint
-    from lib.core.loop import Pretrainer, pretrain
+    from lib.core.loop import Pretrainer, check_batch, pretrain
     from lib.data.store import IMAGES_FILE, load_data
     from lib.evaluate.monitor import knn_monitor
+    from lib.files import read_about
     from lib.machine import read_machine
-    from lib.methods import build_method, check_method
+    from lib.methods import build_method, try_method
     from lib.methods.export import encoder_file, save_method
     from lib.params.pretraining import pretraining_params, variant_names
     from lib.seeds import generator
 
-    for name in variant_names(raw):  # a slip in a later variant's options must not wait for this one's end
-        check_method(pretraining_params(raw, name))
-    params = pretraining_params(raw, variant)
-    machine = read_machine()
+    params, machine, about = pretraining_params(raw, variant), read_machine(), read_about(IMAGES_FILE)
+    check_batch(params, about["counts"]["train"], machine.processes)
+    try_method(params)
+    store = CheckpointStore(variant, fingerprint(params.resolved(), about["checksum"]))
+    for name in variant_names(raw):  # a slip in a later variant must not wait for this one's end
+        try_method(pretraining_params(raw, name))
     processes.start(machine, "stages.pretrain", [variant])
     data = load_data(IMAGES_FILE)
     torch.manual_seed(generator(params.seed, "initial weights").initial_seed())
-    method = build_method(params)
-    trainer = Pretrainer(method, data, params, machine)
-    store = CheckpointStore(variant, fingerprint(params.resolved(), data.about["checksum"]))
+    trainer = Pretrainer(build_method(params), data, params, machine)
     lead = processes.rank() == 0
     with store.held() if lead else nullcontext():
         processes.wait()  # nobody reads a checkpoint before the lead holds the right to train
-        pretrain(trainer, store, Path("plots/curves") / f"{variant}.csv", knn_monitor(data, params, machine))
+        curve, monitor = Path("plots/curves") / f"{variant}.csv", knn_monitor(data, params, machine)
+        pretrain(trainer, store, curve, monitor, variants=len(variant_names(raw)))
         if lead:
             save_method(encoder_file(variant), trainer.method, params, data.about)
     processes.stop()

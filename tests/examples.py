@@ -1,23 +1,30 @@
 """Small, complete inputs for tests: parameters, images, a machine."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from lib.data.store import ImageData
 from lib.machine import Machine
 from lib.params.pretraining import Pretraining, pretraining_params
-from lib.params.spec import load_yaml
+from lib.params.spec import Loader
+from lib.preset import overlay, read_preset
 
 ROOT = Path(__file__).parents[1]
 CPU = Machine(device="cpu", processes=1, threads=1, precision="fp32", checkpoint_minutes=10.0)
 
 
+def study_params() -> dict[str, Any]:
+    """params.yaml as a mapping, with the study's settings whatever preset it holds now."""
+    text, _ = overlay((ROOT / "params.yaml").read_text(), read_preset("study", ROOT / "presets"))
+    return yaml.load(text, Loader=Loader)
+
+
 def params_file(**changes: Any) -> dict[str, Any]:
-    """The committed params.yaml as a mapping, small enough to train in a second; dots in keys are ``__``."""
-    raw = copy.deepcopy(load_yaml(ROOT / "params.yaml"))
+    """The study's params.yaml as a mapping, small enough to train in a second; dots in keys are ``__``."""
+    raw = study_params()
     small = {"dataset": "digits", "encoder": "small", "image_size": 16, "batch_size": 16, "epochs": 2,
              "monitor__every": 1, "monitor__k": 5}
     for key, value in {**small, **changes}.items():

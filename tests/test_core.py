@@ -4,14 +4,15 @@ import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pandas
 import pytest
 import torch
 from torch import nn
 
-from lib.core.checkpoint import CheckpointStore, fingerprint, prune
-from lib.core.loop import Pretrainer, pretrain
+from lib.core.checkpoint import LIBRARY, CheckpointStore, fingerprint, prune
+from lib.core.loop import Pretrainer, check_batch, pretrain
 from lib.core.optimizers import LARS, build_optimizer
 from lib.core.progress import duration
 from lib.core.schedule import learning_rate
@@ -19,8 +20,7 @@ from lib.errors import UserError
 from lib.methods import build_method
 from lib.params.pretraining import Optimizer
 from lib.seeds import generator
-from tests.examples import CPU, ROOT, images, pretraining
-
+from tests.examples import CPU, ROOT, images, params_file, pretraining
 
 # Random pixels keep nothing in a small crop; without crop, flip and jitter there is something to learn.
 GENTLE = {"crop_scale_min": 0.9, "flip": 0.0, "grayscale": 0.0}
@@ -148,6 +148,29 @@ def test_a_resume_after_any_step_gives_the_same_model_and_curve(variant, stop, t
     pandas.testing.assert_frame_equal(*curves, check_exact=True)
 
 
+def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch, capsys):
+    first = train(tmp_path, "joint")
+    curve = (tmp_path / "curve.csv").read_text()
+    (tmp_path / "curve.csv").unlink()
+    monkeypatch.setattr(Pretrainer, "step", None)
+    assert same(first, train(tmp_path, "joint"))
+    assert (tmp_path / "curve.csv").read_text() == curve
+    assert "trained before with the same parameters, code and data" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.glob("*/*.pt")] == ["final.pt"]
+
+
+def test_only_one_process_trains_a_variant(tmp_path):
+    store = CheckpointStore("simclr", "key", root=tmp_path)
+    command = ("from pathlib import Path; from lib.core.checkpoint import CheckpointStore; "
+               f"store = CheckpointStore('simclr', 'key', root=Path({str(tmp_path)!r}))\n"
+               "with store.held(): print(store.load())")
+    with store.held():
+        other = subprocess.Popen([sys.executable, "-c", command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert other.stdout.readline() == "another process trains this variant already; waiting for it\n"
+        store.save({"value": 3})
+    assert other.communicate(timeout=60)[0] == "{'value': 3}\n" and other.returncode == 0
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys):
     store = CheckpointStore("simclr", "key", root=tmp_path)
     with store.held():
@@ -158,17 +181,23 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, capsys):
             with open(store.latest, "r+b") as file:
                 file.truncate(size)
             assert store.load() == {"value": 1}
-    assert "using the one before" in capsys.readouterr().out
+        assert "going on from the one before it" in capsys.readouterr().out
+        store.previous.unlink()
+        assert store.load() is None
+    assert "training starts anew" in capsys.readouterr().out
 
 
-def test_prune_spares_what_is_held(tmp_path):
-    stores = [CheckpointStore(name, "key", root=tmp_path) for name in ("free", "used")]
-    for store in stores:
+def test_prune_spares_what_is_held_or_unfinished(tmp_path):
+    finished, held, begun = (CheckpointStore(name, "key", root=tmp_path) for name in ("finished", "held", "begun"))
+    for store in (finished, held, begun):
         with store.held():
-            store.save({"value": 1})
-    with stores[1].held():
-        assert prune(tmp_path) == [stores[0].folder]
-    assert stores[1].load() == {"value": 1}
+            store.save({"value": 1, "optimizer": 2})
+    for store in (finished, held):
+        store.finish({"value": 2, "optimizer": 2})
+    with held.held():
+        assert prune(tmp_path) == [finished.folder]
+        assert prune(tmp_path, unfinished=True) == [begun.folder]
+    assert held.load() == {"value": 2}
 
 
 def test_the_fingerprint_follows_parameters_data_and_code(tmp_path, monkeypatch):
@@ -177,13 +206,25 @@ def test_the_fingerprint_follows_parameters_data_and_code(tmp_path, monkeypatch)
     assert fingerprint(params, "data") == first
     assert fingerprint({**params, "epochs": 3}, "data") != first
     assert fingerprint(params, "other data") != first
-    monkeypatch.delitem(sys.modules, "lib.core.schedule")
-    assert fingerprint(params, "data") != first
+    module = LIBRARY / "core" / "only_for_a_test.py"
+    try:
+        module.write_text("value = 1\n")
+        monkeypatch.setitem(sys.modules, "lib.core.only_for_a_test", SimpleNamespace(__file__=str(module)))
+        second = fingerprint(params, "data")
+        module.write_text("value = 2\n")
+        assert len({first, second, fingerprint(params, "data")}) == 3
+    finally:
+        module.unlink()
+    monkeypatch.setitem(sys.modules, "lib.params.evaluation", None)
+    monkeypatch.delitem(sys.modules, "lib.core.only_for_a_test")
+    assert fingerprint(params, "data") == first
 
 
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(UserError, match="batch_size is 65; allowed: at most the number of training images, 64"):
         trainer(batch_size=65)
+    with pytest.raises(UserError, match="batch_size is 16; allowed with the machine setting processes 3: a multiple"):
+        check_batch(pretraining("simclr"), 64, 3)
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
@@ -216,7 +257,7 @@ def test_two_processes_have_the_gradient_of_one():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("agrees") == 3, done.stdout
+    assert done.stdout.count("agrees") == len(params_file()["variants"]), done.stdout
 
 
 @pytest.mark.parametrize("seconds, text", [(45, "45 s"), (600, "10 min"), (7200, "2.0 h"), (180_000, "2.1 days")])

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from lib.params.spec import load_yaml
+from tests.examples import study_params
 from tests.import_closure import ROOT, closure, has_code, imported_files
 
 PIPELINE = load_yaml(ROOT / "dvc.yaml")["stages"]
-PARAMS = load_yaml(ROOT / "params.yaml")
+PARAMS = study_params()
 ENCODERS = [path.relative_to(ROOT) for path in (ROOT / "lib/encoders").glob("[a-z]*.py") if path.stem != "resnet"]
 # From the top. A module may import its own layer and those below.
 LAYERS = [["stages"], ["lib/report", "lib/preset.py", "lib/offline_plots.py"], ["lib/evaluate"], ["lib/methods"],

@@ -38,7 +38,8 @@ def simplex(count: int) -> torch.Tensor:
 @pytest.mark.parametrize("count", [2, 5, 16])
 def test_nt_xent_equals_its_formula(count, temperature):
     first, second = random_pair(count, 12)
-    assert nt_xent(first, second, temperature).item() == pytest.approx(nt_xent_by_loops(first, second, temperature), abs=1e-5)
+    expected = nt_xent_by_loops(first, second, temperature)
+    assert nt_xent(first, second, temperature).item() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.1, 0.5])
@@ -69,7 +70,8 @@ def test_antipodal_positives_among_orthogonal_images():
     assert nt_xent(torch.eye(4), -torch.eye(4), 0.5).item() == pytest.approx(3.814065, abs=1e-6)
 
 
-@pytest.mark.parametrize("count, temperature, floor", [(256, 0.5, 4.241064), (512, 0.5, 4.932835), (256, 0.2, 1.474678)])
+@pytest.mark.parametrize("count, temperature, floor",
+                         [(256, 0.5, 4.241064), (512, 0.5, 4.932835), (256, 0.2, 1.474678)])
 def test_the_simplex_reaches_the_floor(count, temperature, floor):
     rows = simplex(count)
     assert nt_xent(rows, rows, temperature).item() == pytest.approx(floor, abs=1e-5)

@@ -25,6 +25,18 @@ def test_threads_follow_the_affinity(monkeypatch):
     assert read_machine().threads == torch.get_num_threads() == 1
 
 
+def test_processes_share_the_threads(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setenv("ENGRAM_PROCESSES", "2")
+    machine = read_machine()
+    assert (machine.processes, machine.threads) == (2, 2)
+
+
+def test_a_file_of_comments_changes_nothing(tmp_path):
+    (tmp_path / "machine.yaml").write_text("# device: cuda\n")
+    assert read_machine().processes == 1
+
+
 def test_the_environment_comes_before_the_file(tmp_path, monkeypatch):
     (tmp_path / "machine.yaml").write_text("threads: 2\nprecision: fp32\n")
     monkeypatch.setenv("ENGRAM_THREADS", "1")
@@ -45,7 +57,8 @@ def test_a_temporary_copy_finds_the_file_of_the_repository(tmp_path, monkeypatch
     ("threads: 0", "threads is 0; allowed"),
     ("threads: many", "threads is 'many'; allowed"),
     ("precision: fp16", "precision is 'fp16'; allowed: auto, fp32, bf16"),
-    ("device: tpu", "device is 'tpu'; usable here: cpu"),
+    ("device: tpu", "device is 'tpu'; usable here: auto, cpu"),
+    ("device: cuda:99", "device is 'cuda:99'; usable here: auto, cpu"),
     ("checkpoint_minutes: -1", "checkpoint_minutes is -1; allowed"),
 ])
 def test_a_setting_that_cannot_be_honoured_is_refused(text, words, tmp_path):

@@ -1,4 +1,4 @@
-"""What each method does with embeddings and latents: docs/methods.md, sections 1 to 3, and a suite over every file of lib/methods."""
+"""What each method does with embeddings and latents (docs/methods.md), and a suite over all of lib/methods."""
 
 import dataclasses
 from pathlib import Path
@@ -9,11 +9,11 @@ from torch.nn.functional import normalize
 
 from lib.errors import UserError
 from lib.losses.ntxent import nt_xent
-from lib.methods import build_method, method_class
+from lib.methods import build_method, method_class, try_method
 from lib.methods.export import load_method, save_method
 from tests.examples import ROOT, params_file, pretraining
 
-METHODS = sorted(path.stem for path in (ROOT / "lib/methods").glob("[a-z]*.py") if path.stem not in ("base", "export"))
+METHODS = sorted({path.stem for path in (ROOT / "lib/methods").glob("[a-z]*.py")} - {"base", "export"})
 VARIANTS = list(params_file()["variants"])
 
 
@@ -83,7 +83,8 @@ def test_the_losses_are_the_sums_of_the_method_file():
     z = [normalize(torch.randn(6, 128, generator=stream), dim=1) for _ in range(4)]
     contrast = nt_xent(z[0], z[1], 0.5)
     joint, _ = built("joint", gamma=0.3).loss({"z_a": z[0], "z_b": z[1]})
-    dual, _ = built("dual", gamma=0.3).loss({"z_upper_a": z[0], "z_upper_b": z[1], "z_lower_a": z[2], "z_lower_b": z[3]})
+    names = ("z_upper_a", "z_upper_b", "z_lower_a", "z_lower_b")
+    dual, _ = built("dual", gamma=0.3).loss(dict(zip(names, z)))
     assert joint.item() == pytest.approx((contrast + 0.3 * (z[0] - z[1]).norm()).item(), abs=1e-6)
     assert dual.item() == pytest.approx((contrast + 0.3 * (z[2] - z[3]).norm()).item(), abs=1e-6)
 
@@ -154,5 +155,6 @@ def test_a_method_names_the_losses_that_it_imports(name):
 
 
 def test_dual_refuses_a_map_without_two_halves():
-    with pytest.raises(UserError, match="the final map of a 8-pixel image has 1 row"):
-        built("dual").eval().latents(two_views(2, 8)[0])
+    with pytest.raises(UserError, match="image_size is 8, which gives the encoder's final map 1 row"):
+        try_method(pretraining("dual", image_size=8))
+    try_method(pretraining("dual", image_size=16))

@@ -1,7 +1,7 @@
 """The pretraining loop, the same for every method.
 
 Images stay on the device as uint8. Every random draw is a function of (seed, epoch, step, view) and of
-the row's position in the global batch, so a resume or another number of processes changes nothing.
+the row's position in the global batch, so neither a resume nor another number of processes changes it.
 """
 
 import copy
@@ -44,14 +44,22 @@ class Position:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
+def check_batch(params: Pretraining, images: int, processes_wanted: int) -> None:
+    """Raise UserError if the batch is larger than the data or cannot be shared evenly."""
+    if params.batch_size > images:
+        raise UserError(f"params.yaml: batch_size is {params.batch_size}; "
+                        f"allowed: at most the number of training images, {images}")
+    if params.batch_size % processes_wanted:
+        raise UserError(f"params.yaml: batch_size is {params.batch_size}; allowed with the machine setting "
+                        f"processes {processes_wanted}: a multiple of {processes_wanted}")
+
+
 class Pretrainer:
     """One variant's training: the method, its optimiser and its position."""
 
     def __init__(self, method: torch.nn.Module, data: ImageData, params: Pretraining, machine: Machine) -> None:
         images = data.train_images
-        if params.batch_size > len(images):
-            raise UserError(f"params.yaml: batch_size is {params.batch_size}; "
-                            f"allowed: at most the number of training images, {len(images)}")
+        check_batch(params, len(images), processes.world())
         self.params, self.machine = params, machine
         self.rows = processes.own_rows(params.batch_size)
         self.images = images.to(machine.device)
@@ -113,17 +121,17 @@ class Pretrainer:
         return shuffled[:count].view(self.steps_per_epoch, self.params.batch_size).to(self.machine.device)
 
     def estimate(self) -> float:
-        """Seconds that the whole training will take, from one timed step of a copy on a few images."""
+        """Seconds that the whole training will take, from one timed step of a copy: a few images on a CPU."""
         trial = copy.copy(self)
         trial.method = copy.deepcopy(self.method)
-        count = min(ESTIMATE_IMAGES, self.params.batch_size)
-        trial.rows = slice(0, count)
+        if torch.device(self.machine.device).type == "cpu":
+            trial.rows = slice(0, min(ESTIMATE_IMAGES, self.rows.stop - self.rows.start))
         indices = torch.arange(self.params.batch_size, device=self.machine.device)
         for _ in range(2):  # the first call warms up
             started = time.monotonic()
-            trial.gradient(trial.views(0, 0, indices))
-        per_image = (time.monotonic() - started) / count / processes.world()
-        return per_image * self.steps * self.params.batch_size
+            trial.gradient(trial.views(0, 0, indices)).tolist()  # waits for the device
+        share = (self.rows.stop - self.rows.start) / (trial.rows.stop - trial.rows.start)
+        return (time.monotonic() - started) * share * self.steps
 
     def state(self) -> dict[str, Any]:
         return {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(),
@@ -137,7 +145,7 @@ class Pretrainer:
 
 
 def pretrain(trainer: Pretrainer, store: CheckpointStore, curve: Path,
-             monitor: Callable[[torch.nn.Module], float]) -> None:
+             monitor: Callable[[torch.nn.Module], float], variants: int = 1) -> None:
     """Train to the last epoch, from the newest checkpoint if there is one.
 
     Args:
@@ -145,6 +153,7 @@ def pretrain(trainer: Pretrainer, store: CheckpointStore, curve: Path,
         store: held by the caller; receives a state at every epoch's end and every few minutes.
         curve: CSV with one row per epoch, rewritten whole after each.
         monitor: method -> validation kNN accuracy in percent.
+        variants: how many trainings like this one the pipeline has, for the estimate of the whole.
 
     Raises:
         UserError: the loss is no longer finite; the last checkpoint stays good.
@@ -156,14 +165,17 @@ def pretrain(trainer: Pretrainer, store: CheckpointStore, curve: Path,
     position, params = trainer.position, trainer.params
     _write_curve(curve, position, lead)
     if position.epoch < params.epochs:
-        _announce(trainer, resumed=saved is not None)
+        _announce(trainer, saved is not None, variants)
+    elif lead:
+        print(f"{params.variant}: trained before with the same parameters, code and data; taken from {store.folder} "
+              "(make prune forgets it)", flush=True)
     done = position.epoch * trainer.steps_per_epoch + position.step
     with StepProgress(f"pretrain {params.variant}", trainer.steps, done, silent=not lead) as progress:
         while position.epoch < params.epochs:
             _epoch(trainer, store, progress, lead)
             _close_epoch(trainer, monitor, progress)
             _write_curve(curve, position, lead)
-            if lead:
+            if lead and position.epoch < params.epochs:
                 store.save(trainer.state())
     if lead:
         store.finish(trainer.state())
@@ -206,7 +218,8 @@ def _close_epoch(trainer: Pretrainer, monitor: Callable[[torch.nn.Module], float
     position.history.append(row)
     position.epoch, position.step, position.seconds, position.sums = done, 0, 0.0, []
     knn = "" if row["knn"] is None else f", validation kNN {row['knn']:.2f} %"
-    progress.note(f"epoch {done} of {params.epochs}: loss {row['loss']:.4f}{knn}, {row['images_per_second']:.0f} images/s")
+    speed = f"{row['images_per_second']:.0f} images/s"
+    progress.note(f"epoch {done} of {params.epochs}: loss {row['loss']:.4f}{knn}, {speed}")
 
 
 def _require_finite(trainer: Pretrainer) -> None:
@@ -218,18 +231,20 @@ def _require_finite(trainer: Pretrainer) -> None:
                     f"{trainer.optimizer.param_groups[0]['lr']:g}; lower optimizer.lr or set machine precision to fp32")
 
 
-def _announce(trainer: Pretrainer, resumed: bool) -> None:
+def _announce(trainer: Pretrainer, resumed: bool, variants: int) -> None:
     params, position = trainer.params, trainer.position
+    whole = trainer.estimate()  # all processes take part
+    if processes.rank():
+        return
     if resumed:
         where = f"epoch {position.epoch + 1}, step {position.step + 1} of {trainer.steps_per_epoch}"
         print(f"{params.variant}: going on from the checkpoint at {where}", flush=True)
     done = position.epoch * trainer.steps_per_epoch + position.step
-    seconds = trainer.estimate() * (1 - done / trainer.steps)
-    if processes.rank():
-        return
+    others = f", and {duration(whole * variants)} for all {variants} variants from the start" if variants > 1 else ""
     print(f"{params.variant}: {params.encoder}, {params.epochs} epochs of {trainer.steps_per_epoch} steps of "
-          f"{params.batch_size} images on {trainer.machine}: about {duration(seconds)}", flush=True)
-    if seconds > DAY:
+          f"{params.batch_size} images on {trainer.machine}: about {duration(whole * (1 - done / trainer.steps))}"
+          f"{others}", flush=True)
+    if whole * variants > DAY:
         print("that is more than a day: `python -m lib.preset cpu` is sized for a CPU, `python -m lib.preset demo` "
               "for a first look", flush=True)
 

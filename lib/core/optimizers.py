@@ -22,10 +22,10 @@ def build_optimizer(module: nn.Module, params: Optimizer) -> torch.optim.Optimiz
 
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling (You, Gitman and Ginsburg 2017), as SimCLR uses it.
+    """Layer-wise adaptive rate scaling (You, Gitman and Ginsburg 2017).
 
     A weight of two or more dimensions moves by lr * trust * ||w|| / ||g + decay w|| times the momentum
-    sum of its gradient; biases and BatchNorm parameters (one dimension) are neither scaled nor decayed.
+    sum of its scaled gradients; biases and BatchNorm parameters (one dimension) are neither scaled nor decayed.
     """
 
     def __init__(self, parameters, lr: float, momentum: float, weight_decay: float, trust: float = LARS_TRUST) -> None:

@@ -7,12 +7,15 @@ processes then gives exactly the gradient of the whole batch.
 
 import os
 import sys
+from datetime import timedelta
 
 import torch
 from torch import Tensor, distributed, nn
 
-from lib.errors import UserError
 from lib.machine import Machine
+
+# The others wait while the lead waits for another training of the same variant to end.
+PATIENCE = timedelta(days=30)
 
 
 def start(machine: Machine, module: str, arguments: list[str]) -> None:
@@ -26,9 +29,9 @@ def start(machine: Machine, module: str, arguments: list[str]) -> None:
         os.execv(sys.executable, launcher)
     if torch.device(machine.device).type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        distributed.init_process_group("nccl")
+        distributed.init_process_group("nccl", timeout=PATIENCE)
     else:
-        distributed.init_process_group("gloo")
+        distributed.init_process_group("gloo", timeout=PATIENCE)
 
 
 def wait() -> None:
@@ -51,10 +54,7 @@ def world() -> int:
 
 
 def own_rows(batch_size: int) -> slice:
-    """This process's rows of the global batch."""
-    if batch_size % world():
-        raise UserError(f"params.yaml: batch_size is {batch_size}; allowed with "
-                        f"machine setting processes {world()}: a multiple of it")
+    """This process's rows of the global batch, of which every process has the same number."""
     share = batch_size // world()
     return slice(rank() * share, (rank() + 1) * share)
 

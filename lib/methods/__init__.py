@@ -7,6 +7,8 @@ A method's name in params.yaml is the name of its file, and the file defines ``M
 from importlib import import_module
 from typing import Any
 
+import torch
+
 from lib.errors import UserError
 from lib.methods.base import Method
 from lib.params.pretraining import Pretraining
@@ -34,6 +36,17 @@ def check_method(params: Pretraining) -> Any:
         raise UserError(f"params.yaml: {where}.watch.number is {watch.number!r}; allowed: {number!r}, "
                         f"the shared number that lib/methods/{params.method}.py reads")
     return parse(kind.Options, params.options, where)
+
+
+def try_method(params: Pretraining) -> None:
+    """Check a variant whole without computing anything: its options, and that its latents fit the images.
+
+    Raises:
+        UserError: what `check_method` refuses, or an image size that the method cannot work with.
+    """
+    with torch.device("meta"), torch.no_grad():
+        method = build_method(params).eval()
+        method.latents(torch.empty(1, 3, params.image_size, params.image_size))
 
 
 def build_method(params: Pretraining) -> Method:

@@ -39,8 +39,8 @@ class Dual(Method):
     def latents(self, images: Tensor) -> Named:
         features = self.encoder(images).float()  # [B, C, H, W]
         if features.shape[2] % 2:
-            raise UserError(f"the final map of a {images.shape[2]}-pixel image has {features.shape[2]} row(s), which have no "
-                            "two halves for dual's latents; choose an image_size that gives an even number")
+            raise UserError(f"params.yaml: image_size is {images.shape[2]}, which gives the encoder's final map "
+                            f"{features.shape[2]} row(s); allowed for dual: a size that gives an even number")
         halves = functional.adaptive_avg_pool2d(features, (2, 1))  # [B, C, 2, 1]
         return {name: halves[:, :, row, 0] for row, name in enumerate(LATENTS)}
 

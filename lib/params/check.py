@@ -1,5 +1,6 @@
 """Refuse a bad params.yaml as a whole, before a stage starts: a slip in a late stage's block must not
-cost the days of an early one. Returns nothing, so it cannot change a result; for that reason it is the
+cost the days of an early one. (A method's own options are typed in its file; pretraining checks those
+of every variant before it trains the first.) Returns nothing, so it cannot change a result; for that reason it is the
 one module that stages import without naming it to DVC."""
 
 from typing import Any

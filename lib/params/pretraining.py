@@ -122,8 +122,8 @@ def variant_names(raw: dict[str, Any]) -> list[str]:
     if not isinstance(variants, dict) or not variants:
         raise UserError("params.yaml: variants must be a block with at least one variant")
     for name in variants:
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.]*", name):
-            raise UserError(f"params.yaml: variants.{name} is not a usable name; allowed: letters, digits, _ and .")
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", name):
+            raise UserError(f"params.yaml: variants.{name} is not a usable name; allowed: letters, digits and _")
     return list(variants)
 
 
@@ -144,7 +144,8 @@ def pretraining_params(raw: dict[str, Any], variant: str) -> Pretraining:
     where = f"variants.{variant}"
     if not isinstance(block, dict) or "method" not in block or "watch" not in block:
         raise UserError(f"params.yaml: {where} must be a block with at least method and watch")
-    _require_module(f"{where}.method", block["method"], Path(__file__).parents[1] / "methods", hidden={"base"})
+    folder = Path(__file__).parents[1] / "methods"
+    _require_module(f"{where}.method", block["method"], folder, hidden={"base", "export"})
     watch = parse(Watch, block["watch"], f"{where}.watch")
     dataset = dataset_params(raw)
     return Pretraining(

@@ -30,7 +30,7 @@ Loader.add_implicit_resolver(
 )
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
+def load_yaml(path: Path, may_be_empty: bool = False) -> dict[str, Any]:
     """The mapping in a YAML file. Tags that would build Python objects are refused."""
     try:
         raw = yaml.load(Path(path).read_text(), Loader=Loader)
@@ -40,6 +40,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not UTF-8 text; save it as UTF-8") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if raw is None and may_be_empty:
+        return {}
     if not isinstance(raw, dict):
         raise UserError(f"{path} must hold keys and values; it holds {type(raw).__name__}")
     return raw

@@ -17,8 +17,8 @@ from lib.files import write_text
 RECORDS = Path("docs/results")
 README = Path("README.md")
 BEGIN, END = "<!-- record: begin -->", "<!-- record: end -->"
-COPIED = ("params.yaml", "dvc.lock", "metrics/results.csv", "metrics/results.md", "plots/curves.csv", "plots/curves.png",
-          "plots/accuracy.png", "plots/confusion.png", "plots/tsne/overview.png")
+COPIED = ("params.yaml", "dvc.lock", "metrics/results.csv", "metrics/results.md", "plots/curves.csv",
+          "plots/curves.png", "plots/accuracy.png", "plots/confusion.png", "plots/tsne/overview.png")
 PICTURES = {
     "curves.png": "Loss and kNN accuracy on the validation images while training",
     "accuracy.png": "Test accuracy of every latent, by probe and by nearest neighbours",
@@ -31,8 +31,9 @@ def write_record(name: str, title: str, about: str, root: Path = Path()) -> Path
     """Copy the run in ``root`` to docs/results/``name``; returns the folder.
 
     Raises:
-        UserError: a file of the run is missing, or README.md has no markers.
+        UserError: a file of the run is missing, code differs from the commit, or README.md has no markers.
     """
+    commit = _commit(root)
     missing = [path for path in COPIED if not (root / path).is_file()]
     if missing:
         raise UserError(f"{missing[0]} does not exist; a record needs a finished run: dvc repro")
@@ -42,7 +43,7 @@ def write_record(name: str, title: str, about: str, root: Path = Path()) -> Path
         shutil.copyfile(root / path, folder / Path(path).name)
     results = (folder / "results.md").read_text().removeprefix("# Results\n\n")
     (folder / "results.md").unlink()
-    made = f"Made at commit {_commit(root)}. Settings: [params.yaml](params.yaml), [dvc.lock](dvc.lock); " \
+    made = f"Made with the code of commit {commit}. Settings: [params.yaml](params.yaml), [dvc.lock](dvc.lock); " \
            "numbers: [results.csv](results.csv), [curves.csv](curves.csv)."
     pictures = "\n\n".join(f"![{words}]({picture})\n\n{words}." for picture, words in PICTURES.items())
     write_text(folder / "README.md", f"# {title}\n\n{about}\n\n{made}\n\n{results}\n## Pictures\n\n{pictures}\n")
@@ -64,8 +65,16 @@ def _show_in_readme(readme: Path, name: str, title: str, about: str, results: st
 
 
 def _commit(root: Path) -> str:
-    command = ["git", "log", "-1", "--format=%h of %cs"]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    """The last commit that changed the code that is there now."""
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments, "--", "lib", "stages", "dvc.yaml"]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = git("status", "--porcelain")
+    if changed:
+        raise UserError(f"{changed.split()[-1]} differs from the last commit; a record needs code that can be found "
+                        "again: commit it and run dvc repro")
+    return git("log", "-1", "--format=%h of %cs")
 
 
 if __name__ == "__main__":
