@@ -27,7 +27,8 @@ def test_a_record_holds_the_run_and_the_readme_shows_it(run):
     for _ in range(2):  # writing it again changes nothing
         folder = write_record("2026-01-31-test", "A title", "What it is.", run)
         page, readme = (folder / "README.md").read_text(), (run / "README.md").read_text()
-        assert page.startswith("# A title\n\nWhat it is.\n\nMade with the code of commit ") and "- so" in page and "| 1 |" in page
+        assert page.startswith("# A title\n\nWhat it is.\n\nMade with the code of commit ")
+        assert "- so" in page and "| 1 |" in page
         assert readme.startswith(f"before\n{BEGIN}\n**A title.** What it is.\n") and readme.endswith(f"{END}\nafter\n")
         assert "| 1 |" in readme and "old" not in readme and "- so" not in readme
     names = {path.name for path in folder.iterdir()}
