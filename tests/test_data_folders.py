@@ -189,6 +189,24 @@ def test_sizes_are_bounded(tmp_path, monkeypatch):
     assert all("declares more" in refusal(str(path), 32, 0) for path in paths[:2])
 
 
+def test_directories_of_an_archive_are_counted_and_not_kept(tmp_path, monkeypatch):
+    path = write_tar(tmp_path / "a.tar", two_level(), "w")
+    with tarfile.open(path, "a") as archive:
+        for number in range(5000):
+            member = tarfile.TarInfo(f"empty/{number}")
+            member.type = tarfile.DIRTYPE
+            archive.addfile(member)
+    opened, real = [], tarfile.open
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile, "open", lambda *given, **named: opened.append(real(*given, **named)) or opened[-1])
+        assert len(read(path).train_labels) == 8
+    assert opened and max(len(archive.members) for archive in opened) <= 1
+    zipped = write_zip(tmp_path / "a.zip", {**two_level(), **{f"empty/{number}/": b"" for number in range(5000)}})
+    assert len(read(zipped).train_labels) == 8
+    monkeypatch.setattr(archives, "MOST_MEMBERS", 5000)
+    assert all("5,000 members" in refusal(str(given), 32, 0) for given in (path, zipped))
+
+
 def test_lying_and_damaged_archives(tmp_path):
     files = {**two_level(), "train/cat/1.png": bytes(5000)}
     path = write_zip(tmp_path / "a.zip", files)
@@ -259,10 +277,24 @@ def test_modes_become_rgb():
     ink = Image.new("CMYK", (32, 32), (0, 255, 255, 0))
     red, green, blue = decode(encoded(ink, "TIFF"), 32).reshape(3, -1).mean(1)
     assert red > 200 and green < 50 and blue < 50
+
+
+@pytest.mark.parametrize("values", [numpy.float32, numpy.int32])
+def test_gray_without_a_stated_range_is_refused(values):
+    image = Image.fromarray(picture(5, 32, 32)[..., 0].astype(values))
+    with pytest.raises(ValueError, match="no stated range; save it with 8 or 16 bits"):
+        decode(encoded(image, "TIFF"), 32)
+
+
+def test_gray_of_12_bits_is_refused_in_tiff_and_scaled_in_pgm():
+    content = encoded(Image.new("I;16", (32, 32), 4095), "TIFF")
+    twelve = content.replace(struct.pack("<HHIHH", 258, 3, 1, 16, 0), struct.pack("<HHIHH", 258, 3, 1, 12, 0))
+    assert twelve != content
     with pytest.raises(ValueError, match="no stated range"):
-        decode(encoded(Image.fromarray(gray.astype(numpy.float32)), "TIFF"), 32)
-    with pytest.raises(ValueError, match="outside 0..65535"):
-        decode(encoded(Image.fromarray(gray.astype(numpy.int32) * 70000), "TIFF"), 32)
+        decode(twelve, 32)
+    gray = numpy.full((32, 32), 4095, ">u2")
+    assert (decode(b"P5 32 32 4095\n" + gray.tobytes(), 32) == 255).all()
+    assert (decode(b"P5 32 32 65535\n" + gray.tobytes(), 32) == 15).all()
 
 
 def test_resizing_is_antialiased_bicubic_of_the_whole_image():

@@ -62,12 +62,18 @@ class Tree:
         plain = "/".join(parts)
         if plain in self.sizes:
             raise UserError(f"{self.path.name}: member {plain!r} occurs twice; pack it again")
+        if size < 0:
+            raise UserError(f"{self.path.name}: member {plain!r} declares {size} bytes; pack it again")
         self.sizes[plain] = size
         self._total += size
-        if size < 0 or self._total > LARGEST_TOTAL or len(self.sizes) > MOST_MEMBERS:
-            raise UserError(f"{self.path.name} declares more than {LARGEST_TOTAL // 2**30} GiB or "
-                            f"{MOST_MEMBERS:,} files; split it")
+        self._bound(len(self.sizes))
         return plain
+
+    def _bound(self, members: int) -> None:
+        """Refuse too many members, folders included, or too many bytes."""
+        if self._total > LARGEST_TOTAL or members > MOST_MEMBERS:
+            raise UserError(f"{self.path.name} declares more than {LARGEST_TOTAL // 2**30} GiB or "
+                            f"{MOST_MEMBERS:,} members; split it")
 
     def _bytes(self, name: str, file: BinaryIO) -> bytes:
         """A member's bytes: exactly as many as it declared, and no more than `LARGEST_FILE`."""
@@ -120,6 +126,7 @@ class Zip(Tree):
         super().__init__(path)
         self._archive = archive
         self._members: dict[str, zipfile.ZipInfo] = {}
+        self._bound(len(archive.infolist()))
         for member in archive.infolist():
             mode = member.external_attr >> 16
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
@@ -161,14 +168,15 @@ class Tar(Tree):
     def _members(self) -> Iterator[tuple]:
         """(name, declared size, function that opens it) of each regular file."""
         with _damage_named(self.path.name), tarfile.open(self.path, "r:*", tarinfo=_BoundedHeader) as archive:
-            for member in archive:
+            for count, member in enumerate(archive, 1):
+                archive.members.clear()  # tarfile keeps every header otherwise
+                self._bound(count)
                 if member.isdir():
                     continue
                 if not member.isreg() or member.issparse():
                     raise UserError(f"{self.path.name}: member {member.name!r} is a link or a device; "
                                     "pack plain files")
                 yield member.name, member.size, lambda member=member: archive.extractfile(member)
-                archive.members.clear()  # tarfile keeps every header otherwise
 
 
 class _BoundedHeader(tarfile.TarInfo):

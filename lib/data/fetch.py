@@ -4,7 +4,7 @@ import hashlib
 import http.client
 import os
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -35,16 +35,30 @@ def find(official: Official) -> Path:
     Raises:
         UserError: it cannot be had, or its checksum differs.
     """
+    return find_edition([official])[1]
+
+
+def find_edition(editions: Sequence[Official]) -> tuple[Official, Path]:
+    """One of several editions of the same data, and its checked file.
+
+    ENGRAM_ARCHIVE decides: a file or URL that ends in an edition's name names that edition; in a folder, or a
+    mirror's, the first edition that is there is taken. Without it the first edition is kept or fetched.
+
+    Raises:
+        UserError: none can be had, or its checksum differs.
+    """
     given = os.environ.get(VARIABLE, "").strip()
     if _is_url(given) and not _host(given):
         raise UserError(f"{VARIABLE} is not a usable URL; allowed: http(s)://host/folder, or a local path")
     if given and not _is_url(given):
-        return _local(official, given)
-    kept = project_path(KEPT) / official.name
-    if kept.is_file() and checksum(kept, official.checksum) == official.checksum:
-        return kept
-    _fetch(official, (_join(given, official.name),) if given else official.urls, kept)
-    return kept
+        return _local(editions, given)
+    wanted = _named(editions, urlsplit(given).path) if given else editions[:1]
+    for official in wanted:
+        kept = project_path(KEPT) / official.name
+        if kept.is_file() and checksum(kept, official.checksum) == official.checksum:
+            return official, kept
+    return _fetch([(official, url) for official in wanted
+                   for url in ((_join(given, official.name),) if given else official.urls)])
 
 
 def project_path(path: Path) -> Path:
@@ -66,22 +80,32 @@ def checksum(path: Path, like: str = "sha256:") -> str:
     return f"{algorithm}:{digest.hexdigest()}"
 
 
-def _local(official: Official, given: str) -> Path:
+def _named(editions: Sequence[Official], path: str) -> Sequence[Official]:
+    """The edition that a path's last part names, else all of them."""
+    return [official for official in editions if official.name == path.rsplit("/", 1)[-1]] or editions
+
+
+def _local(editions: Sequence[Official], given: str) -> tuple[Official, Path]:
     path = user_path(given)
-    path = path / official.name if path.is_dir() else path
+    if path.is_dir():
+        path /= next((official.name for official in editions if (path / official.name).exists()), editions[0].name)
+    wanted = _named(editions, path.as_posix())
     try:
-        found = checksum(path, official.checksum)
+        found = [checksum(path, official.checksum) for official in wanted]
     except OSError as error:
+        names = " or ".join(official.name for official in editions)
         raise UserError(f"{VARIABLE} is {given!r}, but {path.name} cannot be read there ({error.strerror}); "
-                        f"it must name {official.name} or its folder") from None
-    if found != official.checksum:
-        raise UserError(f"{VARIABLE} is {given!r}: {_differs(path.name, found, official)}")
-    return path
+                        f"it must name {names} or its folder") from None
+    for official, value in zip(wanted, found, strict=True):
+        if value == official.checksum:
+            return official, path
+    raise UserError(f"{VARIABLE} is {given!r}: {_differs(path.name, found[0], wanted[0])}")
 
 
-def _fetch(official: Official, urls: tuple[str, ...], target: Path) -> None:
+def _fetch(sources: Sequence[tuple[Official, str]]) -> tuple[Official, Path]:
     failures = []
-    for url in urls:
+    for official, url in sources:
+        target = project_path(KEPT) / official.name
         try:
             with whole_file(target) as part:
                 with open(part, "wb") as file:
@@ -90,10 +114,11 @@ def _fetch(official: Official, urls: tuple[str, ...], target: Path) -> None:
                 found = checksum(part, official.checksum)
                 if found != official.checksum:
                     raise UserError(f"fetched from {_host(url)}: {_differs(official.name, found, official)}")
-            return
+            return official, target
         except _Unreachable as error:
             failures.append(str(error))
-    raise UserError(f"cannot fetch {official.name} ({'; '.join(failures)}); {ALTERNATIVES}")
+    names = " or ".join(dict.fromkeys(official.name for official, _ in sources))
+    raise UserError(f"cannot fetch {names} ({'; '.join(dict.fromkeys(failures))}); {ALTERNATIVES}")
 
 
 class _Unreachable(Exception):
@@ -134,4 +159,4 @@ def _join(base: str, name: str) -> str:
 
 def _differs(name: str, found: str, official: Official) -> str:
     return (f"{name} has {found}, the official {official.name} has {official.checksum}; "
-            "get that file, unchanged (another edition of the data set does not do)")
+            "get that file, unchanged")

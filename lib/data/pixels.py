@@ -11,13 +11,15 @@ from lib.errors import UserError
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 SUFFIXES = frozenset(".jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm".split())
 LARGEST_IMAGE = 64_000_000  # pixels, declared by the file's header
+BITS_PER_SAMPLE = 258  # TIFF's tag
 RESIZING = "the whole image by Pillow's antialiased bicubic filter; an image of that size keeps its pixels"
 
 
 def decode(content: bytes, size: int) -> numpy.ndarray:
     """The first frame of an encoded image as uint8 [3, size, size].
 
-    EXIF orientation is applied, transparency is laid on white, 16-bit gray keeps its upper 8 bits.
+    EXIF orientation is applied, transparency is laid on white, 16-bit gray keeps its upper 8 bits. Gray of
+    12 or 32 bits, signed or floating-point does not say which value is white, and is refused.
 
     Raises:
         ValueError: not an image of a format in `FORMATS`, damaged, too large or of a mode without a stated range.
@@ -27,6 +29,7 @@ def decode(content: bytes, size: int) -> numpy.ndarray:
             if image.width * image.height > LARGEST_IMAGE:
                 raise ValueError(f"it is {image.width}x{image.height}, allowed: {LARGEST_IMAGE // 10**6} megapixels")
             image.load()
+            _check_range(image)
             return square(_rgb(_upright(image)), size)
     except Image.UnidentifiedImageError:
         raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
@@ -66,6 +69,15 @@ def blank(count: int, size: int) -> numpy.ndarray:
     return numpy.empty((count, 3, size, size), numpy.uint8)
 
 
+def _check_range(image: Image.Image) -> None:
+    """Refuse gray values whose white is not known: Pillow gives 16-bit PNG and PPM the full range, TIFF as it is."""
+    tiff_bits = max(image.tag_v2.get(BITS_PER_SAMPLE, (8,))) if image.format == "TIFF" else 8
+    unknown = image.mode == "I" and image.format not in ("PNG", "PPM")
+    if image.mode == "F" or unknown or tiff_bits not in (1, 2, 4, 8, 16):
+        raise ValueError(f"its pixels (Pillow's mode {image.mode}, {image.format}) have no stated range; save it with "
+                         "8 or 16 bits, unsigned")
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
@@ -75,12 +87,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        values = numpy.asarray(image).astype(numpy.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("its gray values are outside 0..65535; save it with 8 or 16 bits")
-        image = Image.fromarray((values >> 8).astype(numpy.uint8))
-    if image.mode == "F":
-        raise ValueError("its floating-point pixels have no stated range; save it with 8 or 16 bits")
+        image = Image.fromarray((numpy.asarray(image) >> 8).astype(numpy.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

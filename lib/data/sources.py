@@ -20,8 +20,8 @@ def read_source(params: Dataset) -> ImageData:
     """
     size = params.image_size
     readers = {
-        "cifar10": lambda: official.read_cifar(official.CIFAR10, size),
-        "cifar100": lambda: official.read_cifar(official.CIFAR100, size),
+        "cifar10": lambda: official.read_cifar(official.cifar10_editions(), size),
+        "cifar100": lambda: official.read_cifar(official.cifar100_editions(), size),
         "mnist": lambda: official.read_mnist(official.mnist_files(), size),
         "digits": lambda: read_digits(size),
         "images": lambda: read_folders(params.images_path, size, params.seed),
