@@ -1,8 +1,9 @@
 """Writing whole files or nothing, and reading them without executing anything.
 
 Every writer fills a file beside its target, syncs it to disk and renames it, so that a reader
-never meets half a file. No reader unpickles: tensors are safetensors, arrays are npz with
-``allow_pickle=False``, tables are CSV and everything else is JSON.
+never meets half a file. No reader here unpickles: tensors are safetensors, arrays are npz with
+``allow_pickle=False``, tables are CSV and everything else is JSON. (The official CIFAR archives that hold
+pickles have a reader of their own, `lib.data.pickled`, which runs nothing either.)
 """
 
 import json
