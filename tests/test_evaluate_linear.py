@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from lib.errors import UserError
+from lib.evaluate import linear as linear_stage
 from lib.evaluate import study
 from lib.evaluate.batches import augmented_batches
+from lib.evaluate.features import extract, with_combinations
 from lib.evaluate.finetune import finetuned_scores
+from lib.evaluate.knn import knn_scores
 from lib.evaluate.linear import evaluate, write_evaluation
 from lib.evaluate.probe import fit_probe
 from lib.evaluate.study import study_protocol
@@ -65,6 +68,7 @@ def test_several_latents():
         "upper": 8, "lower": 8, "both": 16, "mean": 8}
     assert list(found.predictions) == names
     assert "latent upper alone" in found.record["protocol"]["study"]
+    assert "picked its pretraining checkpoint by the best test kNN" in found.record["protocol"]["study"]
 
 
 def test_study_can_be_left_out():
@@ -145,10 +149,58 @@ def test_study_layer_has_the_default_initialisation_and_no_global_state():
     assert first.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
 
 
-def test_study_settings_are_the_studys():
-    assert (study.BATCH_SIZE, study.LEARNING_RATE, study.WEIGHT_DECAY) == (256, 1e-3, 1e-6)
-    recipe = Augment()
-    assert (recipe.crop_scale_min, recipe.flip, recipe.jitter, recipe.grayscale) == (0.08, 0.5, 0.8, 0.2)
+def test_study_settings_are_the_studys(monkeypatch):
+    adams, calls = [], []
+
+    class Adam(torch.optim.Adam):
+        def __init__(self, parameters, **settings):
+            adams.append((parameters := list(parameters), settings))
+            super().__init__(parameters, **settings)
+
+    def spy(*tensors, **settings):
+        calls.append((tensors, settings))
+        return augmented_batches(*tensors, **settings)
+
+    monkeypatch.setattr(torch.optim, "Adam", Adam)
+    monkeypatch.setattr(study, "augmented_batches", spy)
+    data, recipe = tiny_data(), Augment(hue=0.05)
+    study_protocol(tiny_method(), data, recipe, 2, MACHINE, 7)
+    (parameters, settings), = adams
+    assert settings == {"lr": 1e-3, "weight_decay": 1e-6}
+    assert [tuple(parameter.shape) for parameter in parameters] == [(3, 8), (3,)]
+    assert [call[1] for call in calls] == [
+        {"batch_size": 256, "seed": 7, "purpose": "study", "epoch": epoch} for epoch in (1, 2)]
+    for tensors, _ in calls:
+        assert torch.equal(tensors[0], data.train_images) and torch.equal(tensors[1], data.train_labels)
+        assert tensors[4] == recipe
+
+
+def test_neighbours_come_from_the_right_split(monkeypatch):
+    """Validation images look among the fitting ones alone, test images among all training images."""
+    calls = []
+
+    def spy(bank, bank_labels, queries, **settings):
+        calls.append((bank, bank_labels, queries, settings))
+        return knn_scores(bank, bank_labels, queries, **settings)
+
+    monkeypatch.setattr(linear_stage, "knn_scores", spy)
+    method, data = tiny_method(), tiny_data()
+    evaluate(method, about(), data, Linear(epochs=1, batch_size=32, study_epochs=0), Knn(k=9, temperature=0.3), MACHINE)
+    train, test = (extract(method, images, data.mean, data.std, MACHINE)["h"]
+                   for images in (data.train_images, data.test_images))
+    expected = [(train[data.fitting], data.train_labels[data.fitting], train[data.validation]),
+                (train, data.train_labels, test)]
+    assert len(calls) == 2 and all(call[3] == {"k": 9, "temperature": 0.3, "classes": 3} for call in calls)
+    for call, tensors in zip(calls, expected):
+        assert [torch.equal(found, wanted) for found, wanted in zip(call, tensors)] == [True] * 3
+
+
+def test_latents_built_one_at_a_time_are_the_combinations():
+    draw = torch.Generator().manual_seed(3)
+    latents = {name: torch.randn(7, 5, generator=draw) for name in ("upper", "lower")}
+    whole = with_combinations(latents)
+    assert list(whole) == [*latents, *linear_stage.COMBINATIONS]
+    assert all(torch.equal(linear_stage._one(latents, name), values) for name, values in whole.items())
 
 
 def batches(data, **changes):

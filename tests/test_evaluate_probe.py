@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
+from lib.evaluate import probe as probe_module
 from lib.evaluate.probe import GRID, Setting, fit_grid, fit_probe
 from lib.evaluate.scores import accuracy
 from lib.seeds import generator
@@ -82,6 +83,27 @@ def test_validation_alone_chooses_and_ties_go_to_the_stronger_weight_decay():
     probe = fit_probe(features, labels, *split(120), 3, epochs=30, batch_size=32, seed=0)
     assert probe.validation_top1 == 100.0
     assert probe.setting.weight_decay == max(setting.weight_decay for setting in GRID)
+
+
+def test_features_are_standardised_by_the_images_that_are_fitted_alone(monkeypatch):
+    """First by the fitting split, from which the validation images are far away; then by both together."""
+    inputs = []
+
+    def spy(rows, *rest, **settings):
+        inputs.append(rows)
+        return fit_grid(rows, *rest, **settings)
+
+    monkeypatch.setattr(probe_module, "fit_grid", spy)
+    features, labels = gaussians(300)
+    fitting, validation = split(300)
+    features[validation] += 100
+    probe = fit_probe(features, labels, fitting, validation, 4, epochs=1, batch_size=64, seed=0)
+    assert [len(rows) for rows in inputs] == [270, 300]
+    for rows in inputs:
+        torch.testing.assert_close(rows.mean(0), torch.zeros(12), rtol=0, atol=1e-4)
+        torch.testing.assert_close(rows.std(0, correction=0), torch.ones(12), rtol=0, atol=1e-4)
+    torch.testing.assert_close(probe.mean, features.mean(0))
+    torch.testing.assert_close(probe.std, features.std(0, correction=0))
 
 
 def test_the_scale_of_a_feature_does_not_matter():

@@ -8,7 +8,7 @@ from matplotlib.image import imread
 from lib.errors import UserError
 from lib.evaluate.tsne import choose_points, embed_plane, select, title
 from lib.params.evaluation import Tsne
-from lib.report.figures_tsne import TEN_COLOURS, class_colours, draw_tsne, scatter
+from lib.report.figures_tsne import TEN_COLOURS, class_colours, draw_tsne, remarks, scatter
 
 
 def blobs(count: int = 150, classes: int = 3) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -46,6 +46,34 @@ def test_plane_separates_blobs_and_repeats_exactly():
     distances = numpy.linalg.norm(plane[:, None] - plane[None], axis=2)
     numpy.fill_diagonal(distances, numpy.inf)
     assert (labels[distances.argmin(1)] == labels).mean() > 0.99
+
+
+@pytest.mark.parametrize("value", [0.0, -3.7, 1e20])
+def test_a_collapsed_latent_lies_at_the_origin_and_the_picture_says_so(value, tmp_path):
+    rows = numpy.full((40, 6), value, dtype="float32") * (1 + 2e-7 * (numpy.arange(40)[:, None] % 2))
+    plane = embed_plane(rows.astype("float32"), Tsne(perplexity=15, iterations=250))
+    assert plane.tolist() == [[0.0, 0.0]] * 40 and plane.dtype == numpy.float32
+    assert remarks(plane, ["a"]) == " - collapsed: all rows equal"
+    assert remarks(numpy.array([[0.0, 0], [0, 1]]), ["a"]) == ""
+    draw_tsne(tmp_path / "h.png", plane, numpy.arange(40) % 3, ["a", "b", "c"], "a title")
+    assert imread(tmp_path / "h.png").shape[0] == 975
+
+
+def test_fewer_distinct_rows_than_the_perplexity_do_not_crash():
+    features = numpy.random.default_rng(0).normal(size=(2, 5))[numpy.arange(60) % 2]
+    plane = embed_plane(features, Tsne(perplexity=15, iterations=250))
+    assert numpy.isfinite(plane).all() and numpy.ptp(plane, axis=0).max() > 0
+
+
+def test_many_classes_have_no_legend_and_the_title_says_so():
+    assert remarks(numpy.eye(2), ["x"] * 20) == ""
+    assert remarks(numpy.eye(2), ["x"] * 21) == " (21 classes, no legend)"
+
+
+def test_a_dollar_sign_is_a_dollar_sign(tmp_path):
+    features, labels = blobs(30, 2)
+    draw_tsne(tmp_path / "h.png", features[:, :2], labels, [r"$\frac", "5$ and 6$"], r"a $\nothing$ title")
+    assert (tmp_path / "h.png").stat().st_size > 1000
 
 
 def test_title_states_fewer_images_than_asked_for():

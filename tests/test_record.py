@@ -1,5 +1,6 @@
 """A finished run becomes a page under docs/results and a block of the README."""
 
+import shutil
 import subprocess
 
 import pytest
@@ -8,31 +9,94 @@ from lib.errors import UserError
 from lib.report.record import BEGIN, COPIED, END, write_record
 
 
+PARAMS = "dataset: images\nimages_path: pictures\nvariants:\n  simclr: {}\n  dual: {}\n"
+PLANES = ("simclr/h.png", "dual/upper.png", "dual/lower.png")
+
+
+def git(folder, *command):
+    subprocess.run(["git", "-c", "user.name=T", "-c", "user.email=t@example.org", *command], cwd=folder, check=True)
+
+
+def tree(folder) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*")
+            if path.is_file() and ".git" not in path.parts}
+
+
 @pytest.fixture
 def run(tmp_path):
-    for path in COPIED:
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(path)
-    (tmp_path / "metrics/results.md").write_text("# Results\n\nPercent.\n\n| a |\n| --- |\n| 1 |\n\n## How\n\n- so\n")
-    (tmp_path / "README.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib/code.py").write_text("value = 1\n")
-    for command in (["init", "-q"], ["add", "lib"], ["-c", "user.name=T", "-c", "user.email=t@example.org",
-                                                     "commit", "-q", "-m", "x"]):
-        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "lib")
+    git(tmp_path, "commit", "-q", "-m", "x")
+    for path in (*COPIED, "metrics/simclr.json", "metrics/dual.json", *(f"plots/tsne/{plane}" for plane in PLANES)):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(path)
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    (tmp_path / "metrics/results.md").write_text("# Results\n\nPercent.\n\n| a |\n| --- |\n| 1 |\n\n## How\n\n- so\n")
+    (tmp_path / "README.md").write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     return tmp_path
 
 
+def refused(run, words, name="x"):
+    before = tree(run)
+    with pytest.raises(UserError, match=words) as refusal:
+        write_record(name, "t", "a", run)
+    assert "\n" not in str(refusal.value) and tree(run) == before
+
+
 def test_a_record_holds_the_run_and_the_readme_shows_it(run):
-    for _ in range(2):  # writing it again changes nothing
-        folder = write_record("2026-01-31-test", "A title", "What it is.", run)
-        page, readme = (folder / "README.md").read_text(), (run / "README.md").read_text()
-        assert page.startswith("# A title\n\nWhat it is.\n\nMade with the code of commit ")
-        assert "- so" in page and "| 1 |" in page
-        assert readme.startswith(f"before\n{BEGIN}\n**A title.** What it is.\n") and readme.endswith(f"{END}\nafter\n")
-        assert "| 1 |" in readme and "old" not in readme and "- so" not in readme
-    names = {path.name for path in folder.iterdir()}
-    assert {"params.yaml", "dvc.lock", "results.csv", "overview.png", "README.md"} <= names
+    folder = write_record("2026-01-31-test", "A title", "What it is.", run)
+    page, readme = (folder / "README.md").read_text(), (run / "README.md").read_text()
+    assert page.startswith("# A title\n\nWhat it is.\n\nMade with the code of commit ")
+    assert " (the last that changed lib, stages or dvc.yaml). Settings: " in page
+    assert "- so" in page and "| 1 |" in page and "[dual · lower](tsne/dual/lower.png)" in page
+    assert readme.startswith(f"before\n{BEGIN}\n**A title.** What it is.\n") and readme.endswith(f"{END}\nafter\n")
+    assert "| 1 |" in readme and "old" not in readme and "- so" not in readme
+    assert set(tree(folder)) == {
+        "README.md", "params.yaml", "dvc.lock", "results.csv", "curves.csv", "curves.png", "accuracy.png",
+        "confusion.png", "overview.png", "metrics/simclr.json", "metrics/dual.json", *(f"tsne/{p}" for p in PLANES)}
+    assert (folder / "tsne/dual/lower.png").read_text() == "plots/tsne/dual/lower.png"
+
+
+def test_writing_it_again_changes_nothing(run):
+    write_record("x", "A title", "What it is.", run)
+    before = tree(run)
+    write_record("x", "A title", "What it is.", run)
+    assert tree(run) == before
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", ".", "", "a\\b", "/tmp", ".hidden"])
+def test_a_name_that_is_no_plain_folder_is_refused(run, name):
+    refused(run, "is not a usable name", name)
+
+
+@pytest.mark.parametrize("path", ["/data/mine.zip", "~/mine", "C:\\\\mine"])
+def test_an_absolute_images_path_is_refused(run, path):
+    (run / "params.yaml").write_text(PARAMS.replace("pictures", f'"{path}"'))
+    refused(run, "images_path is absolute.*put a link beside params.yaml")
+
+
+@pytest.mark.parametrize("text", ["no markers", f"{BEGIN} only", f"{END} {BEGIN}", f"{BEGIN}{END}{BEGIN}{END}"])
+def test_markers_are_checked_before_anything_is_written(run, text):
+    (run / "README.md").write_text(text)
+    refused(run, "lacks the markers")
+
+
+def test_outside_a_repository_or_without_a_commit_is_one_line(run):
+    shutil.rmtree(run / ".git")
+    (run / ".git").write_text("gitdir: nowhere\n")
+    refused(run, "no git repository with commits")
+    (run / ".git").unlink()
+    git(run, "init", "-q")
+    (run / ".git/info/exclude").write_text("*\n")
+    refused(run, "no git repository with commits")
+
+
+@pytest.mark.parametrize("path", ["plots/tsne/dual", "metrics/dual.json"])
+def test_a_variant_that_lacks_files_is_refused(run, path):
+    shutil.rmtree(run / path) if (run / path).is_dir() else (run / path).unlink()
+    refused(run, f"{path}.* does not exist")
 
 
 def test_an_unfinished_run_is_refused(run):

@@ -3,19 +3,21 @@
 import csv
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy
 import pandas
 import pytest
 import torch
+from matplotlib.lines import Line2D
 
 from lib.errors import UserError
-from lib.files import read_arrays, write_arrays, write_json, write_table, write_tensors
+from lib.files import write_arrays, write_json, write_table, write_tensors
+from lib.params.pretraining import Augment, Optimizer
 from lib.report import figures, tables
 from lib.report.overview import overview_figure, read_maps
 from lib.report.plot_tables import accuracy_table, confusion_counts, confusion_table, curves_table
-from lib.report.published import ROWS
 from lib.report.records import Record, read_record
 from lib.report.show import plain, show_table
 from lib.report.words import explanations, standard_error
@@ -25,7 +27,8 @@ TEST_IMAGES = 400
 LATENTS = {"simclr": ["h"], "joint": ["h"], "dual": ["upper", "lower", "both", "mean"]}
 
 
-def write_run(root: Path, variant: str, *, study: bool = True, seed: int = 0) -> None:
+def write_run(root: Path, variant: str, *, study: bool = True, seed: int = 0, mode: str = "probe", top5: float = 97.25,
+              optimizer: Optimizer = Optimizer(), augment: Augment = Augment(), **pretraining) -> None:
     """The files that the stages before the report leave for one variant."""
     draw = numpy.random.default_rng([seed, len(variant)])
     labels = numpy.arange(TEST_IMAGES) % len(CLASSES)
@@ -34,13 +37,14 @@ def write_run(root: Path, variant: str, *, study: bool = True, seed: int = 0) ->
         wrong = draw.random(TEST_IMAGES) < 0.3 + 0.05 * number
         predictions[name] = numpy.where(wrong, draw.integers(0, len(CLASSES), TEST_IMAGES), labels)
         top1 = round(100 * float((predictions[name] == labels).mean()), 2)
-        latents[name] = {"top1": top1, "top5": 97.25, "knn": top1 - 8.5, "validation_probe": top1 + 1,
+        latents[name] = {"top1": top1, "top5": top5, "knn": top1 - 8.5, "validation_probe": top1 + 1,
                          "validation_knn": top1 - 8, "lr": 0.001, "weight_decay": 0.01, "width": 512}
     write_json(root / f"data/scores/{variant}.json", {
         "variant": variant, "method": variant, "main": LATENTS[variant][0], "seed": seed, "dataset": "cifar10",
         "classes": CLASSES, "images": {"fitting": 900, "validation": 100, "train": 1000, "test": TEST_IMAGES},
-        "linear": {"mode": "probe", "epochs": 50, "batch_size": 256, "finetune_lr": 1e-4, "study_epochs": 2},
+        "linear": {"mode": mode, "epochs": 50, "batch_size": 256, "finetune_lr": 1e-4, "study_epochs": 2},
         "knn": {"k": 20, "temperature": 0.1}, "latents": latents,
+        "grid": {"lr": [0.001, 0.01], "weight_decay": [0.001, 0.01, 0.1]},
         "protocol": {"linear": "frozen features", "knn": "cosine, k 20, temperature 0.1", "study": "as it was"},
         "study": {"latent": LATENTS[variant][0], "top1": 71.5, "top5": 98.0, "best_epoch": 2, "curve": [
             {"epoch": 1, "loss": 1.2, "top1": 70.0, "top5": 98.0},
@@ -50,7 +54,9 @@ def write_run(root: Path, variant: str, *, study: bool = True, seed: int = 0) ->
     write_arrays(root / f"data/scores/{variant}.npz", {"labels": labels, **predictions})
     write_tensors(root / f"data/encoders/{variant}.safetensors", {"weight": torch.zeros(1)}, {
         "pretraining": {"encoder": "small", "epochs": 12, "batch_size": 256, "seed": seed,
-                        "gamma": None if variant == "simclr" else 0.01},
+                        "gamma": None if variant == "simclr" else 0.01, "method": variant,
+                        "options": {"temperature": 0.5}, "optimizer": asdict(optimizer), "augment": asdict(augment),
+                        **pretraining},
         "parameters": {"encoder": 1_361_000, "total": 24_615_616}, "data": {"dataset": "cifar10"},
     })
     epochs = numpy.arange(1, 13)
@@ -99,11 +105,11 @@ def test_markdown_is_well_formed(records):
     assert len(blocks) == 2
     for block in blocks:
         assert len({line.count("|") for line in block}) == 1
-    assert page.count("(published)") == 6
+    assert page.count("(published)") == 6 and page.count("| adam 0.001, constant |") == 6
     assert "| simclr | 71.50 | 98.00 | " in page
     assert "| simclr (published) | 85.15 | 99.60 | - | - | - | - |" in page
     assert "| 24,615,616 | 76.5 | cpu x1, 2 threads, bf16 |" in page
-    assert "| - | 24,615,616" in page and "| 0.01 | 24,615,616" in page
+    assert "| - | adam 0.001, constant | 24,615,616" in page and "| 0.01 | adam 0.001, constant | 24,615,616" in page
     assert all(word not in page for word in ("nan |", "None", "<NA>"))
 
 
@@ -119,7 +125,11 @@ def test_words_hold_this_runs_numbers(records):
     assert f"{standard_error(top1, TEST_IMAGES):.2f} at {top1:.2f} (simclr)" in text
     assert "`both` is their concatenation" in text
     assert "cannot be attributed to the loss" in text
-    assert "differs in encoder, epochs, linear.study_epochs" in text
+    assert "This run differs in encoder small instead of resnet50, epochs 12 instead of 100, linear.study_epochs 2 " \
+           "instead of 50, so the two" in text
+    assert "the study also picked its pretraining checkpoint by the best kNN on the test images" in text
+    assert "simclr 0.001, 0.01; joint 0.001, 0.01; dual · upper 0.001, 0.01; " in text
+    assert "may lie beyond it: rate of all." in text
     assert "k 20, temperature 0.1" in text
 
 
@@ -204,14 +214,6 @@ def test_missing_files_are_one_line(tmp_path):
         read_record("simclr", tmp_path)
 
 
-def test_published_rows_have_a_source():
-    from lib.report.published import SOURCE
-
-    assert "psych239" in SOURCE
-    assert [(row.model, row.top1, row.top5) for row in ROWS] \
-        == [("simclr", 85.15, 99.60), ("joint", 83.80, 99.44), ("dual", 82.84, 99.45)]
-
-
 @pytest.mark.parametrize("module", ["stages.results", "stages.overview"])
 def test_help_of_a_stage_imports_nothing_heavy(module):
     code = (f"import sys, runpy; sys.argv = ['x', '--help']\ntry: runpy.run_module({module!r}, run_name='__main__')\n"
@@ -220,5 +222,78 @@ def test_help_of_a_stage_imports_nothing_heavy(module):
     assert ended.stdout.splitlines()[-1] == "[]"
 
 
-def test_arrays_of_the_made_up_runs_need_no_pickle(root):
-    assert read_arrays(root / "data/tsne/dual.npz")["classes"].dtype.kind == "U"
+def differences(tmp_path, variant="joint", **settings) -> str:
+    """What the words name as different from the study, for a run that is else the study's."""
+    study = {"encoder": "resnet50", "epochs": 100}
+    write_run(tmp_path, variant, study=False, **{**study, **settings})
+    sentence = explanations([read_record(variant, tmp_path)])[-1].partition(" This run differs in ")[2]
+    return sentence.partition(", so the two")[0]
+
+
+@pytest.mark.parametrize("settings, words", [
+    ({}, ""),
+    ({"optimizer": Optimizer(schedule="cosine", warmup_epochs=1.0)},
+     "optimizer.schedule cosine instead of constant, optimizer.warmup_epochs 1 instead of 0"),
+    ({"optimizer": Optimizer("sgd", 0.1, 0.0)},
+     "optimizer.name sgd instead of adam, optimizer.lr 0.1 instead of 0.001, "
+     "optimizer.weight_decay 0 instead of 1e-06"),
+    ({"augment": Augment(flip=0.0)}, "augment.flip 0 instead of 0.5"),
+    ({"gamma": 0.1}, "gamma 0.1 instead of 0.01"),
+    ({"batch_size": 64}, "batch_size 64 instead of 256"),
+    ({"options": {"temperature": 0.1}}, "variants.joint.temperature 0.1 instead of 0.5"),
+    ({"options": {"projector_out": 64, "temperature": 0.5}}, "variants.joint.projector_out 64 instead of 128"),
+    ({"options": {"temperature": 0.1}, "method": "other"}, ""),
+])
+def test_what_differs_from_the_study_is_named_with_its_values(tmp_path, settings, words):
+    assert differences(tmp_path, **settings) == words
+
+
+@pytest.mark.parametrize("optimizer, words", [
+    (Optimizer(schedule="cosine", warmup_epochs=1.0), "adam 0.001, cosine, 1 warm-up epoch"),
+    (Optimizer("lars", 1.2, warmup_epochs=10.0), "lars 1.2, constant, 10 warm-up epochs"),
+])
+def test_optimizer_in_words(optimizer, words):
+    assert tables.optimizer_words(optimizer) == words
+
+
+@pytest.mark.parametrize("top5, said", [(95.0, False), (95.5, True)])
+def test_top5_is_called_nearly_always_right_when_it_is(tmp_path, top5, said):
+    write_run(tmp_path, "dual", top5=top5)
+    text = "\n".join(explanations([read_record("dual", tmp_path)]))
+    assert ("nearly always right here, 95.50 at the least" in text) == said == ("nearly always" in text)
+
+
+def test_a_fine_tuned_run_is_called_so(tmp_path, capsys):
+    write_run(tmp_path, "simclr", mode="finetune")
+    records = [read_record("simclr", tmp_path)]
+    page = tables.markdown(records)
+    assert "| Fine-tuned top-1 | Fine-tuned top-5 | Frozen probe, validation top-1 |" in page
+    assert "it does not measure the fine-tuned network" in page
+    assert "fine-tuned top-1" in set(accuracy_table(records)["measure"])
+    assert figures.accuracy_figure(records).legends[0].get_texts()[1].get_text() == "fine-tuned top-1"
+    write_table(tmp_path / "results.csv", tables.result_rows(records))
+    show_table(tmp_path / "results.csv")
+    assert "fine-tuned top-1" in capsys.readouterr().out
+
+
+def test_numbers_of_the_table():
+    cells = [tables.cell("seconds_per_epoch", value) for value in (0.0123, 76.5, 99.97, 999.7, 1234.5)]
+    assert cells == ["0.0123", "76.5", "100", "1000", "1234"]
+
+
+def test_lines_differ_in_marker_and_dash_and_the_axis_names_the_loss(records):
+    panel = figures.curves_figure(records).axes[0]
+    for look in (Line2D.get_color, Line2D.get_marker, lambda line: str(line._unscaled_dash_pattern)):
+        assert len({look(line) for line in panel.lines}) == 3
+    assert panel.get_ylabel() == "total loss (with its gamma term)"
+
+
+def test_overview_marks_what_collapsed_and_what_has_no_legend(root):
+    maps = {"joint": read_maps("joint", root), "dual": read_maps("dual", root)}
+    maps["dual"]["lower"] = numpy.zeros((100, 2))
+    for arrays in maps.values():
+        arrays["classes"] = numpy.array([f"class {number}$" for number in range(21)])
+    figure = overview_figure(maps)
+    titles = [axes.get_title("left") for axes in figure.axes if axes.get_visible()]
+    assert titles == ["joint · h", "dual · upper", "dual · lower - collapsed: all rows equal"]
+    assert not figure.legends and figure.get_suptitle() == "21 classes, no legend"

@@ -44,6 +44,8 @@ def test_curves_have_one_line_per_variant_and_revision(revisions, column, points
     lines = len(VARIANTS) * len(revisions)
     assert (marks.count("line mark"), marks.count("point")) == (lines, lines * points)
     assert {*VARIANTS, *revisions, "The title", "epoch"} <= set(words(svg))
+    shapes = re.findall(r'aria-roledescription="point"[^>]*? d="([^"]*)"', svg)
+    assert len(shapes) == lines * points and len(set(shapes)) == len(VARIANTS)
     dashes = re.findall(r'aria-roledescription="line mark"[^>]*?stroke-dasharray="([^"]*)"', svg)
     assert len(dashes) == lines and len(set(dashes)) == len(revisions)
 

@@ -4,12 +4,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lib.data.store import ImageData
 from lib.errors import UserError
 from lib.evaluate import study
-from lib.evaluate.features import extract, with_combinations
+from lib.evaluate.features import extract
 from lib.evaluate.finetune import finetuned_scores
 from lib.evaluate.knn import knn_scores
 from lib.evaluate.probe import GRID, LEARNING_RATES, WEIGHT_DECAYS, fit_probe
@@ -20,6 +21,7 @@ from lib.params.evaluation import Knn, Linear
 from lib.params.pretraining import Augment
 
 METRICS = ("top1", "top5", "knn")
+COMBINATIONS = ("both", "mean")
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,12 @@ def evaluate(method: nn.Module, about: dict[str, Any], data: ImageData, linear: 
     task = _Task(method, data, linear, knn, machine, seed, recipe, about["variant"])
     print(f"{task.variant}: features of {len(data.train_images)} training and {len(data.test_images)} test images",
           flush=True)
-    train, test = (with_combinations(extract(method, images, data.mean, data.std, machine))
+    train, test = (extract(method, images, data.mean, data.std, machine)
                    for images in (data.train_images, data.test_images))
     latents, predictions = {}, {}
-    for name in train:
-        latents[name], predictions[name] = _latent(task, name, train[name], test[name])
+    for name in (*train, *(COMBINATIONS if len(train) > 1 else ())):
+        latents[name], predictions[name] = _latent(task, name, _one(train, name), _one(test, name))
+    del train, test
     own = None
     if linear.study_epochs:
         own = study.study_protocol(method, data, recipe, linear.study_epochs, machine, seed,
@@ -80,6 +83,14 @@ def write_evaluation(evaluation: Evaluation, test_labels: Tensor, metrics: Path,
     write_json(scores.with_name(f"{scores.name}.json"), evaluation.record)
     arrays = {name: values.numpy() for name, values in evaluation.predictions.items()}
     write_arrays(scores.with_name(f"{scores.name}.npz"), {"labels": test_labels.numpy(), **arrays})
+
+
+def _one(latents: dict[str, Tensor], name: str) -> Tensor:
+    """One entry of `with_combinations` [N, D], built when it is needed: at once they would not fit into memory."""
+    if name in latents:
+        return latents[name]
+    values = list(latents.values())
+    return torch.cat(values, dim=1) if name == "both" else torch.stack(values).mean(0)
 
 
 def _latent(task: _Task, name: str, train: Tensor, test: Tensor) -> tuple[dict[str, Any], Tensor]:
@@ -132,6 +143,7 @@ def _record(task: _Task, about: dict[str, Any], main: str, latents: dict[str, di
                    "train": len(data.train_images), "test": len(data.test_images)},
         "linear": asdict(task.linear),
         "knn": asdict(task.knn),
+        "grid": {"lr": LEARNING_RATES, "weight_decay": WEIGHT_DECAYS},
         "protocol": _protocol(task, main),
         "latents": latents,
         "study": None if own is None else {
@@ -162,7 +174,8 @@ def _protocol(task: _Task, main: str) -> dict[str, str]:
         "study": f"{linear.study_epochs} epochs on all training images augmented as in pretraining, parameters frozen, "
                  f"batch norm moving, Adam {study.LEARNING_RATE:g}, weight decay {study.WEIGHT_DECAY:g}, "
                  f"batch {study.BATCH_SIZE}; latent {main} alone; best epoch on the test images, "
-                 f"for top-1 and top-5 apart" if linear.study_epochs else "not run",
+                 f"for top-1 and top-5 apart; the study also picked its pretraining checkpoint by the best "
+                 f"test kNN, here it is the last epoch's" if linear.study_epochs else "not run",
     }
 
 

@@ -71,6 +71,7 @@ def fit_probe(features: Tensor, labels: Tensor, fitting: Tensor, validation: Ten
                                batch_size=batch_size, seed=seed, label=f"{label}, {len(grid)} settings")
     top1 = [accuracy(inputs[validation] @ weight + bias, labels[validation]) for weight, bias in zip(weights, biases)]
     chosen = max(range(len(grid)), key=lambda i: (top1[i], grid[i].weight_decay, -grid[i].lr))
+    del inputs  # as large as the features: two copies of a wide network's are too many
     both = torch.cat([fitting, validation]).sort().values
     mean, std = _moments(features[both])
     weights, biases = fit_grid((features[both] - mean) / std, labels[both], classes, [grid[chosen]], epochs=epochs,

@@ -2,6 +2,8 @@
 
 Encoder parameters are frozen but the network is in train mode, so that the running statistics of its
 batch norms move; inputs are augmented; the best epoch is picked on the test images. See docs/methods.md, 4.
+One departure remains: the study also picked its pretraining checkpoint by the best kNN on the test images,
+where the network evaluated here is that of the last epoch.
 """
 
 import copy

@@ -8,6 +8,9 @@ from lib.params.evaluation import Tsne
 from lib.seeds import generator
 
 
+EQUAL = 1e-6  # largest spread of a feature, as a share of the largest value, that counts as float32 rounding
+
+
 def choose_points(count: int, points: int, seed: int) -> numpy.ndarray:
     """Indices [min(points, count)] into ``count`` images: the first of one permutation fixed by the seed.
 
@@ -33,15 +36,19 @@ def select(arrays: dict[str, numpy.ndarray], tsne: Tsne) -> tuple[dict[str, nump
 def embed_plane(features: numpy.ndarray, tsne: Tsne) -> numpy.ndarray:
     """Coordinates float32 [N, 2] of features [N, D]: PCA start, fixed seed, one thread.
 
-    With several threads sums would be taken in varying order and two runs would differ.
+    With several threads sums would be taken in varying order and two runs would differ. A collapsed latent,
+    all of whose rows are equal up to rounding, has no neighbours to keep: its points all lie at the origin.
     """
+    features = numpy.asarray(features, dtype=numpy.float32)
+    if numpy.ptp(features, axis=0).max() <= EQUAL * numpy.abs(features).max():
+        return numpy.zeros((len(features), 2), dtype=numpy.float32)
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
     model = TSNE(perplexity=tsne.perplexity, max_iter=tsne.iterations, init="pca", learning_rate="auto",
                  random_state=tsne.seed, n_jobs=1)
     with threadpool_limits(1):
-        return model.fit_transform(numpy.asarray(features, dtype=numpy.float32)).astype(numpy.float32)
+        return model.fit_transform(features).astype(numpy.float32)
 
 
 def title(variant: str, latent: str, asked: int, count: int, perplexity: float) -> str:

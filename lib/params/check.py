@@ -20,6 +20,20 @@ def check_params(raw: dict[str, Any]) -> None:
     pretraining.dataset_params(raw)
     for variant in pretraining.variant_names(raw):
         pretraining.pretraining_params(raw, variant)
-    evaluation.linear_params(raw)
     evaluation.knn_params(raw)
-    evaluation.tsne_params(raw)
+    tsne = evaluation.tsne_params(raw)
+    if tsne.perplexity >= tsne.points:
+        raise UserError(f"params.yaml: tsne.perplexity is {tsne.perplexity:g}; allowed: below tsne.points "
+                        f"({tsne.points})")
+    _refuse_without_effect(pretraining.dataset_params(raw), evaluation.linear_params(raw))
+
+
+def _refuse_without_effect(dataset: pretraining.Dataset, linear: evaluation.Linear) -> None:
+    """An option that changes nothing is a slip: whoever set it expects otherwise."""
+    usual = evaluation.Linear().finetune_lr
+    if linear.mode != "finetune" and linear.finetune_lr != usual:
+        raise UserError(f"params.yaml: linear.finetune_lr is {linear.finetune_lr:g}, which has no effect with "
+                        f"linear.mode {linear.mode}; set linear.mode to finetune, or linear.finetune_lr to {usual:g}")
+    if dataset.dataset != "images" and dataset.images_path:
+        raise UserError(f"params.yaml: images_path is {dataset.images_path!r}, which has no effect with dataset "
+                        f"{dataset.dataset}; set dataset to images, or images_path to \"\"")

@@ -13,11 +13,16 @@ from lib.report.records import Record
 
 # Okabe and Ito's colours, told apart with any colour vision, without the yellow that fades on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-SHADES = {"probe top-1": "#0072B2", "kNN top-1": "#56B4E9", "best top-1, study's protocol": "#E69F00"}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
+SHADES = {"probe top-1": "#0072B2", "fine-tuned top-1": "#0072B2",
+          "kNN top-1": "#56B4E9", "best top-1, study's protocol": "#E69F00"}
+MARKED = 25  # markers on a long line
 CONFUSION_LABELS = 20  # with more classes their names would overlap
 
 STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11,
-         "axes.titleweight": "bold", "figure.constrained_layout.use": True, "legend.frameon": False}
+         "axes.titleweight": "bold", "figure.constrained_layout.use": True, "legend.frameon": False,
+         "text.parse_math": False}  # a dollar sign in a class name is a dollar sign
 
 
 def save_figure(path: Path, draw: Callable[..., Figure], *arguments: Any) -> None:
@@ -28,21 +33,27 @@ def save_figure(path: Path, draw: Callable[..., Figure], *arguments: Any) -> Non
 
 
 def curves_figure(records: Sequence[Record]) -> Figure:
-    """Training loss and kNN accuracy on the validation split, by epoch."""
+    """Training loss and kNN accuracy on the validation split, by epoch.
+
+    A variant has a colour, a marker and a dash of its own. Losses are totals, which objectives do not share.
+    """
     figure = Figure(figsize=(10, 4))
     panels = figure.subplots(1, 2, sharex=True)
-    for colour, record in zip(_cycle(len(records)), records):
+    for number, record in enumerate(records):
         for panel, column in zip(panels, ("loss", "knn")):
             points = record.curve.dropna(subset=[column])
-            panel.plot(points["epoch"], points[column], color=colour, label=record.variant, linewidth=1.8,
-                       marker="o" if len(points) <= 30 else None, markersize=3.5)
-    titles = ("training loss", "kNN top-1 on validation images, %")
-    for panel, title in zip(panels, titles):
+            panel.plot(points["epoch"], points[column], label=record.variant, linewidth=1.8, markersize=4.5,
+                       markevery=max(1, len(points) // MARKED), color=COLOURS[number % len(COLOURS)],
+                       marker=MARKERS[number % len(MARKERS)], linestyle=DASHES[number % len(DASHES)])
+    words = (("training loss", "total loss (with its gamma term)"),
+             ("kNN on validation images", "kNN top-1, %"))
+    for panel, (title, value) in zip(panels, words):
         panel.set_title(title, loc="left")
         panel.set_xlabel("epoch")
+        panel.set_ylabel(value)
         panel.grid(alpha=0.25)
         panel.xaxis.get_major_locator().set_params(integer=True)
-    panels[0].legend()
+    panels[0].legend(handlelength=3.5)
     return figure
 
 
@@ -106,7 +117,3 @@ def _cells(percent: Any) -> list[tuple[tuple[int, int], float]]:
     """The cells that round to at least one percent."""
     return [((row, column), value) for row, line in enumerate(percent) for column, value in enumerate(line)
             if value >= 0.5]
-
-
-def _cycle(count: int) -> list[str]:
-    return [COLOURS[number % len(COLOURS)] for number in range(count)]

@@ -4,6 +4,7 @@ import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,8 +18,7 @@ TEN_COLOURS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59",
                "#92dadd")
 GOLDEN_RATIO = 0.618034
 LIGHTNESSES = (0.45, 0.62, 0.3)
-LEGEND_ROWS = 25
-LEGEND_CLASSES = 100
+LEGEND_CLASSES = 20  # no eye tells more colours apart
 INK_POINTS = 30_000.0  # summed marker area in square points that fills a panel of 6 inches without clogging it
 DOTS_PER_INCH = 150
 
@@ -44,10 +44,20 @@ def scatter(axes: Axes, coordinates: numpy.ndarray, labels: numpy.ndarray, class
         spine.set_color("#cccccc")
 
 
+def remarks(coordinates: numpy.ndarray, classes: Sequence[str]) -> str:
+    """What a title has to add: a collapsed latent (points [N, 2] all at one place), a legend left out."""
+    collapsed = not numpy.ptp(coordinates, axis=0).any()
+    return (" - collapsed: all rows equal" if collapsed else "") + legend_remark(classes)
+
+
+def legend_remark(classes: Sequence[str]) -> str:
+    return f" ({len(classes)} classes, no legend)" if len(classes) > LEGEND_CLASSES else ""
+
+
 def class_legend(figure: Figure, classes: Sequence[str], **place) -> None:
     """Add a legend of class names to the figure; ``place`` goes to its ``legend``.
 
-    Above a hundred classes there is none, since no eye tells so many colours apart.
+    With more than `LEGEND_CLASSES` there is none.
     """
     if len(classes) > LEGEND_CLASSES:
         return
@@ -58,15 +68,17 @@ def class_legend(figure: Figure, classes: Sequence[str], **place) -> None:
 
 def draw_tsne(path: Path, coordinates: numpy.ndarray, labels: numpy.ndarray, classes: Sequence[str],
               title: str) -> None:
-    """Write a PNG of points [N, 2] coloured by labels [N], with the class names beside it."""
-    columns = -(-len(classes) // LEGEND_ROWS) if len(classes) <= LEGEND_CLASSES else 0
+    """Write a PNG of points [N, 2] coloured by labels [N], with the class names beside it.
+
+    Names and title are shown letter by letter, also a dollar sign, which could start a formula.
+    """
     longest = max(len(name) for name in classes)
-    beside = columns * (0.5 + 0.085 * longest) + 0.15
-    figure = Figure(figsize=(6.2 + beside, 6.5), dpi=DOTS_PER_INCH)
-    axes = figure.add_axes((0.1 / (6.2 + beside), 0.1 / 6.5, 6.0 / (6.2 + beside), 6.0 / 6.5))
-    scatter(axes, coordinates, labels, classes)
-    class_legend(figure, classes, ncols=columns, loc="center left", bbox_to_anchor=(6.15 / (6.2 + beside), 0.47),
-                 fontsize=10)
-    left_out = "" if columns else f" ({len(classes)} classes, no legend)"
-    figure.text(0.1 / (6.2 + beside), 6.2 / 6.5, title + left_out, fontsize=12, va="bottom")
-    write_bytes(path, lambda file: figure.savefig(file, format="png"))
+    beside = 0.65 + 0.085 * longest if len(classes) <= LEGEND_CLASSES else 0.15
+    with matplotlib.rc_context({"text.parse_math": False}):
+        figure = Figure(figsize=(6.2 + beside, 6.5), dpi=DOTS_PER_INCH)
+        axes = figure.add_axes((0.1 / (6.2 + beside), 0.1 / 6.5, 6.0 / (6.2 + beside), 6.0 / 6.5))
+        scatter(axes, coordinates, labels, classes)
+        class_legend(figure, classes, loc="center left", bbox_to_anchor=(6.15 / (6.2 + beside), 0.47), fontsize=10)
+        heading = title + remarks(coordinates, classes)
+        figure.text(0.1 / (6.2 + beside), 6.2 / 6.5, heading, fontsize=12 if len(heading) <= 75 else 9, va="bottom")
+        write_bytes(path, lambda file: figure.savefig(file, format="png"))

@@ -7,11 +7,10 @@ import numpy
 from matplotlib.figure import Figure
 
 from lib.files import read_arrays
-from lib.report.figures_tsne import class_legend, scatter
+from lib.report.figures_tsne import class_legend, legend_remark, remarks, scatter
 
 BESIDE = ("labels", "indices", "classes")
 COLUMNS = 4
-LEGEND_ROWS = 25
 
 
 def read_maps(variant: str, root: Path = Path(".")) -> dict[str, numpy.ndarray]:
@@ -31,8 +30,10 @@ def overview_figure(maps: Mapping[str, Mapping[str, numpy.ndarray]]) -> Figure:
         classes = arrays["classes"].tolist()
         panel.spines[:].set_visible(True)
         scatter(panel, arrays[name], arrays["labels"], classes)
-        panel.set_title(f"{variant} · {name}", loc="left")
+        panel.set_title(f"{variant} · {name}{remarks(arrays[name], ())}", loc="left")
     for panel in panels[len(shown):]:
         panel.set_visible(False)
-    class_legend(figure, classes, loc="outside right center", ncols=-(-len(classes) // LEGEND_ROWS), fontsize=9)
+    class_legend(figure, classes, loc="outside right center", fontsize=9)
+    if note := legend_remark(classes):
+        figure.suptitle(note.strip(" ()"), fontsize=10)
     return figure

@@ -20,7 +20,7 @@ def accuracy_table(records: Sequence[Record]) -> pandas.DataFrame:
     rows = []
     for record in records:
         for latent in record.latents:
-            measures = {"probe top-1": latent.top1, "kNN top-1": latent.knn}
+            measures = {"fine-tuned top-1" if record.finetuned else "probe top-1": latent.top1, "kNN top-1": latent.knn}
             if latent is record.main and record.study:
                 measures["best top-1, study's protocol"] = record.study.top1
             rows += [(record.label(latent), record.variant, latent.name, measure, value)

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from lib.params.pretraining import Optimizer
+
+# the options of the study's methods, in the words of params.yaml
+OPTIONS = {"temperature": 0.5, "projector_hidden": 512, "projector_out": 128}
 SOURCE = "README of github.com/jungsunyoo/uci-fall2020-psych239-neuralnet-machine-learning"
 
 
@@ -18,6 +22,7 @@ class Published:
     epochs: int = 100
     batch_size: int = 256
     study_epochs: int = 50
+    optimizer: Optimizer = Optimizer()
 
 
 ROWS = (

@@ -9,10 +9,11 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from lib.errors import UserError
 from lib.files import write_text
+from lib.params.pretraining import dataset_params, load_params, variant_names
 
 RECORDS = Path("docs/results")
 README = Path("README.md")
@@ -28,53 +29,99 @@ PICTURES = {
 
 
 def write_record(name: str, title: str, about: str, root: Path = Path()) -> Path:
-    """Copy the run in ``root`` to docs/results/``name``; returns the folder.
+    """Copy the run in ``root`` to docs/results/``name``; returns the folder. All checks come before the first write.
 
     Raises:
-        UserError: a file of the run is missing, code differs from the commit, or README.md has no markers.
+        UserError: ``name`` is no plain folder name, a file of the run is missing, code differs from the commit or
+            has none, ``images_path`` is absolute, or README.md has no markers.
     """
-    commit = _commit(root)
-    missing = [path for path in COPIED if not (root / path).is_file()]
-    if missing:
-        raise UserError(f"{missing[0]} does not exist; a record needs a finished run: dvc repro")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UserError(f"{name!r} is not a usable name; allowed: letters, digits, ., _ and -, for example "
+                        "2026-01-31-digits")
+    commit, readme = _commit(root), _readme_around(root / README)
+    files = _files(root)
     folder = root / RECORDS / name
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in COPIED:
-        shutil.copyfile(root / path, folder / Path(path).name)
-    results = (folder / "results.md").read_text().removeprefix("# Results\n\n")
-    (folder / "results.md").unlink()
-    made = f"Made with the code of commit {commit}. Settings: [params.yaml](params.yaml), [dvc.lock](dvc.lock); " \
-           "numbers: [results.csv](results.csv), [curves.csv](curves.csv)."
-    pictures = "\n\n".join(f"![{words}]({picture})\n\n{words}." for picture, words in PICTURES.items())
-    write_text(folder / "README.md", f"# {title}\n\n{about}\n\n{made}\n\n{results}\n## Pictures\n\n{pictures}\n")
-    _show_in_readme(root / README, name, title, about, results)
+    for source, target in files.items():
+        (folder / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root / source, folder / target)
+    results = (root / "metrics/results.md").read_text().removeprefix("# Results\n\n")
+    write_text(folder / "README.md", _page(title, about, commit, results, files))
+    write_text(root / README, readme[0] + _block(name, title, about, results) + readme[1])
     return folder
 
 
-def _show_in_readme(readme: Path, name: str, title: str, about: str, results: str) -> None:
-    text = readme.read_text()
-    if BEGIN not in text or END not in text:
-        raise UserError(f"{readme} has no markers; put {BEGIN} and {END} where the table belongs")
+def _files(root: Path) -> dict[str, str]:
+    """Every file of the run that a record keeps, and its place in the record."""
+    files = {path: Path(path).name for path in COPIED if path != "metrics/results.md"}
+    absent = [path for path in COPIED if not (root / path).is_file()]
+    if not absent:
+        raw = load_params(root / "params.yaml")
+        _refuse_absolute(dataset_params(raw).images_path)
+        for variant in variant_names(raw):
+            pictures = sorted((root / "plots/tsne" / variant).glob("*.png"))
+            files |= {f"metrics/{variant}.json": f"metrics/{variant}.json"}
+            files |= {path.relative_to(root).as_posix(): f"tsne/{variant}/{path.name}" for path in pictures}
+            absent += [] if (root / f"metrics/{variant}.json").is_file() else [f"metrics/{variant}.json"]
+            absent += [] if pictures else [f"plots/tsne/{variant}/*.png"]
+    if absent:
+        raise UserError(f"{absent[0]} does not exist; a record needs a finished run: dvc repro")
+    return files
+
+
+def _refuse_absolute(images_path: str) -> None:
+    if Path(images_path).expanduser().is_absolute() or PureWindowsPath(images_path).is_absolute():
+        raise UserError("params.yaml: images_path is absolute, and a record must not name one machine's folders; "
+                        "put a link beside params.yaml, set images_path to its name and run dvc repro")
+
+
+def _page(title: str, about: str, commit: str, results: str, files: dict[str, str]) -> str:
+    made = (f"Made with the code of commit {commit} (the last that changed lib, stages or dvc.yaml). Settings: "
+            "[params.yaml](params.yaml), [dvc.lock](dvc.lock); numbers: [results.csv](results.csv), "
+            "[curves.csv](curves.csv), [metrics](metrics).")
+    pictures = "\n\n".join(f"![{words}]({picture})\n\n{words}." for picture, words in PICTURES.items())
+    large = [target for target in files.values() if target.startswith("tsne/")]
+    names = ", ".join(f"[{Path(target).parent.name} · {Path(target).stem}]({target})" for target in large)
+    return (f"# {title}\n\n{about}\n\n{made}\n\n{results}\n## Pictures\n\n{pictures}\n\n"
+            f"Each t-SNE picture by itself is in [tsne](tsne): {names}.\n")
+
+
+def _readme_around(readme: Path) -> tuple[str, str]:
+    """The text up to the first marker and from the second on, each with its marker."""
+    text = readme.read_text() if readme.is_file() else ""
+    begin, end = text.find(BEGIN), text.find(END)
+    if begin < 0 or end < begin or text.count(BEGIN) > 1 or text.count(END) > 1:
+        raise UserError(f"{readme} lacks the markers; put {BEGIN} and after it {END}, each once, "
+                        "where the table belongs")
+    return text[:begin + len(BEGIN)], text[end:]
+
+
+def _block(name: str, title: str, about: str, results: str) -> str:
     place = f"{RECORDS.as_posix()}/{name}"
     table = results.split("\n\n## ", 1)[0]
     pictures = "\n\n".join(f"![{PICTURES[picture]}]({place}/{picture})" for picture in ("curves.png", "overview.png"))
-    block = (f"**{title}.** {about}\n\n{table}\n\n{pictures}\n\n"
-             f"How to read each column, the runs and all pictures: [{place}]({place}/README.md).")
-    pattern = re.compile(f"{re.escape(BEGIN)}.*{re.escape(END)}", re.DOTALL)
-    write_text(readme, pattern.sub(lambda _: f"{BEGIN}\n{block}\n{END}", text))
+    return (f"\n**{title}.** {about}\n\n{table}\n\n{pictures}\n\n"
+            f"How to read each column, the runs and all pictures: [{place}]({place}/README.md).\n")
 
 
 def _commit(root: Path) -> str:
     """The last commit that changed the code that is there now."""
-    def git(*arguments: str) -> str:
-        command = ["git", *arguments, "--", "lib", "stages", "dvc.yaml"]
-        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
-
-    changed = git("status", "--porcelain")
+    changed = _git(root, "status", "--porcelain")
     if changed:
         raise UserError(f"{changed.split()[-1]} differs from the last commit; a record needs code that can be found "
                         "again: commit it and run dvc repro")
-    return git("log", "-1", "--format=%h of %cs")
+    commit = _git(root, "log", "-1", "--format=%h of %cs")
+    if not commit:
+        raise UserError("no commit holds lib, stages and dvc.yaml; a record needs code that can be found again")
+    return commit
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", *arguments, "--", "lib", "stages", "dvc.yaml"]
+    try:
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        raise UserError("this folder is no git repository with commits; a record needs code that can be found again: "
+                        "git init, commit everything, then run dvc repro") from None
 
 
 if __name__ == "__main__":

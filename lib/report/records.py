@@ -13,13 +13,18 @@ from lib.files import read_about, read_arrays, read_json
 
 @dataclass(frozen=True)
 class Latent:
-    """Accuracies of one latent in percent, on test images but for ``validation``, the probe's top-1."""
+    """Accuracies of one latent in percent, on test images but for ``validation``, the probe's top-1.
+
+    ``lr`` and ``weight_decay`` are the probe's setting that validation chose.
+    """
 
     name: str
     top1: float
     top5: float
     knn: float
     validation: float
+    lr: float
+    weight_decay: float
 
 
 @dataclass(frozen=True)
@@ -35,14 +40,15 @@ class Study:
 class Record:
     """One variant. ``labels`` [M] and ``predictions`` [M] are of the test images and the main latent.
 
-    ``protocol`` tells in words how the numbers came about. ``curve`` has one row per epoch: epoch, loss,
-    its parts, knn, lr, images_per_second, seconds, device.
+    ``grid`` is what the probe's setting was chosen from, by name. ``protocol`` tells in words how the numbers
+    came about. ``curve`` has one row per epoch: epoch, loss, its parts, knn, lr, images_per_second, seconds, device.
     """
 
     variant: str
     latents: list[Latent]
     study: Study | None
     linear: dict[str, Any]
+    grid: dict[str, list[float]]
     protocol: dict[str, str]
     classes: list[str]
     labels: numpy.ndarray
@@ -55,6 +61,11 @@ class Record:
     @property
     def main(self) -> Latent:
         return self.latents[0]
+
+    @property
+    def finetuned(self) -> bool:
+        """Whether top-1 and top-5 are of a fine-tuned network; ``validation`` is the frozen probe's in any case."""
+        return self.linear["mode"] == "finetune"
 
     @property
     def test_images(self) -> int:
@@ -79,7 +90,8 @@ def read_record(variant: str, root: Path = Path(".")) -> Record:
 
 def _record(variant: str, scores: dict[str, Any], arrays: dict[str, numpy.ndarray], about: dict[str, Any],
             curve: pandas.DataFrame) -> Record:
-    latents = [Latent(name, found["top1"], found["top5"], found["knn"], found["validation_probe"])
+    latents = [Latent(name, found["top1"], found["top5"], found["knn"], found["validation_probe"], found["lr"],
+                      found["weight_decay"])
                for name, found in scores["latents"].items()]
     study = scores["study"]
     return Record(
@@ -87,6 +99,7 @@ def _record(variant: str, scores: dict[str, Any], arrays: dict[str, numpy.ndarra
         latents=latents,
         study=Study(study["top1"], study["top5"], len(study["curve"])) if study else None,
         linear=scores["linear"],
+        grid=scores["grid"],
         protocol=scores["protocol"],
         classes=scores["classes"],
         labels=arrays["labels"],

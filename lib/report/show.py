@@ -38,7 +38,10 @@ def _rows(path: Path) -> list[list[str]]:
         raise UserError(f"{path} does not exist; the stage that writes it has not run: dvc repro")
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    return [list(COLUMNS.values()), *([_cell(row[key]) for key in COLUMNS] for row in rows)]
+    names = COLUMNS
+    if any(row["protocol"].startswith("finetune") for row in rows):
+        names = {key: name.replace("probe", "fine-tuned").replace("val.", "probe val.") for key, name in names.items()}
+    return [list(names.values()), *([_cell(row[key]) for key in COLUMNS] for row in rows)]
 
 
 def _cell(text: str) -> str:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import pandas
 
+from lib.params.pretraining import Optimizer
 from lib.report.published import ROWS, Published
 from lib.report.records import Latent, Record
-from lib.report.words import explanations
+from lib.report.words import counted, explanations
 
 ACCURACY = {
     "model": "Model",
@@ -25,13 +26,18 @@ RUN = {
     "batch_size": "Batch",
     "seed": "Seed",
     "gamma": "Gamma",
+    "optimizer": "Optimiser",
     "parameters": "Parameters",
     "seconds_per_epoch": "s/epoch",
     "device": "Device",
     "protocol": "Protocol",
 }
+# what the first columns are called when the whole network was fine-tuned
+FINETUNED = {"top1": "Fine-tuned top-1", "top5": "Fine-tuned top-5",
+             "validation_top1": "Frozen probe, validation top-1"}
+SETTING = ("probe_lr", "probe_weight_decay")
 PERCENT = ("study_top1", "study_top5", "top1", "top5", "validation_top1", "knn")
-COLUMNS = ("model", "variant", "latent", *PERCENT, *(key for key in RUN if key != "model"))
+COLUMNS = ("model", "variant", "latent", *PERCENT, *SETTING, *(key for key in RUN if key != "model"))
 
 
 def result_rows(records: Sequence[Record]) -> pandas.DataFrame:
@@ -44,7 +50,7 @@ def result_rows(records: Sequence[Record]) -> pandas.DataFrame:
     rows += [_row(record, latent) for record in records for latent in record.latents[1:]]
     frame = pandas.DataFrame(rows, columns=list(COLUMNS))
     whole = {name: "Int64" for name in ("epochs", "batch_size", "seed", "parameters")}
-    return frame.astype({**whole, **{name: "float64" for name in (*PERCENT, "gamma", "seconds_per_epoch")}})
+    return frame.astype({**whole, **{name: "float64" for name in (*PERCENT, *SETTING, "gamma", "seconds_per_epoch")}})
 
 
 def markdown(records: Sequence[Record]) -> str:
@@ -52,7 +58,8 @@ def markdown(records: Sequence[Record]) -> str:
     frame = result_rows(records)
     runs = frame.head(len(records) + len(ROWS))
     runs = runs.assign(model=runs["model"].where(runs["latent"].isna(), runs["variant"]))
-    parts = ["# Results", "Accuracies in percent.", _table(frame, ACCURACY),
+    accuracy = ACCURACY | (FINETUNED if any(record.finetuned for record in records) else {})
+    parts = ["# Results", "Accuracies in percent.", _table(frame, accuracy),
              "## How to read the columns", "\n".join(f"- {line}" for line in explanations(records)),
              "## Runs", _table(runs, RUN)]
     return "\n\n".join(parts) + "\n"
@@ -67,7 +74,7 @@ def cell(key: str, value: object) -> str:
     if key == "parameters":
         return f"{value:,}"
     if isinstance(value, float):
-        return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
     return str(value)
 
 
@@ -84,17 +91,26 @@ def _row(record: Record, latent: Latent) -> dict[str, object]:
         "top5": latent.top5,
         "validation_top1": latent.validation,
         "knn": latent.knn,
-        "protocol": f"{record.linear['mode']}, {record.linear['epochs']} epochs",
+        "probe_lr": latent.lr,
+        "probe_weight_decay": latent.weight_decay,
+        "protocol": f"{record.linear['mode']}, {counted(record.linear['epochs'], 'epoch')}",
         "dataset": _dataset(record),
         "encoder": params["encoder"],
         "epochs": params["epochs"],
         "batch_size": params["batch_size"],
         "seed": params["seed"],
         "gamma": params["gamma"],
+        "optimizer": optimizer_words(Optimizer(**params["optimizer"])),
         "parameters": record.parameters,
         "seconds_per_epoch": round(float(record.curve["seconds"].median()), 3),
         "device": ", then ".join(dict.fromkeys(record.curve["device"].dropna().astype(str))),
     }
+
+
+def optimizer_words(optimizer: Optimizer) -> str:
+    """For example ``adam 0.001, cosine, 1 warm-up epoch``."""
+    warmup = [counted(optimizer.warmup_epochs, "warm-up epoch")] if optimizer.warmup_epochs else []
+    return ", ".join([f"{optimizer.name} {optimizer.lr:g}", optimizer.schedule, *warmup])
 
 
 def _dataset(record: Record) -> str:
@@ -109,18 +125,19 @@ def _published(row: Published) -> dict[str, object]:
         "variant": row.model,
         "study_top1": row.top1,
         "study_top5": row.top5,
-        "protocol": f"best of {row.study_epochs} epochs",
+        "protocol": f"best of {counted(row.study_epochs, 'epoch')}",
         "dataset": row.dataset,
         "encoder": row.encoder,
         "epochs": row.epochs,
         "batch_size": row.batch_size,
         "gamma": row.gamma,
+        "optimizer": optimizer_words(row.optimizer),
     }
 
 
 def _table(frame: pandas.DataFrame, columns: dict[str, str]) -> str:
     """A markdown table; columns of numbers are aligned to the right."""
     body = [[cell(key, row[key]) for key in columns] for _, row in frame.iterrows()]
-    words = [key in ("model", "dataset", "encoder", "device", "protocol") for key in columns]
+    words = [key in ("model", "dataset", "encoder", "optimizer", "device", "protocol") for key in columns]
     lines = [list(columns.values()), ["---" if word else "---:" for word in words], *body]
     return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)

@@ -1,10 +1,14 @@
 """What the columns of the results table mean, in words, with this run's own numbers."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 
-from lib.report.published import ROWS, SOURCE
-from lib.report.records import Record
+from lib.params.pretraining import Augment
+from lib.report.published import OPTIONS, ROWS, SOURCE
+from lib.report.records import Latent, Record
+
+CLEAR_TOP5 = 95.0  # percent; above it for every row, top-5 tells little
 
 
 def standard_error(percent: float, images: int) -> float:
@@ -15,8 +19,13 @@ def standard_error(percent: float, images: int) -> float:
 
 def explanations(records: Sequence[Record]) -> list[str]:
     """One markdown line for each thing that a reader of the table has to know."""
-    return [*_best(records), _probe(records), _knn(records), *_latents(records), _error(records), _seeds(records),
-            *_chance(records), *_published(records)]
+    return [*_best(records), _probe(records), _settings(records), _knn(records), *_latents(records), _error(records),
+            _seeds(records), *_chance(records), *_top5(records), _published(records)]
+
+
+def counted(number: float, thing: str) -> str:
+    """``1 epoch``, ``2 epochs``, ``0.5 epochs``."""
+    return f"{number:g} {thing}{'' if number == 1 else 's'}"
 
 
 def _best(records: Sequence[Record]) -> list[str]:
@@ -26,14 +35,37 @@ def _best(records: Sequence[Record]) -> list[str]:
                 "(`linear.study_epochs: 0`)."]
     return [f"**Best top-1, best top-5**: the study's own protocol, to compare with the published rows and for "
             f"nothing else. Encoder parameters frozen while its BatchNorm statistics move, augmented images, a "
-            f"linear layer trained for {_join(epochs)} epochs on all training images, best epoch picked on the "
-            f"test images, for top-1 and top-5 apart, which flatters both."]
+            f"linear layer trained for {_join(counted(number, 'epoch') for number in epochs)} on all training images, "
+            f"best epoch picked on the test images, for top-1 and top-5 apart, which flatters both. One departure: the "
+            f"study also picked its pretraining checkpoint by the best kNN on the test images; here it is the last "
+            f"epoch's."]
 
 
 def _probe(records: Sequence[Record]) -> str:
     words = _join([record.protocol["linear"] for record in records], "; or ")
-    validation = "of the probe on the validation images, before they are used to fit it"
-    return f"**Probe**: {words}. **Validation**: top-1 {validation}."
+    if any(record.finetuned for record in records):
+        return (f"**Fine-tuned**: {words}. **Frozen probe, validation**: top-1, on the validation images, of the probe "
+                f"on frozen features that fine-tuning starts from, before they are used to fit it; it does not measure "
+                f"the fine-tuned network.")
+    return (f"**Probe**: {words}. **Validation**: top-1 of the probe on the validation images, before they are used "
+            f"to fit it.")
+
+
+def _settings(records: Sequence[Record]) -> str:
+    """What validation chose for each latent, and where that is the grid's first or last value."""
+    rows = [(record, latent) for record in records for latent in record.latents]
+    chosen = _join([f"{record.label(latent)} {latent.lr:g}, {latent.weight_decay:g}" for record, latent in rows], "; ")
+    ends = []
+    for key, words in (("lr", "rate"), ("weight_decay", "weight decay")):
+        names = [record.label(latent) for record, latent in rows if _at_an_end(record, latent, key)]
+        if names:
+            ends.append(f"{words} of {'all' if len(names) == len(rows) else _join(names)}")
+    beyond = f" At an end of the grid, so that a better one may lie beyond it: {'; '.join(ends)}." if ends else ""
+    return f"**Chosen settings** of the probe (rate, weight decay): {chosen}.{beyond}"
+
+
+def _at_an_end(record: Record, latent: Latent, key: str) -> bool:
+    return getattr(latent, key) in (min(record.grid[key]), max(record.grid[key]))
 
 
 def _knn(records: Sequence[Record]) -> str:
@@ -60,7 +92,7 @@ def _error(records: Sequence[Record]) -> str:
     errors = _join([f"{standard_error(record.main.top1, record.test_images):.2f} at {record.main.top1:.2f} "
                     f"({record.variant})" for record in records])
     images = _join([f"{count:,}" for count in sorted({record.test_images for record in records})])
-    return (f"**Standard error** of a probe's top-1 from the choice of the {images} test images alone "
+    return (f"**Standard error** of the main latent's top-1 from the choice of the {images} test images alone "
             f"(binomial), in points: {errors}.")
 
 
@@ -73,27 +105,51 @@ def _seeds(records: Sequence[Record]) -> str:
 def _chance(records: Sequence[Record]) -> list[str]:
     lines = []
     for count in sorted({len(record.classes) for record in records}):
-        line = (f"**Chance** with {count} classes is {100 / count:.3g} for top-1 and "
-                f"{min(100, 500 / count):.3g} for top-5.")
-        lines.append(line + (" Top-5 is nearly always right here and tells little." if count <= 10 else ""))
+        lines.append(f"**Chance** with {count} classes is {100 / count:.3g} for "
+                     f"top-1 and {min(100, 500 / count):.3g} for top-5.")
     return lines
 
 
-def _published(records: Sequence[Record]) -> list[str]:
+def _top5(records: Sequence[Record]) -> list[str]:
+    lowest = min(latent.top5 for record in records for latent in record.latents)
+    if lowest <= CLEAR_TOP5:
+        return []
+    return [f"**Top-5** is nearly always right here, {lowest:.2f} at the least, and tells little."]
+
+
+def _published(records: Sequence[Record]) -> str:
     row = ROWS[0]
-    line = (f"**Published** rows: {SOURCE}; {row.encoder} on {row.dataset}, {row.epochs} epochs, batch "
+    line = (f"**Published** rows: {SOURCE}; {row.encoder} on {row.dataset}, {counted(row.epochs, 'epoch')}, batch "
             f"{row.batch_size}, one training per model, best test epoch of {row.study_epochs}.")
-    differing = [name for name, ours, theirs in (
-        ("dataset", {record.data["dataset"] for record in records}, row.dataset),
-        *((key, {record.pretraining[key] for record in records}, getattr(row, key))
-          for key in ("encoder", "epochs", "batch_size")),
-        ("linear.study_epochs", {record.study.epochs for record in records if record.study}, row.study_epochs),
-    ) if ours - {theirs}]
+    differing = [f"{name} {_join(found, ' and ')} instead of {_text(theirs)}"
+                 for name, ours, theirs in _compared(records)
+                 if (found := [value for value in ours if value != theirs])]
     if differing:
         line += f" This run differs in {_join(differing)}, so the two do not measure the same thing."
-    return [line]
+    return line
+
+
+def _compared(records: Sequence[Record]) -> Iterator[tuple[str, list[object], object]]:
+    """Each setting's name in params.yaml, its values in this run, and the study's."""
+    row, runs = ROWS[0], [record.pretraining for record in records]
+    yield "dataset", [record.data["dataset"] for record in records], row.dataset
+    for key in ("encoder", "epochs", "batch_size"):
+        yield key, [run[key] for run in runs], getattr(row, key)
+    yield "gamma", [run["gamma"] for run in runs if run["gamma"] is not None], max(row.gamma or 0 for row in ROWS)
+    for block, theirs in (("optimizer", asdict(row.optimizer)), ("augment", asdict(Augment()))):
+        for key, value in theirs.items():
+            yield f"{block}.{key}", [run[block][key] for run in runs], value
+    for record, run in zip(records, runs):
+        if run["method"] in {row.model for row in ROWS}:
+            for key, value in run["options"].items():
+                yield f"variants.{record.variant}.{key}", [value], OPTIONS.get(key)
+    yield "linear.study_epochs", [record.study.epochs for record in records if record.study], row.study_epochs
 
 
 def _join(items: Iterable[object], between: str = ", ") -> str:
     """Each different item once, in order."""
-    return between.join(dict.fromkeys(str(item) for item in items))
+    return between.join(dict.fromkeys(_text(item) for item in items))
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
