@@ -7,7 +7,7 @@ import torch
 
 from lib.errors import UserError
 from lib.evaluate.embeddings import embed_test
-from lib.evaluate.features import evaluating, extract, with_combinations
+from lib.evaluate.features import evaluating, extract, latent_names, one_latent
 from lib.evaluate.knn import knn_scores
 from lib.evaluate.scores import accuracy
 from tests.evaluate_fakes import MACHINE, same_state, state, tiny_data, tiny_method
@@ -47,15 +47,17 @@ def test_extract_says_that_pretraining_diverged():
 
 def test_combinations():
     upper, lower = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 6.0]])
-    found = with_combinations({"upper": upper, "lower": lower})
-    assert list(found) == ["upper", "lower", "both", "mean"]
+    latents = {"upper": upper, "lower": lower}
+    assert latent_names(latents) == ("upper", "lower", "both", "mean")
+    found = {name: one_latent(latents, name) for name in latent_names(latents)}
+    assert torch.equal(found["upper"], upper) and torch.equal(found["lower"], lower)
     assert found["both"].tolist() == [[1, 2, 3, 6]] and found["mean"].tolist() == [[2, 4]]
-    assert list(with_combinations({"h": upper})) == ["h"]
+    assert latent_names({"h": upper}) == ("h",)
 
 
 def test_mean_of_the_halves_is_global_pooling():
     halves, whole, data = tiny_method(("upper", "lower")), tiny_method(), tiny_data()
-    mean = with_combinations(extract(halves, data.test_images, data.mean, data.std, MACHINE))["mean"]
+    mean = one_latent(extract(halves, data.test_images, data.mean, data.std, MACHINE), "mean")
     pooled = extract(whole, data.test_images, data.mean, data.std, MACHINE)["h"]
     torch.testing.assert_close(mean, pooled, rtol=1e-5, atol=1e-6)
 

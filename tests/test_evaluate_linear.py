@@ -9,7 +9,7 @@ from lib.errors import UserError
 from lib.evaluate import linear as linear_stage
 from lib.evaluate import study
 from lib.evaluate.batches import augmented_batches
-from lib.evaluate.features import extract, with_combinations
+from lib.evaluate.features import extract
 from lib.evaluate.finetune import finetuned_scores
 from lib.evaluate.knn import knn_scores
 from lib.evaluate.linear import evaluate, write_evaluation
@@ -193,14 +193,6 @@ def test_neighbours_come_from_the_right_split(monkeypatch):
     assert len(calls) == 2 and all(call[3] == {"k": 9, "temperature": 0.3, "classes": 3} for call in calls)
     for call, tensors in zip(calls, expected):
         assert [torch.equal(found, wanted) for found, wanted in zip(call, tensors)] == [True] * 3
-
-
-def test_latents_built_one_at_a_time_are_the_combinations():
-    draw = torch.Generator().manual_seed(3)
-    latents = {name: torch.randn(7, 5, generator=draw) for name in ("upper", "lower")}
-    whole = with_combinations(latents)
-    assert list(whole) == [*latents, *linear_stage.COMBINATIONS]
-    assert all(torch.equal(linear_stage._one(latents, name), values) for name, values in whole.items())
 
 
 def batches(data, **changes):

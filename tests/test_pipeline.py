@@ -38,7 +38,9 @@ class Project:
         listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True,
                                 capture_output=True, check=True).stdout.splitlines()
         for name in listed:
-            if (ROOT / name).is_file():
+            output = Path(name).parts[0] in ("metrics", "plots") and Path(name).name != "README.md"
+            generated = output or name == "dvc.lock"  # the project may hold a run, such as the demo's
+            if (ROOT / name).is_file() and not generated:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, folder / name)
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -9,6 +9,8 @@ from lib.errors import UserError
 from lib.machine import Machine, computing
 from lib.views.augment import normalize
 
+COMBINATIONS = ("both", "mean")
+
 
 @contextmanager
 def evaluating(network: nn.Module):
@@ -53,13 +55,18 @@ def extract(method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machin
     return found
 
 
-def with_combinations(latents: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The latents, and when there are several also "both" and "mean".
+def latent_names(latents: dict[str, Tensor]) -> tuple[str, ...]:
+    """The latents that are scored: those given, and when there are several also `COMBINATIONS`."""
+    return (*latents, *(COMBINATIONS if len(latents) > 1 else ()))
 
-    "both" is their concatenation in order. "mean" is their mean, the control of the same width as
-    one of them: for two halves of a map it is the global average.
+
+def one_latent(latents: dict[str, Tensor], name: str) -> Tensor:
+    """One of `latent_names` [N, D], combinations built when they are asked for: at once they may not fit into memory.
+
+    "both" is the concatenation of all latents in order. "mean" is their mean, the control of the same width
+    as one of them: for two halves of a map it is the global average.
     """
-    if len(latents) < 2:
-        return dict(latents)
+    if name in latents:
+        return latents[name]
     values = list(latents.values())
-    return {**latents, "both": torch.cat(values, dim=1), "mean": torch.stack(values).mean(0)}
+    return {"both": lambda: torch.cat(values, dim=1), "mean": lambda: torch.stack(values).mean(0)}[name]()

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from lib.data.store import ImageData
 from lib.evaluate.batches import augmented_batches
-from lib.evaluate.features import extract, with_combinations
+from lib.evaluate.features import extract, one_latent
 from lib.evaluate.probe import Probe
 from lib.evaluate.progress import Lines
 from lib.machine import Machine, computing
@@ -27,7 +27,7 @@ def finetuned_scores(method: nn.Module, latent: str, probe: Probe, data: ImageDa
                      linear: Linear, machine: Machine, seed: int, label: str = "finetune") -> Tensor:
     """Logits [M, C] of the test images from a copy of ``method`` trained on all training images.
 
-    The linear layer reads ``latent``, a name of `with_combinations`. Of ``recipe``, pretraining's augmentation,
+    The linear layer reads ``latent``, one of `latent_names`. Of ``recipe``, pretraining's augmentation,
     crops and flips are used. ``method`` itself is not touched.
     """
     network = copy.deepcopy(method).to(machine.device, memory_format=torch.channels_last).requires_grad_(True)
@@ -45,14 +45,14 @@ def finetuned_scores(method: nn.Module, latent: str, probe: Probe, data: ImageDa
                                                  purpose="finetune", epoch=epoch):
             with computing(machine):
                 latents = network.latents(inputs)
-            features = with_combinations({name: values.float() for name, values in latents.items()})[latent]
+            features = one_latent({name: values.float() for name, values in latents.items()}, latent)
             loss = functional.cross_entropy(layer(features), targets)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
         lines.epoch(epoch, loss=loss.item())
-    features = with_combinations(extract(network, data.test_images, data.mean, data.std, machine))[latent]
+    features = one_latent(extract(network, data.test_images, data.mean, data.std, machine), latent)
     with torch.no_grad():
         return layer(features.to(machine.device)).cpu()
 

@@ -4,13 +4,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lib.data.store import ImageData
 from lib.errors import UserError
 from lib.evaluate import study
-from lib.evaluate.features import extract
+from lib.evaluate.features import extract, latent_names, one_latent
 from lib.evaluate.finetune import finetuned_scores
 from lib.evaluate.knn import knn_scores
 from lib.evaluate.probe import GRID, LEARNING_RATES, WEIGHT_DECAYS, fit_probe
@@ -21,7 +20,6 @@ from lib.params.evaluation import Knn, Linear
 from lib.params.pretraining import Augment
 
 METRICS = ("top1", "top5", "knn")
-COMBINATIONS = ("both", "mean")
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,8 @@ def evaluate(method: nn.Module, about: dict[str, Any], data: ImageData, linear: 
     train, test = (extract(method, images, data.mean, data.std, machine)
                    for images in (data.train_images, data.test_images))
     latents, predictions = {}, {}
-    for name in (*train, *(COMBINATIONS if len(train) > 1 else ())):
-        latents[name], predictions[name] = _latent(task, name, _one(train, name), _one(test, name))
+    for name in latent_names(train):
+        latents[name], predictions[name] = _latent(task, name, one_latent(train, name), one_latent(test, name))
     del train, test
     own = None
     if linear.study_epochs:
@@ -83,14 +81,6 @@ def write_evaluation(evaluation: Evaluation, test_labels: Tensor, metrics: Path,
     write_json(scores.with_name(f"{scores.name}.json"), evaluation.record)
     arrays = {name: values.numpy() for name, values in evaluation.predictions.items()}
     write_arrays(scores.with_name(f"{scores.name}.npz"), {"labels": test_labels.numpy(), **arrays})
-
-
-def _one(latents: dict[str, Tensor], name: str) -> Tensor:
-    """One entry of `with_combinations` [N, D], built when it is needed: at once they would not fit into memory."""
-    if name in latents:
-        return latents[name]
-    values = list(latents.values())
-    return torch.cat(values, dim=1) if name == "both" else torch.stack(values).mean(0)
 
 
 def _latent(task: _Task, name: str, train: Tensor, test: Tensor) -> tuple[dict[str, Any], Tensor]:
