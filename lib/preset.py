@@ -7,7 +7,7 @@ order and everything else keep their bytes, so that a preset and back again leav
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,18 +95,32 @@ def apply_preset(name: str, settings: list[str], params: Path = PARAMS_FILE,
                  folder: Path = PRESETS_FOLDER) -> list[str]:
     """Write the preset, then ``settings``, into ``params``; returns one line for each change.
 
+    A preset's value for a variant that ``params`` no longer has is left out, with a line that says so.
     The result is checked as a whole first: a UserError leaves the file as it was.
     """
-    wanted = {**read_preset(BASE, folder), **read_preset(name, folder), **parse_settings(settings)}
     try:
         before = Path(params).read_bytes().decode()
     except OSError as error:
         raise UserError(f"cannot read {params}: {error.strerror}; run from the repository's folder") from None
-    after, changes = overlay(before, wanted)
+    present = _variants(scalars(before, "params.yaml"))
+    preset = {**read_preset(BASE, folder), **read_preset(name, folder)}
+    absent = {key: variant for key in preset if (variant := _variant(key)) not in {None, *present}}
+    wanted = {key: source for key, source in preset.items() if key not in absent}
+    after, changes = overlay(before, {**wanted, **parse_settings(settings)})
     check_params(yaml.load(after, Loader=Loader))
     if changes:
         write_text(params, after)
-    return changes
+    return changes + [f"{key}: left out, params.yaml has no variant {variant}" for key, variant in absent.items()]
+
+
+def _variant(key: str) -> str | None:
+    """``"joint"`` of ``"variants.joint.temperature"``; None for a key of no variant."""
+    first, _, rest = key.partition(".")
+    return rest.partition(".")[0] if first == "variants" else None
+
+
+def _variants(keys: Iterable[str]) -> set[str]:
+    return {variant for key in keys if (variant := _variant(key)) is not None}
 
 
 def describe(name: str, folder: Path = PRESETS_FOLDER) -> str:

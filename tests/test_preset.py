@@ -117,3 +117,14 @@ def test_the_command_refuses_in_one_line(arguments, message):
 def test_the_command_lists_presets():
     ended = subprocess.run([sys.executable, "-m", "lib.preset"], capture_output=True, text=True, check=True)
     assert [line.split()[0] for line in ended.stdout.splitlines()] == ["cpu", "demo", "study"]
+
+
+def test_a_presets_value_for_a_removed_variant_is_left_out_and_said(params):
+    text = params.read_text()
+    start, end = text.index("  joint:\n"), text.index("  dual:\n")
+    params.write_text(text[:start] + text[end:])
+    changes = apply_preset("cpu", [], params)
+    assert "variants.joint.temperature: left out, params.yaml has no variant joint" in changes
+    assert load_yaml(params)["variants"]["dual"]["temperature"] == 0.2
+    with pytest.raises(UserError, match="params.yaml has no key variants.joint.temperature"):
+        apply_preset("cpu", ["variants.joint.temperature=0.1"], params)
