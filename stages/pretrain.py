@@ -11,7 +11,8 @@ def main(raw: dict, variant: str) -> None:
 
     from lib.core import processes
     from lib.core.checkpoint import CheckpointStore, fingerprint
-    from lib.core.loop import Pretrainer, check_batch, pretrain
+    from lib.core.loop import pretrain
+    from lib.core.trainer import Pretrainer, check_batch
     from lib.data.store import IMAGES_FILE, load_data
     from lib.evaluate.monitor import knn_monitor
     from lib.files import read_about

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from lib.core.checkpoint import LIBRARY, CheckpointStore, fingerprint, prune
-from lib.core.loop import Pretrainer, check_batch, pretrain
+from lib.core.loop import pretrain
+from lib.core.trainer import Pretrainer, check_batch
 from lib.core.optimizers import LARS, build_optimizer
 from lib.core.progress import duration
 from lib.core.schedule import learning_rate
@@ -236,9 +237,9 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
 def test_draws_do_not_depend_on_the_split_of_the_batch():
     run = trainer()
     order = run.order(0)[0]
-    whole = run.views(0, 0, order)
-    run.rows = slice(8, 16)
-    for view, part in zip(whole, run.views(0, 0, order)):
+    draws = run.draws(0, 0)
+    whole = run.views(draws, order, slice(0, 16))
+    for view, part in zip(whole, run.views(draws, order, slice(8, 16))):
         torch.testing.assert_close(view[8:16], part)
 
 

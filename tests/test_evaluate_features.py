@@ -75,12 +75,12 @@ def test_knn_equals_its_loop_form():
         assert scores[row].tolist() == pytest.approx([value / scale for value in expected], rel=1e-4)
 
 
-def test_knn_in_chunks_is_the_same(monkeypatch):
+def test_knn_in_tiles_is_the_same(monkeypatch):
     draw = torch.Generator().manual_seed(2)
     bank, queries = torch.randn(30, 6, generator=draw), torch.randn(20, 6, generator=draw)
     labels = torch.randint(0, 3, (30,), generator=draw)
     whole = knn_scores(bank, labels, queries, 5, 0.5, 3)
-    monkeypatch.setattr("lib.evaluate.knn.CHUNK_ELEMENTS", 90)
+    monkeypatch.setattr("lib.tiles.ELEMENTS", 90)
     torch.testing.assert_close(knn_scores(bank, labels, queries, 5, 0.5, 3), whole, rtol=1e-5, atol=1e-6)
 
 

@@ -5,8 +5,11 @@ import math
 import pytest
 import torch
 from pytorch_metric_learning.losses import NTXentLoss, SelfSupervisedLoss
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from lib import tiles
 from lib.losses.ntxent import nt_xent
 from lib.losses.view_distance import frobenius_distance
 
@@ -27,6 +30,25 @@ def nt_xent_by_loops(first, second, temperature: float) -> float:
         others = sum(math.exp(float(row @ other) / temperature) for k, other in enumerate(rows) if k != i)
         total += -float(row @ rows[partner]) / temperature + math.log(others)
     return total / len(rows)
+
+
+def nt_xent_at_once(first, second, temperature: float) -> torch.Tensor:
+    """The whole matrix, differentiated by autograd."""
+    rows = torch.cat([first, second])
+    logits = (rows @ rows.T / temperature).masked_fill(torch.eye(len(rows), dtype=torch.bool), -torch.inf)
+    return cross_entropy(logits, torch.arange(len(rows)).roll(len(first)))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most elements that any operation gave back."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.elements = max([self.elements, *(leaf.numel() for leaf in tree_leaves(result)
+                                              if isinstance(leaf, torch.Tensor))])
+        return result
 
 
 def simplex(count: int) -> torch.Tensor:
@@ -115,6 +137,39 @@ def test_nt_xent_gradient_is_the_numerical_one():
     nt_xent(rows[:3], rows[3:], 0.5).backward()
     numerical = (value(1e-4) - value(-1e-4)) / 2e-4
     assert (raw.grad * direction).sum().item() == pytest.approx(numerical, abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5])
+@pytest.mark.parametrize("elements", [1, 5 * 42, 42 * 42])  # one row, five rows, all 42 rows at a time
+def test_nt_xent_in_tiles_has_the_value_and_gradient_of_the_whole_matrix(monkeypatch, temperature, elements):
+    monkeypatch.setattr(tiles, "ELEMENTS", elements)
+    raw = torch.randn(2, 21, 8, generator=torch.Generator().manual_seed(6))
+    gradients = []
+    for function in (nt_xent, nt_xent_at_once):
+        leaf = raw.clone().requires_grad_()
+        value = function(*normalize(leaf, dim=2), temperature)
+        (3 * value).backward()
+        gradients.append((value.detach(), leaf.grad))
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-5)
+
+
+def test_nt_xent_passes_the_numerical_check_of_its_gradient(monkeypatch):
+    monkeypatch.setattr(tiles, "ELEMENTS", 30)
+    first, second = (rows.requires_grad_() for rows in random_pair(5, 4, dtype=torch.float64))
+    assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, 0.3), (first, second))
+
+
+def test_nt_xent_never_holds_its_matrix(monkeypatch):
+    monkeypatch.setattr(tiles, "ELEMENTS", 2**14)
+    first, second = (rows.requires_grad_() for rows in random_pair(512, 8))
+    with LargestTensor() as largest:
+        nt_xent(first, second, 0.5).backward()
+    assert largest.elements == 2**14  # the matrix has 2**20
+
+
+def test_tiles_cover_every_row_once():
+    assert [(part.start, part.stop) for part in tiles.tiles(7, 10, 30)] == [(0, 3), (3, 6), (6, 7)]
+    assert [(part.start, part.stop) for part in tiles.tiles(2, 10, 3)] == [(0, 1), (1, 2)]
 
 
 def test_distance_equals_its_formula_and_the_mean_cosine():

@@ -4,7 +4,7 @@ import torch
 from torch import distributed, nn
 
 from lib.core import processes
-from lib.core.loop import Pretrainer
+from lib.core.trainer import Pretrainer, micro_batches
 from lib.methods import build_method
 from tests.examples import CPU, images, params_file, pretraining
 
@@ -27,12 +27,13 @@ def main() -> None:
         without_batch_norm(method)
         run = Pretrainer(method, images(), params, CPU)
         order = run.order(0)[0]
-        shared = run.gradient(run.views(0, 0, order))
+        shared = run.gradient(0, 0, order)
         gradients = [weight.grad.clone() for weight in method.parameters()]
         method.zero_grad()
         world, processes.world = processes.world, lambda: 1
         run.rows = slice(0, params.batch_size)
-        alone = run.gradient(run.views(0, 0, order))
+        run.micro_batches = micro_batches(run.rows, 0)
+        alone = run.gradient(0, 0, order)
         processes.world = world
         torch.testing.assert_close(shared, alone, atol=1e-6, rtol=1e-6)
         for gradient, weight in zip(gradients, method.parameters()):

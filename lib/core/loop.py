@@ -1,147 +1,21 @@
-"""The pretraining loop, the same for every method.
+"""The pretraining loop, the same for every method: epochs, checkpoints, the curve and what is said meanwhile."""
 
-Images stay on the device as uint8. Every random draw is a function of (seed, epoch, step, view) and of
-the row's position in the global batch, so neither a resume nor another number of processes changes it.
-"""
-
-import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas
 import torch
-from torch import Tensor
 
 from lib.core import processes
 from lib.core.checkpoint import CheckpointStore
-from lib.core.optimizers import build_optimizer
 from lib.core.progress import StepProgress, duration
-from lib.core.schedule import learning_rate
-from lib.data.store import ImageData
+from lib.core.trainer import Position, Pretrainer
 from lib.errors import UserError
 from lib.files import write_table
-from lib.machine import Machine, computing
-from lib.params.pretraining import Pretraining
-from lib.seeds import generator
-from lib.views.augment import augment, draw
 
-ESTIMATE_IMAGES = 64
 DAY = 86400.0
-
-
-@dataclass
-class Position:
-    """Where a training is: the next step, what the current epoch has summed, and the epochs done."""
-
-    epoch: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    sums: list[float] = field(default_factory=list)
-    history: list[dict[str, Any]] = field(default_factory=list)
-
-
-def check_batch(params: Pretraining, images: int, processes_wanted: int) -> None:
-    """Raise UserError if the batch is larger than the data or cannot be shared evenly."""
-    if params.batch_size > images:
-        raise UserError(f"params.yaml: batch_size is {params.batch_size}; "
-                        f"allowed: at most the number of training images, {images}")
-    if params.batch_size % processes_wanted:
-        raise UserError(f"params.yaml: batch_size is {params.batch_size}; allowed with the machine setting "
-                        f"processes {processes_wanted}: a multiple of {processes_wanted}")
-
-
-class Pretrainer:
-    """One variant's training: the method, its optimiser and its position."""
-
-    def __init__(self, method: torch.nn.Module, data: ImageData, params: Pretraining, machine: Machine) -> None:
-        images = data.train_images
-        check_batch(params, len(images), processes.world())
-        self.params, self.machine = params, machine
-        self.rows = processes.own_rows(params.batch_size)
-        self.images = images.to(machine.device)
-        self.mean, self.std = data.mean.to(machine.device), data.std.to(machine.device)
-        method = method.to(machine.device, memory_format=torch.channels_last).train()
-        self.method = processes.share_statistics(method, machine)
-        self.optimizer = build_optimizer(self.method, params.optimizer)
-        self.steps_per_epoch = len(images) // params.batch_size
-        self.position = Position()
-
-    @property
-    def steps(self) -> int:
-        return self.steps_per_epoch * self.params.epochs
-
-    def views(self, epoch: int, step: int, indices: Tensor) -> list[Tensor]:
-        """This process's augmented views of one global batch, [B, 3, S, S] each."""
-        images = self.images[indices[self.rows]]
-        height, width = images.shape[-2:]
-        views = []
-        for view in range(self.method.views):
-            stream = generator(self.params.seed, "view", epoch, step, view)
-            draws = draw(self.params.augment, stream, len(indices), height, width)
-            batch = augment(images, draws.rows(self.rows), self.mean, self.std)
-            views.append(batch.contiguous(memory_format=torch.channels_last))
-        return views
-
-    def gradient(self, views: list[Tensor]) -> Tensor:
-        """Leave the whole batch's gradient in the parameters; returns [total, parts...] and keeps their names."""
-        with computing(self.machine):
-            embeddings = self.method.embed(views)
-        whole = {name: processes.gather(rows.float()) for name, rows in embeddings.items()}
-        total, parts = self.method.loss(whole)
-        total.backward()
-        processes.sum_gradients(self.method)
-        self.part_names = list(parts)
-        return torch.stack([total, *parts.values()]).detach().double()
-
-    def step(self, epoch: int, step: int, indices: Tensor) -> Tensor:
-        """One optimised step on the images at ``indices`` [B]; returns [total, parts...]."""
-        number = epoch * self.steps_per_epoch + step
-        torch.manual_seed(generator(self.params.seed, "step", epoch, step).initial_seed())
-        values = self.gradient(self.views(epoch, step, indices))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(number)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.method.after_step(number)
-        return values
-
-    def learning_rate(self, number: int) -> float:
-        rule = self.params.optimizer
-        warmup = round(rule.warmup_epochs * self.steps_per_epoch)
-        return learning_rate(number, self.steps, warmup, rule.lr, rule.schedule)
-
-    def order(self, epoch: int) -> Tensor:
-        """The epoch's order of the images, cut into whole batches: [steps, B]."""
-        shuffled = torch.randperm(len(self.images), generator=generator(self.params.seed, "order", epoch))
-        count = self.steps_per_epoch * self.params.batch_size
-        return shuffled[:count].view(self.steps_per_epoch, self.params.batch_size).to(self.machine.device)
-
-    def estimate(self) -> float:
-        """Seconds that the whole training will take, from one timed step of a copy: a few images on a CPU."""
-        trial = copy.copy(self)
-        trial.method = copy.deepcopy(self.method)
-        if torch.device(self.machine.device).type == "cpu":
-            trial.rows = slice(0, min(ESTIMATE_IMAGES, self.rows.stop - self.rows.start))
-        indices = torch.arange(self.params.batch_size, device=self.machine.device)
-        for _ in range(2):  # the first call warms up
-            started = time.monotonic()
-            trial.gradient(trial.views(0, 0, indices)).tolist()  # waits for the device
-        share = (self.rows.stop - self.rows.start) / (trial.rows.stop - trial.rows.start)
-        return (time.monotonic() - started) * share * self.steps
-
-    def state(self) -> dict[str, Any]:
-        return {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "position": vars(self.position)}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.method.load_state_dict(state["method"])
-        if "optimizer" in state:  # a finished training keeps none
-            self.optimizer.load_state_dict(state["optimizer"])
-        self.position = Position(**state["position"])
 
 
 def pretrain(trainer: Pretrainer, store: CheckpointStore, curve: Path,

@@ -5,8 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lib.errors import UserError
-
-CHUNK_ELEMENTS = 2**25
+from lib.tiles import tiles
 
 
 def knn_scores(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, temperature: float,
@@ -28,9 +27,8 @@ def knn_scores(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, tempe
     bank = functional.normalize(bank.float(), dim=1)
     queries = functional.normalize(queries.float(), dim=1)
     scores = queries.new_zeros(len(queries), classes)
-    rows = max(1, CHUNK_ELEMENTS // len(bank))
-    for part, out in zip(queries.split(rows), scores.split(rows)):
-        similarity, index = (part @ bank.T).topk(k, dim=1)  # [n, k]
+    for part in tiles(len(queries), len(bank)):
+        similarity, index = (queries[part] @ bank.T).topk(k, dim=1)  # [n, k]
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
-        out += torch.zeros_like(out).scatter_add_(1, bank_labels[index], weights)
+        scores[part].scatter_add_(1, bank_labels[index], weights)
     return scores

@@ -85,6 +85,7 @@ class Pretraining:
     image_size: int
     encoder: str
     batch_size: int
+    micro_batch_size: int
     epochs: int
     seed: int
     gamma: float | None
@@ -101,6 +102,7 @@ class Pretraining:
 class _Shared:
     encoder: str = param("resnet50")
     batch_size: int = param(256, low=2)
+    micro_batch_size: int = param(0, low=0)
     epochs: int = param(100, low=1)
     gamma: float = param(0.01, low=0)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -156,7 +158,8 @@ def pretraining_params(raw: dict[str, Any], variant: str) -> Pretraining:
         image_size=dataset.image_size,
         seed=dataset.seed,
         gamma=shared.gamma if watch.number == "gamma" else None,
-        **{key: getattr(shared, key) for key in ("encoder", "batch_size", "epochs", "optimizer", "augment", "monitor")},
+        **{key: getattr(shared, key) for key in ("encoder", "batch_size", "micro_batch_size", "epochs", "optimizer",
+                                                 "augment", "monitor")},
     )
 
 

@@ -1,0 +1,202 @@
+"""One variant's training: a step, its gradient, and the state that a checkpoint keeps.
+
+Images stay on the device as uint8. Every random draw is a function of (seed, epoch, step, view) and of
+the row's position in the global batch, so neither a resume nor another number of processes changes it.
+"""
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lib.core import processes
+from lib.core.optimizers import build_optimizer
+from lib.core.schedule import learning_rate
+from lib.data.store import ImageData
+from lib.errors import UserError
+from lib.machine import Machine, computing
+from lib.params.pretraining import Pretraining
+from lib.seeds import generator
+from lib.views.augment import Draws, augment, draw
+
+ESTIMATE_IMAGES = 64
+
+Named = dict[str, Tensor]
+
+
+@dataclass
+class Position:
+    """Where a training is: the next step, what the current epoch has summed, and the epochs done."""
+
+    epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    sums: list[float] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def check_batch(params: Pretraining, images: int, processes_wanted: int) -> None:
+    """Raise UserError if the batch is larger than the data or cannot be shared evenly."""
+    size, part = params.batch_size, params.micro_batch_size
+    if size > images:
+        raise UserError(f"params.yaml: batch_size is {size}; "
+                        f"allowed: at most the number of training images, {images}")
+    if size % processes_wanted:
+        raise UserError(f"params.yaml: batch_size is {size}; allowed with the machine setting "
+                        f"processes {processes_wanted}: a multiple of {processes_wanted}")
+    share = size // processes_wanted
+    if part and (share % part or part == share):
+        raise UserError(f"params.yaml: micro_batch_size is {part}; allowed: 0 (the whole batch at once), or a smaller "
+                        f"number that divides each process's share of the batch, {share}")
+
+
+def micro_batches(rows: slice, size: int) -> list[slice]:
+    """The rows in consecutive parts of ``size``; in one part if ``size`` is 0."""
+    size = size or rows.stop - rows.start
+    return [slice(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]
+
+
+class Pretrainer:
+    """One variant's training: the method, its optimiser and its position."""
+
+    def __init__(self, method: nn.Module, data: ImageData, params: Pretraining, machine: Machine) -> None:
+        images = data.train_images
+        check_batch(params, len(images), processes.world())
+        self.params, self.machine = params, machine
+        self.rows = processes.own_rows(params.batch_size)
+        self.micro_batches = micro_batches(self.rows, params.micro_batch_size)
+        self.images = images.to(machine.device)
+        self.mean, self.std = data.mean.to(machine.device), data.std.to(machine.device)
+        method = method.to(machine.device, memory_format=torch.channels_last).train()
+        self.method = processes.share_statistics(method, machine)
+        self.optimizer = build_optimizer(self.method, params.optimizer)
+        self.steps_per_epoch = len(images) // params.batch_size
+        self.position = Position()
+
+    @property
+    def steps(self) -> int:
+        return self.steps_per_epoch * self.params.epochs
+
+    def order(self, epoch: int) -> Tensor:
+        """The epoch's order of the images, cut into whole batches: [steps, B]."""
+        shuffled = torch.randperm(len(self.images), generator=generator(self.params.seed, "order", epoch))
+        count = self.steps_per_epoch * self.params.batch_size
+        return shuffled[:count].view(self.steps_per_epoch, self.params.batch_size).to(self.machine.device)
+
+    def draws(self, epoch: int, step: int) -> list[Draws]:
+        """What is random in each view of a whole global batch."""
+        streams = [generator(self.params.seed, "view", epoch, step, view) for view in range(self.method.views)]
+        return [draw(self.params.augment, stream, self.params.batch_size, *self.images.shape[-2:])
+                for stream in streams]
+
+    def views(self, draws: list[Draws], indices: Tensor, rows: slice) -> list[Tensor]:
+        """The augmented views of some rows of the batch at ``indices`` [B]: [rows, 3, S, S] each."""
+        images = self.images[indices[rows]]
+        return [augment(images, drawn.rows(rows), self.mean, self.std).contiguous(memory_format=torch.channels_last)
+                for drawn in draws]
+
+    def gradient(self, epoch: int, step: int, indices: Tensor) -> Tensor:
+        """Leave the gradient of the batch at ``indices`` [B] in the parameters.
+
+        In several micro-batches, the embeddings of all come first, without what their gradient needs;
+        the loss of the whole batch then gives its slope at each embedding, and every micro-batch is
+        embedded again to carry its slopes to the parameters. Loss and gradient are those of the whole
+        batch, except that BatchNorm normalises within a micro-batch.
+
+        Returns:
+            float64 [total, parts...], without gradient; ``part_names`` keeps the names of the parts.
+        """
+        draws = self.draws(epoch, step)
+
+        def embed(rows: slice) -> Named:
+            torch.manual_seed(generator(self.params.seed, "embed", epoch, step, rows.start).initial_seed())
+            views = self.views(draws, indices, rows)
+            with computing(self.machine):
+                embeddings = self.method.embed(views)
+            return {name: values.float() for name, values in embeddings.items()}
+
+        several = len(self.micro_batches) > 1
+        embeddings = _detached(embed, self.micro_batches) if several else embed(self.micro_batches[0])
+        torch.manual_seed(generator(self.params.seed, "loss", epoch, step).initial_seed())
+        total, parts = self.method.loss({name: processes.gather(rows) for name, rows in embeddings.items()})
+        total.backward()
+        if several:
+            with _statistics_kept(self.method):
+                for rows in self.micro_batches:
+                    _carry(embeddings, embed(rows), slice(rows.start - self.rows.start, rows.stop - self.rows.start))
+        processes.sum_gradients(self.method)
+        self.part_names = list(parts)
+        return torch.stack([total, *parts.values()]).detach().double()
+
+    def step(self, epoch: int, step: int, indices: Tensor) -> Tensor:
+        """One optimised step on the images at ``indices`` [B]; returns [total, parts...]."""
+        number = epoch * self.steps_per_epoch + step
+        values = self.gradient(epoch, step, indices)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(number)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.method.after_step(number)
+        return values
+
+    def learning_rate(self, number: int) -> float:
+        rule = self.params.optimizer
+        warmup = round(rule.warmup_epochs * self.steps_per_epoch)
+        return learning_rate(number, self.steps, warmup, rule.lr, rule.schedule)
+
+    def estimate(self) -> float:
+        """Seconds that the whole training will take, from one timed step of a copy: a few images on a CPU."""
+        trial = copy.copy(self)
+        trial.method = copy.deepcopy(self.method)
+        if torch.device(self.machine.device).type == "cpu":
+            count = min(ESTIMATE_IMAGES, self.rows.stop - self.rows.start)
+            trial.rows = slice(self.rows.start, self.rows.start + count)
+            trial.micro_batches = micro_batches(trial.rows, max(1, count // 2) if len(self.micro_batches) > 1 else 0)
+        indices = torch.arange(self.params.batch_size, device=self.machine.device)
+        for _ in range(2):  # the first call warms up
+            started = time.monotonic()
+            trial.gradient(0, 0, indices).tolist()  # waits for the device
+        share = (self.rows.stop - self.rows.start) / (trial.rows.stop - trial.rows.start)
+        return (time.monotonic() - started) * share * self.steps
+
+    def state(self) -> dict[str, Any]:
+        return {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "position": vars(self.position)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.method.load_state_dict(state["method"])
+        if "optimizer" in state:  # a finished training keeps none
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.position = Position(**state["position"])
+
+
+def _detached(embed: Any, parts: list[slice]) -> Named:
+    """The embeddings of all parts as leaves that will hold the slope of the loss."""
+    with torch.no_grad():
+        done = [embed(rows) for rows in parts]
+    return {name: torch.cat([part[name] for part in done]).requires_grad_() for name in done[0]}
+
+
+def _carry(whole: Named, part: Named, rows: slice) -> None:
+    """Add to the parameters what ``part``, the embeddings of ``rows``, passes on of the slopes of ``whole``."""
+    names = [name for name, values in part.items() if values.requires_grad and whole[name].grad is not None]
+    torch.autograd.backward([part[name] for name in names], [whole[name].grad[rows] for name in names])
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """BatchNorm normalises by its batch as before, but does not count the batch into its running rates again."""
+    norms = [child for child in module.modules()
+             if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
