@@ -29,8 +29,8 @@ class TinyMethod(nn.Module):
         halves = nn.functional.adaptive_avg_pool2d(self.encoder(images), (len(self.names), 1))
         return {name: halves[:, :, row, 0] for row, name in enumerate(self.names)}
 
-    def projections(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {f"z_{name}": self.projector(h) for name, h in self.latents(images).items()}
+    def project(self, latents: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {f"z_{name}": self.projector(h) for name, h in latents.items()}
 
 
 def tiny_method(latents: tuple[str, ...] = ("h",), seed: int = 0) -> TinyMethod:

@@ -7,7 +7,13 @@ import torch
 
 from lib.errors import UserError
 from lib.evaluate.embeddings import embed_test
-from lib.evaluate.features import evaluating, extract, latent_names, one_latent
+from lib.evaluate.features import (
+    evaluating,
+    extract,
+    extract_with_projections,
+    latent_names,
+    one_latent,
+)
 from lib.evaluate.knn import knn_scores
 from lib.evaluate.scores import accuracy
 from tests.evaluate_fakes import MACHINE, same_state, state, tiny_data, tiny_method
@@ -29,8 +35,10 @@ def test_extract_leaves_state_and_modes_alone():
     method, data = tiny_method().train(), tiny_data()
     method.projector.eval()
     before = state(method)
-    found = extract(method, data.test_images, data.mean, data.std, MACHINE, "projections")
-    assert list(found) == ["z_h"] and found["z_h"].shape == (60, 4)
+    found = extract_with_projections(method, data.test_images, data.mean, data.std, MACHINE)
+    assert list(found["projections"]) == ["z_h"] and found["projections"]["z_h"].shape == (60, 4)
+    assert method.images == 60  # one forward pass for both
+    assert torch.equal(found["latents"]["h"], extract(method, data.test_images, data.mean, data.std, MACHINE)["h"])
     assert same_state(method, before)
     assert method.training and method.encoder.training and not method.projector.training
     with evaluating(method):

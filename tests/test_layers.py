@@ -15,7 +15,8 @@ ENCODERS = [path.relative_to(ROOT) for path in (ROOT / "lib/encoders").glob("[a-
 # From the top. A module may import its own layer and those below.
 LAYERS = [["stages"], ["lib/report", "lib/preset.py", "lib/offline_plots.py"], ["lib/evaluate"], ["lib/methods"],
           ["lib/core"], ["lib/losses"], ["lib/views"], ["lib/encoders"], ["lib/data"],
-          ["lib/params", "lib/machine.py", "lib/files.py", "lib/seeds.py", "lib/errors.py", "lib/stage.py", "lib/tiles.py"]]
+          ["lib/params", "lib/machine.py", "lib/files.py", "lib/seeds.py", "lib/errors.py", "lib/stage.py",
+           "lib/tiles.py"]]
 INSTANCES = [(name, variant) for name, stage in PIPELINE.items()
              for variant in (PARAMS["variants"] if "foreach" in stage else [None])]
 

@@ -48,7 +48,7 @@ def test_latents_and_projections_are_one_row_per_image(variant):
     images = two_views(5)[0]
     for rows in method.latents(images).values():
         assert rows.shape == (5, method.encoder.width) and rows.dtype == torch.float32
-    for rows in method.projections(images).values():
+    for rows in method.project(method.latents(images)).values():
         torch.testing.assert_close(rows.norm(dim=1), torch.ones(5))
 
 
@@ -129,7 +129,7 @@ def test_duals_second_projection_collapses_and_its_first_does_not():
         total.backward()
         learning.step()
     with torch.no_grad():
-        spread = {name: z.std(0).mean().item() for name, z in method.projections(base).items()}
+        spread = {name: z.std(0).mean().item() for name, z in method.project(method.latents(base)).items()}
     assert spread["z_lower"] < 0.5 * spread["z_upper"], spread
 
 

@@ -4,7 +4,7 @@ import numpy
 from torch import nn
 
 from lib.data.store import ImageData
-from lib.evaluate.features import extract
+from lib.evaluate.features import extract_with_projections
 from lib.machine import Machine
 
 
@@ -15,8 +15,7 @@ def embed_test(method: nn.Module, data: ImageData, machine: Machine) -> dict[str
     the test split), int64 [M]; ``classes``, the class names; ``latents`` and ``projections``, the names of
     the arrays that are one or the other.
     """
-    found = {what: extract(method, data.test_images, data.mean, data.std, machine, what)
-             for what in ("latents", "projections")}
+    found = extract_with_projections(method, data.test_images, data.mean, data.std, machine)
     arrays = {name: values.numpy() for tensors in found.values() for name, values in tensors.items()}
     return {
         **arrays,

@@ -11,6 +11,8 @@ from lib.views.augment import normalize
 
 COMBINATIONS = ("both", "mean")
 
+Named = dict[str, Tensor]
+
 
 @contextmanager
 def evaluating(network: nn.Module):
@@ -26,10 +28,10 @@ def evaluating(network: nn.Module):
 
 
 def extract(method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machine: Machine,
-            what: str = "latents", batch: int = 512) -> dict[str, Tensor]:
-    """What ``method`` makes of ``images`` under the test transform, by name, as float32 on the CPU.
+            batch: int = 512) -> Named:
+    """The latents of ``images`` under the test transform, by name, as float32 on the CPU.
 
-    Parameters and buffers stay as they are. ``what`` is "latents" or "projections".
+    Parameters and buffers stay as they are.
 
     Shape:
         images uint8 [N, 3, S, S] -> {name: [N, D]}
@@ -37,21 +39,36 @@ def extract(method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machin
     Raises:
         UserError: a value that is not finite, the mark of a pretraining that diverged.
     """
+    return _extract(method, images, mean, std, machine, batch, project=False)["latents"]
+
+
+def extract_with_projections(method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machine: Machine,
+                             batch: int = 512) -> dict[str, Named]:
+    """As `extract`, and the projections of the same forward pass: {"latents": ..., "projections": ...}."""
+    return _extract(method, images, mean, std, machine, batch, project=True)
+
+
+def _extract(method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machine: Machine, batch: int,
+             project: bool) -> dict[str, Named]:
     method.to(machine.device)
     mean, std = mean.to(machine.device), std.to(machine.device)
-    parts: dict[str, list[Tensor]] = {}
+    parts: list[dict[str, Named]] = []
     with evaluating(method):
         for rows in images.split(batch):
             inputs = normalize(rows.to(machine.device), mean, std).contiguous(memory_format=torch.channels_last)
             with computing(machine):
-                outputs = getattr(method, what)(inputs)
-            for name, values in outputs.items():
-                parts.setdefault(name, []).append(values.float().cpu())
-    found = {name: torch.cat(values) for name, values in parts.items()}
-    for name, values in found.items():
-        if not values.isfinite().all():
-            raise UserError(f"{what} {name!r} of the trained network are not finite: pretraining diverged; "
-                            "lower optimizer.lr in params.yaml and run dvc repro")
+                outputs = {"latents": method.latents(inputs)}
+                if project:
+                    outputs["projections"] = method.project(outputs["latents"])
+            parts.append({what: {name: values.float().cpu() for name, values in named.items()}
+                          for what, named in outputs.items()})
+    found = {what: {name: torch.cat([part[what][name] for part in parts]) for name in named}
+             for what, named in parts[0].items()}
+    for what, named in found.items():
+        for name, values in named.items():
+            if not values.isfinite().all():
+                raise UserError(f"{what} {name!r} of the trained network are not finite: pretraining diverged; "
+                                "lower optimizer.lr in params.yaml and run dvc repro")
     return found
 
 

@@ -1,6 +1,5 @@
 """Weighted nearest neighbours in cosine similarity (Wu et al. 2018, section 3.4)."""
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 

@@ -28,7 +28,7 @@ class ContrastiveOptions:
 
 
 class Method(nn.Module):
-    """Base of every method. A subclass sets the class attributes, ``loss``, ``latents`` and ``projections``."""
+    """Base of every method. A subclass sets the class attributes, ``loss``, ``latents`` and ``project``."""
 
     Options: ClassVar[type]
     losses: ClassVar[tuple[str, ...]]  # the files of lib/losses that it imports
@@ -47,7 +47,8 @@ class Method(nn.Module):
         pass, and so BatchNorm statistics, of its own, as in the study's code; SimCLR's official
         implementation shares them.
         """
-        return {f"{name}_{side}": z for side, view in zip("ab", views) for name, z in self.projections(view).items()}
+        return {f"{name}_{side}": z for side, view in zip("ab", views)
+                for name, z in self.project(self.latents(view)).items()}
 
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
         """The total to minimise and its named parts for the curve, from the embeddings of the whole batch."""
@@ -60,9 +61,9 @@ class Method(nn.Module):
         """What evaluation sees: images [B, 3, S, S] -> {name: [B, D]}; the main latent first."""
         raise TypeError(f"{type(self).__name__} does not define latents")
 
-    def projections(self, images: Tensor) -> Named:
-        """The space that the loss acts on: images [B, 3, S, S] -> {name: [B, P]}, unit rows."""
-        raise TypeError(f"{type(self).__name__} does not define projections")
+    def project(self, latents: Named) -> Named:
+        """From the latents to the space that the loss acts on: {name: [B, D]} -> {name: [B, P]}, unit rows."""
+        raise TypeError(f"{type(self).__name__} does not define project")
 
 
 class OneLatent(Method):
@@ -77,8 +78,8 @@ class OneLatent(Method):
     def latents(self, images: Tensor) -> Named:
         return {"h": pool(self.encoder(images))}
 
-    def projections(self, images: Tensor) -> Named:
-        return {"z": unit(self.projector(self.latents(images)["h"]))}
+    def project(self, latents: Named) -> Named:
+        return {"z": unit(self.projector(latents["h"]))}
 
 
 def projector(width: int, hidden: int, outputs: int) -> nn.Sequential:

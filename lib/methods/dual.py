@@ -44,8 +44,7 @@ class Dual(Method):
         halves = functional.adaptive_avg_pool2d(features, (2, 1))  # [B, C, 2, 1]
         return {name: halves[:, :, row, 0] for row, name in enumerate(LATENTS)}
 
-    def projections(self, images: Tensor) -> Named:
-        latents = self.latents(images)
+    def project(self, latents: Named) -> Named:
         return {
             "z_upper": unit(self.projector(latents["upper"])),
             "z_lower": unit(self.projector_lower(latents["lower"])),
