@@ -1,6 +1,5 @@
 """The pretraining loop, the same for every method: epochs, checkpoints, the curve and what is said meanwhile."""
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 
 from lib.core import processes
 from lib.core.checkpoint import CheckpointStore
+from lib.core.health import COLLAPSED
 from lib.core.progress import StepProgress, duration
 from lib.core.trainer import Position, Pretrainer
 from lib.errors import UserError
@@ -67,10 +67,12 @@ def _epoch(trainer: Pretrainer, store: CheckpointStore, progress: StepProgress, 
         position.step += 1
         progress.advance()
         due = time.monotonic() - last_save > 60 * trainer.machine.checkpoint_minutes
-        if due or position.step == trainer.steps_per_epoch:
+        at_rest = due or position.step == trainer.steps_per_epoch
+        if at_rest or torch.device(trainer.machine.device).type == "cpu":
+            _require_finite(trainer, store)
+        if at_rest:
             position.sums = sums.tolist()
             position.seconds = before + time.monotonic() - started
-            _require_finite(trainer)
             if lead and position.step < trainer.steps_per_epoch:
                 store.save(trainer.state())
                 last_save = time.monotonic()
@@ -82,7 +84,7 @@ def _close_epoch(trainer: Pretrainer, monitor: Callable[[torch.nn.Module], float
     done = position.epoch + 1
     means = [value / trainer.steps_per_epoch for value in position.sums]
     images = trainer.steps_per_epoch * params.batch_size
-    row = {"epoch": done, "loss": means[0], **dict(zip(trainer.part_names, means[1:]))}
+    row = {"epoch": done, **dict(zip(trainer.value_names, means))}
     row["knn"] = monitor(trainer.method) if done % params.monitor.every == 0 or done == params.epochs else None
     trainer.method.train()
     row["lr"] = trainer.learning_rate(done * trainer.steps_per_epoch - 1)
@@ -94,15 +96,21 @@ def _close_epoch(trainer: Pretrainer, monitor: Callable[[torch.nn.Module], float
     knn = "" if row["knn"] is None else f", validation kNN {row['knn']:.2f} %"
     speed = f"{row['images_per_second']:.0f} images/s"
     progress.note(f"epoch {done} of {params.epochs}: loss {row['loss']:.4f}{knn}, {speed}")
+    if row["spread"] < COLLAPSED:
+        closest = min(trainer.spreads, key=lambda name: trainer.spreads[name].item())
+        progress.note(f"collapse: the embeddings {closest} of all images are nearly the same "
+                      f"(spread {row['spread']:.3f}, below {COLLAPSED:g})")
 
 
-def _require_finite(trainer: Pretrainer) -> None:
-    if all(math.isfinite(value) for value in trainer.position.sums):
+def _require_finite(trainer: Pretrainer, store: CheckpointStore) -> None:
+    broken = trainer.guard.broken_step()
+    if broken is None:
         return
-    position, params = trainer.position, trainer.params
-    raise UserError(f"{params.variant}: the loss is no longer finite in epoch {position.epoch + 1} by step "
-                    f"{position.step} of {trainer.steps_per_epoch} at learning rate "
-                    f"{trainer.optimizer.param_groups[0]['lr']:g}; lower optimizer.lr or set machine precision to fp32")
+    epoch, step = divmod(broken, trainer.steps_per_epoch)
+    kept = f"the checkpoint before it is {store.latest}" if store.latest.exists() else "there is no checkpoint yet"
+    raise UserError(f"{trainer.params.variant}: loss or gradient is no longer finite in epoch {epoch + 1}, step "
+                    f"{step + 1} of {trainer.steps_per_epoch}, at learning rate {trainer.learning_rate(broken):g}; "
+                    f"the step was not made, {kept}; lower optimizer.lr or set the machine setting precision to fp32")
 
 
 def _announce(trainer: Pretrainer, resumed: bool, variants: int) -> None:

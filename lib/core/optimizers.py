@@ -1,4 +1,8 @@
-"""Adam, SGD and LARS over a method's parameters. Weight decay is L2, added to the gradient, in all three."""
+"""Adam, SGD and LARS over a method's parameters. Weight decay is L2, added to the gradient, in all three.
+
+An optimiser whose attribute ``found_inf`` holds a tensor of 1 changes nothing in its step, and the host
+need not know: torch's fused optimisers read it on the device, LARS does the same.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -48,5 +52,7 @@ class LARS(torch.optim.Optimizer):
         state = self.state[weight]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(weight)
-        state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
-        weight.sub_(group["lr"] * state["momentum_buffer"])
+        moved = group["momentum"] * state["momentum_buffer"] + gradient
+        still = getattr(self, "found_inf", torch.zeros((), device=weight.device)) > 0
+        state["momentum_buffer"].copy_(torch.where(still, state["momentum_buffer"], moved))
+        weight.copy_(torch.where(still, weight, weight - group["lr"] * moved))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.core import processes
+from lib.core.health import Guard, spread
 from lib.core.optimizers import build_optimizer
 from lib.core.schedule import learning_rate
 from lib.data.store import ImageData
@@ -76,6 +77,7 @@ class Pretrainer:
         self.method = processes.share_statistics(method, machine)
         self.optimizer = build_optimizer(self.method, params.optimizer)
         self.steps_per_epoch = len(images) // params.batch_size
+        self.guard = Guard(machine.device)
         self.position = Position()
 
     @property
@@ -109,7 +111,8 @@ class Pretrainer:
         batch, except that BatchNorm normalises within a micro-batch.
 
         Returns:
-            float64 [total, parts...], without gradient; ``part_names`` keeps the names of the parts.
+            float64 [total, parts..., spread], without gradient; ``value_names`` keeps their names. The spread
+            is the smallest of the batch's embeddings, of which ``spreads`` keeps each.
         """
         draws = self.draws(epoch, step)
 
@@ -123,20 +126,28 @@ class Pretrainer:
         several = len(self.micro_batches) > 1
         embeddings = _detached(embed, self.micro_batches) if several else embed(self.micro_batches[0])
         torch.manual_seed(generator(self.params.seed, "loss", epoch, step).initial_seed())
-        total, parts = self.method.loss({name: processes.gather(rows) for name, rows in embeddings.items()})
+        whole = {name: processes.gather(rows) for name, rows in embeddings.items()}
+        total, parts = self.method.loss(whole)
         total.backward()
         if several:
             with _statistics_kept(self.method):
                 for rows in self.micro_batches:
                     _carry(embeddings, embed(rows), slice(rows.start - self.rows.start, rows.stop - self.rows.start))
         processes.sum_gradients(self.method)
-        self.part_names = list(parts)
-        return torch.stack([total, *parts.values()]).detach().double()
+        self.value_names = ["loss", *parts, "spread"]
+        self.spreads = {name: spread(rows.detach()) for name, rows in whole.items()}
+        smallest = torch.stack(list(self.spreads.values())).min()
+        return torch.stack([total, *parts.values(), smallest]).detach().double()
 
     def step(self, epoch: int, step: int, indices: Tensor) -> Tensor:
-        """One optimised step on the images at ``indices`` [B]; returns [total, parts...]."""
+        """One optimised step on the images at ``indices`` [B]; returns what `gradient` does.
+
+        A loss or gradient that is not finite changes no parameter, in this step or a later one.
+        """
         number = epoch * self.steps_per_epoch + step
         values = self.gradient(epoch, step, indices)
+        slopes = [weight.grad for weight in self.method.parameters() if weight.grad is not None]
+        self.optimizer.found_inf = self.guard.watch(number, values[0], slopes)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(number)
         self.optimizer.step()

@@ -1,0 +1,115 @@
+"""Numbers that break stop a training before they are learnt; embeddings that collapse are reported meanwhile."""
+
+import pytest
+import torch
+from torch import nn
+
+from lib.core.checkpoint import CheckpointStore
+from lib.core.health import COLLAPSED, Guard, spread
+from lib.core.loop import pretrain
+from lib.core.optimizers import build_optimizer
+from lib.errors import UserError
+from lib.params.pretraining import Optimizer
+from tests.test_core import same, trainer
+
+
+def run(folder, training) -> None:
+    store = CheckpointStore("simclr", "key", root=folder)
+    with store.held():
+        pretrain(training, store, folder / "curve.csv", lambda method: 50.0)
+
+
+def break_at(training, step: int, what: str) -> dict[str, torch.Tensor]:
+    """Let loss or gradient be nan in one step; returns the parameters from before that step, once it was reached."""
+    before, plain = {}, training.gradient
+
+    def gradient(epoch, number, indices):
+        values = plain(epoch, number, indices)
+        if epoch * training.steps_per_epoch + number == step:
+            before.update({name: weight.detach().clone() for name, weight in training.method.named_parameters()})
+            if what == "loss":
+                values[0] = torch.nan
+            else:
+                next(training.method.parameters()).grad[0] = torch.inf
+        return values
+
+    training.estimate = lambda: 1.0
+    training.gradient = gradient
+    return before
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("name", ["adam", "sgd", "lars"])
+def test_what_is_not_finite_stops_the_step_before_the_update(tmp_path, name, what):
+    training = trainer(optimizer={"name": name})
+    before = break_at(training, 2, what)
+    with pytest.raises(UserError) as error:
+        run(tmp_path, training)
+    rate = training.params.optimizer.lr
+    assert str(error.value).startswith("simclr: loss or gradient is no longer finite in epoch 1, step 3 of 4, "
+                                       f"at learning rate {rate:g}; the step was not made, there is no checkpoint yet")
+    assert same(before, {key: weight.detach() for key, weight in training.method.named_parameters()})
+
+
+def test_the_last_good_checkpoint_is_named_and_whole(tmp_path):
+    training = trainer()
+    break_at(training, 5, "loss")
+    with pytest.raises(UserError, match=r"epoch 2, step 2 of 4, .* the checkpoint before it is .*latest\.pt"):
+        run(tmp_path, training)
+    again = trainer()
+    again.restore(CheckpointStore("simclr", "key", root=tmp_path).load())
+    assert again.position.epoch == 1 and all(weight.isfinite().all() for weight in again.method.parameters())
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd", "lars"])
+def test_an_update_that_is_held_back_changes_nothing(name):
+    layer = nn.Linear(3, 2)
+    optimizer = build_optimizer(layer, Optimizer(name=name))
+    for found, moves in [(0.0, True), (1.0, False), (0.0, True)]:
+        layer.weight.grad, layer.bias.grad = torch.ones(2, 3), torch.ones(2)
+        if not moves:
+            layer.weight.grad[0, 0] = torch.nan
+        before, moments = layer.weight.detach().clone(), moments_of(optimizer)
+        optimizer.found_inf = torch.tensor(found)
+        optimizer.step()
+        assert torch.equal(before, layer.weight) != moves
+        assert all(torch.equal(*pair) for pair in zip(moments, moments_of(optimizer))) or moves
+
+
+def moments_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [value.clone() for state in optimizer.state.values() for value in state.values() if value is not None]
+
+
+def test_the_guard_remembers_the_first_step_and_holds_back_all_later_ones():
+    guard, fine = Guard("cpu"), [torch.ones(2)]
+    assert guard.watch(0, torch.tensor(1.0), fine).item() == 0 and guard.broken_step() is None
+    assert guard.watch(1, torch.tensor(1.0), [torch.tensor([1.0, torch.nan])]).item() == 1
+    assert guard.watch(2, torch.tensor(1.0), fine).item() == 1
+    assert guard.broken_step() == 1
+
+
+def test_spread_at_its_corners():
+    assert spread(torch.ones(5, 3)).item() == 0 and spread(torch.zeros(5, 3)).item() == 0
+    assert spread(torch.cat([torch.eye(4), -torch.eye(4)])).item() == pytest.approx(1)
+    rows = nn.functional.normalize(torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) + 1, dim=1)
+    assert spread(rows).item() ** 2 == pytest.approx(1 - (rows @ rows.T).mean().item(), abs=1e-5)
+    assert spread(7 * rows).item() == pytest.approx(spread(rows).item(), abs=1e-6)
+
+
+def test_collapse_is_reported_in_the_epoch_in_which_it_is_there(tmp_path, capsys):
+    training = trainer()
+    with torch.no_grad():
+        training.method.projector[-1].weight.zero_()
+        training.method.projector[-1].bias.fill_(1.0)
+        training.method.projector[-1].requires_grad_(False)
+    run(tmp_path, training)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "collapse" in line]
+    assert "spread 0.000, below 0.05" in lines[0] and len(lines) == training.params.epochs
+    assert all(row["spread"] < 1e-3 for row in training.position.history)
+
+
+def test_nothing_is_reported_of_a_healthy_training(tmp_path, capsys):
+    training = trainer()
+    run(tmp_path, training)
+    assert "collapse" not in capsys.readouterr().out
+    assert all(row["spread"] > COLLAPSED for row in training.position.history)
