@@ -25,7 +25,8 @@ def main(raw: dict, variant: str) -> None:
     params, machine, about = pretraining_params(raw, variant), read_machine(), read_about(IMAGES_FILE)
     check_batch(params, about["counts"]["train"], machine.processes)
     try_method(params)
-    store = CheckpointStore(variant, fingerprint(params.resolved(), about["checksum"]))
+    training = fingerprint(params.resolved(), about["checksum"])
+    store = CheckpointStore(variant, training)
     for name in variant_names(raw):  # a slip in a later variant must not wait for this one's end
         try_method(pretraining_params(raw, name))
     processes.start(machine, "stages.pretrain", [variant])
@@ -38,7 +39,7 @@ def main(raw: dict, variant: str) -> None:
         curve, monitor = Path("plots/curves") / f"{variant}.csv", knn_monitor(data, params, machine)
         pretrain(trainer, store, curve, monitor, variants=len(variant_names(raw)))
         if lead:
-            save_method(encoder_file(variant), trainer.method, params, data.about)
+            save_method(encoder_file(variant), trainer.method, params, data.about, training)
     processes.stop()
 
 

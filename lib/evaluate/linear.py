@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+import torchvision
 from torch import Tensor, nn
 
 from lib.data.store import ImageData
@@ -131,6 +133,12 @@ def _record(task: _Task, about: dict[str, Any], main: str, latents: dict[str, di
         "classes": data.classes,
         "images": {"fitting": len(data.fitting), "validation": len(data.validation),
                    "train": len(data.train_images), "test": len(data.test_images)},
+        "provenance": {
+            "data": about["data"]["checksum"],
+            "training": about["training"],
+            "trained_with": about["versions"],
+            "measured_with": {"torch": torch.__version__, "torchvision": torchvision.__version__},
+        },
         "linear": asdict(task.linear),
         "knn": asdict(task.knn),
         "grid": {"lr": LEARNING_RATES, "weight_decay": WEIGHT_DECAYS},

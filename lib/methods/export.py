@@ -1,4 +1,9 @@
-"""A trained method as one safetensors file with what is needed to build it again, and back."""
+"""A trained method as one safetensors file with what is needed to build it again, and back.
+
+The file also holds its own fingerprint: the latents of four fixed images. Loading computes them again, so
+that weights which do not belong to the network that this code builds cannot pass for it: another stem or
+padding, another pooling, a part of the weights.
+"""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,12 +11,16 @@ from typing import Any
 
 import torch
 import torchvision
+from torch import Tensor
 
+from lib.errors import UserError
 from lib.files import read_tensors, write_tensors
 from lib.methods import build_method
 from lib.methods.base import Method, count_parameters, without_gradient
 from lib.params.pretraining import Augment, Monitor, Optimizer, Pretraining, Watch
 
+FINGERPRINT = "fingerprint."  # before the names of the latents
+TOLERANCE = 1e-3  # of the largest value; other machines round otherwise
 BLOCKS = {"optimizer": Optimizer, "augment": Augment, "monitor": Monitor, "watch": Watch}
 
 
@@ -19,8 +28,20 @@ def encoder_file(variant: str) -> Path:
     return Path("data/encoders") / f"{variant}.safetensors"
 
 
-def save_method(path: Path, method: Method, params: Pretraining, data: dict[str, Any]) -> None:
-    """Write the method's whole state; ``data`` is the record of the images that it was trained on."""
+def fixed_images(size: int) -> Tensor:
+    """Four images [4, 3, S, S] of waves, in the range of normalised pixels; no two rows or channels are alike."""
+    line = torch.arange(size, dtype=torch.float64) / size
+    place = line[:, None] + 0.37 * line.square()  # [S, 1] + [S]: mirrored and shifted images differ
+    phase = torch.arange(12, dtype=torch.float64).view(4, 3, 1, 1)
+    return (2 * torch.sin((5 + phase) * place + phase)).float()
+
+
+def save_method(path: Path, method: Method, params: Pretraining, data: dict[str, Any], training: str) -> None:
+    """Write the method's whole state.
+
+    ``data`` is the record of the images that it was trained on, ``training`` the fingerprint of the
+    training's parameters, code and data.
+    """
     about = {
         "variant": params.variant,
         "method": params.method,
@@ -28,17 +49,52 @@ def save_method(path: Path, method: Method, params: Pretraining, data: dict[str,
         "network": method.encoder.about(),
         "parameters": {"encoder": count_parameters(method.encoder), "total": count_parameters(method)},
         "data": data,
+        "training": training,
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
     }
-    write_tensors(path, method.state_dict(), about)
+    state = {name: tensor.detach().cpu() for name, tensor in method.state_dict().items()}
+    latents = _fixed_latents(_rebuilt(params, state), params.image_size)
+    write_tensors(path, {**state, **{FINGERPRINT + name: rows for name, rows in latents.items()}}, about)
 
 
 def load_method(path: Path) -> tuple[Method, dict[str, Any]]:
-    """The method in eval mode, fp32, on the CPU, without gradients; and the record kept with it."""
+    """The method in eval mode, fp32, on the CPU, without gradients; and the record kept with it.
+
+    Raises:
+        UserError: the network that this code builds from the file is not the one that was saved.
+    """
     tensors, about = read_tensors(path)
-    stored = about["pretraining"]
-    params = Pretraining(**{key: BLOCKS[key](**value) if key in BLOCKS else value for key, value in stored.items()})
+    try:
+        stored = about["pretraining"]
+        params = Pretraining(**{key: BLOCKS[key](**value) if key in BLOCKS else value for key, value in stored.items()})
+        method = _rebuilt(params, {name: rows for name, rows in tensors.items() if not name.startswith(FINGERPRINT)})
+        latents = _fixed_latents(method, params.image_size)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise _another(path, str(error).splitlines()[0]) from None
+    expected = {name: rows for name, rows in tensors.items() if name.startswith(FINGERPRINT)}
+    if {FINGERPRINT + name for name in latents} != set(expected):
+        raise _another(path, f"its latents are {', '.join(latents)}")
+    if about["network"] != method.encoder.about():
+        raise _another(path, f"encoder {params.encoder} was {about['network']} and is {method.encoder.about()}")
+    for name, rows in latents.items():
+        saved = expected[FINGERPRINT + name]
+        if rows.shape != saved.shape or not (rows - saved).abs().max() <= TOLERANCE * saved.abs().max():
+            raise _another(path, f"the latents {name} of the fixed images differ")
+    return method, about
+
+
+def _rebuilt(params: Pretraining, state: dict[str, Tensor]) -> Method:
     with torch.random.fork_rng(devices=[]):
         method = build_method(params)
-    method.load_state_dict(tensors)
-    return without_gradient(method), about
+    method.load_state_dict(state)
+    return without_gradient(method)
+
+
+def _fixed_latents(method: Method, size: int) -> dict[str, Tensor]:
+    with torch.no_grad():
+        return method.latents(fixed_images(size))
+
+
+def _another(path: Path, why: str) -> UserError:
+    return UserError(f"{path} does not fit the network that this code builds from it: {why}; the code or the file was "
+                     f"changed after it was written: take back the change, or dvc repro -f pretrain@{path.stem}")
