@@ -1,7 +1,7 @@
 """Settings of the machine: where and how fast to compute. They never belong to an experiment.
 
 Read from the environment (ENGRAM_DEVICE, ENGRAM_PROCESSES, ENGRAM_THREADS, ENGRAM_PRECISION,
-ENGRAM_CHECKPOINT_MINUTES), then from a git-ignored machine.yaml in the working folder, then chosen
+ENGRAM_CHECKPOINT_MINUTES, ENGRAM_COMPILE), then from a git-ignored machine.yaml in the working folder, then chosen
 from what the machine has.
 """
 
@@ -20,7 +20,8 @@ MACHINE_FILE = Path("machine.yaml")
 class Machine:
     """``precision`` is bf16 (autocast; parameters and losses stay fp32) or fp32.
 
-    ``processes`` share one global batch; ``threads`` are per process.
+    ``processes`` share one global batch; ``threads`` are per process. ``compile`` is off, on (torch.compile
+    of the encoder) or graphs (with CUDA graphs as well); off is the choice of "auto".
     """
 
     device: str
@@ -28,9 +29,11 @@ class Machine:
     threads: int
     precision: str
     checkpoint_minutes: float
+    compile: str = "off"
 
     def __str__(self) -> str:
-        return f"{self.device} x{self.processes}, {self.threads} threads, {self.precision}"
+        compiled = {"off": "", "on": ", compiled", "graphs": ", compiled with graphs"}[self.compile]
+        return f"{self.device} x{self.processes}, {self.threads} threads, {self.precision}{compiled}"
 
 
 def read_machine() -> Machine:
@@ -58,6 +61,7 @@ def read_machine() -> Machine:
         threads=_count("threads", found["threads"], max(1, _processors() // processes)),
         precision=_precision(str(found["precision"]), device),
         checkpoint_minutes=_minutes(found["checkpoint_minutes"]),
+        compile=_compile(found["compile"], device),
     )
     torch.set_num_threads(machine.threads)
     return machine
@@ -121,6 +125,17 @@ def _minutes(value: object) -> float:
     if not minutes >= 0:
         raise UserError(f"machine setting checkpoint_minutes is {value!r}; allowed: auto or a number of at least 0")
     return minutes
+
+
+def _compile(value: object, device: str) -> str:
+    words = {"True": "on", "False": "off", "auto": "off"}  # YAML reads on and off as true and false
+    chosen = words.get(str(value), str(value))
+    if chosen not in ("off", "on", "graphs"):
+        raise UserError(f"machine setting compile is {value!r}; allowed: auto, off, on, graphs")
+    if chosen == "graphs" and device == "cpu":
+        raise UserError("machine setting compile is 'graphs' with device 'cpu'; CUDA graphs need a CUDA device: "
+                        "allowed: auto, off, on")
+    return chosen
 
 
 def _precision(value: str, device: str) -> str:

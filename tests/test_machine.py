@@ -60,8 +60,17 @@ def test_a_temporary_copy_finds_the_file_of_the_repository(tmp_path, monkeypatch
     ("device: tpu", "device is 'tpu'; usable here: auto, cpu"),
     ("device: cuda:99", "device is 'cuda:99'; usable here: auto, cpu"),
     ("checkpoint_minutes: -1", "checkpoint_minutes is -1; allowed"),
+    ("compile: fast", "compile is 'fast'; allowed: auto, off, on, graphs"),
+    ("compile: graphs", "'graphs' with device 'cpu'; CUDA graphs need a CUDA device: allowed: auto, off, on"),
 ])
 def test_a_setting_that_cannot_be_honoured_is_refused(text, words, tmp_path):
     (tmp_path / "machine.yaml").write_text(text)
     with pytest.raises(UserError, match=words):
         read_machine()
+
+
+@pytest.mark.parametrize("written, meant", [("on", "on"), ("off", "off"), ("auto", "off"), ('"on"', "on")])
+def test_compile_means_what_yaml_makes_of_on_and_off(written, meant, tmp_path):
+    (tmp_path / "machine.yaml").write_text(f"compile: {written}\n")
+    machine = read_machine()
+    assert machine.compile == meant and ("compiled" in str(machine)) == (meant == "on")

@@ -26,6 +26,7 @@ from lib.seeds import generator
 from lib.views.augment import Draws, augment, draw
 
 ESTIMATE_IMAGES = 64
+COMPILE_MODES = {"on": "default", "graphs": "reduce-overhead"}  # torch's names
 
 Named = dict[str, Tensor]
 
@@ -75,6 +76,8 @@ class Pretrainer:
         self.mean, self.std = data.mean.to(machine.device), data.std.to(machine.device)
         method = method.to(machine.device, memory_format=torch.channels_last).train()
         self.method = processes.share_statistics(method, machine)
+        if machine.compile != "off":
+            self.method.encoder.compile(mode=COMPILE_MODES[machine.compile])
         self.optimizer = build_optimizer(self.method, params.optimizer)
         self.steps_per_epoch = len(images) // params.batch_size
         self.guard = Guard(machine.device)
