@@ -6,13 +6,14 @@ STAMP := $(VENV)/.engram-requirements.txt
 export PATH := $(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help install demo test prune
+.PHONY: help install demo test prune bench
 
 help:
 	@echo "make demo     install, run the whole pipeline on small embedded data, show the table"
 	@echo "make test     install, run the tests"
 	@echo "make install  only the environment, in $(VENV)"
 	@echo "make prune    remove the checkpoints of finished trainings"
+	@echo "make bench    install the peers too, measure them beside this project; BENCH=\"data step\" or --quick narrows it"
 
 install: $(STAMP) .dvc/vega.js
 
@@ -40,6 +41,16 @@ demo: install
 
 test: install
 	@python -m pytest
+
+BENCH_STAMP := $(VENV)/.engram-requirements-bench.txt
+
+$(BENCH_STAMP): requirements-bench.txt requirements.txt
+	@echo "installing what requirements-bench.txt asks for into $(VENV), if it is not there yet"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	@cp requirements-bench.txt $(BENCH_STAMP)
+
+bench: install $(BENCH_STAMP)
+	@python -m bench.run $(BENCH)
 
 prune: install
 	@python -m lib.core.checkpoint

@@ -1,0 +1,28 @@
+"""One measurement in a process of its own: ``python -m bench.arm ours.step '{"batch": 256, ...}'``.
+
+The last line of its output is one JSON record: what the arm returned, and the process's peak memory.
+"""
+
+import json
+import sys
+from importlib import import_module
+
+from bench.timing import peak_memory
+from lib.errors import UserError
+from lib.machine import read_machine
+
+
+def main() -> None:
+    module, function = sys.argv[1].split(".")
+    settings, machine = json.loads(sys.argv[2]), read_machine()
+    try:
+        found = getattr(import_module(f"bench.{module}"), function)(settings, machine)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # run says so
+    print(json.dumps({**found, "memory": peak_memory()}))
+
+
+if __name__ == "__main__":
+    main()

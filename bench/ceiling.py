@@ -1,0 +1,37 @@
+"""What the machine can do, and what a training step asks of it."""
+
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from bench.images import SIZE
+from bench.ours import study_params
+from bench.timing import steady
+from lib.machine import Machine
+from lib.methods import build_method
+
+
+def measure(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """FLOP/s of square matrix products, the best over ``sizes``; bf16 where our own arms compute in it."""
+    names = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if machine.precision == "bf16" else {})
+    return {name: max(_rate(size, kind, settings) for size in settings["sizes"]) for name, kind in names.items()}
+
+
+def _rate(size: int, kind: torch.dtype, settings: dict[str, Any]) -> float:
+    first, second = (torch.randn(size, size).to(kind) for _ in range(2))
+    out = torch.empty(size, size, dtype=kind)
+    return 2 * size**3 / steady(lambda: torch.mm(first, second, out=out), settings)["seconds"]
+
+
+def flops(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """FLOPs of one step's convolutions and matrix products, forward and backward of both views; nothing is run.
+
+    Encoder and projector count; the loss, thousands of times smaller, does not.
+    """
+    with torch.device("meta"):
+        method = build_method(study_params(settings)).train()
+        views = [torch.empty(settings["batch"], 3, SIZE, SIZE) for _ in range(method.views)]
+    with FlopCounterMode(display=False) as counter:
+        sum(values.sum() for values in method.embed(views).values()).backward()
+    return {"flops": counter.get_total_flops()}

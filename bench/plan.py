@@ -1,0 +1,121 @@
+"""What is measured, of which size, and the ratios that are aimed at."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+SECTIONS = {
+    "ceiling": "The machine's ceiling",
+    "data": "Data path alone",
+    "step": "Whole SimCLR step",
+    "embed": "Embedding and nearest neighbours",
+    "probe": "Linear probe",
+    "tsne": "t-SNE",
+    "accuracy": "Time to accuracy",
+}
+NAMES = {"ours": "ours", "leftthomas": "leftthomas/SimCLR recipe", "with_lightly": "lightly", "with_kornia": "kornia",
+         "with_scikit": "scikit-learn, all threads"}
+PEERS = ("leftthomas", "with_lightly")  # those with a data loader and workers
+ACCURACY_TARGET = 4.0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the stand-ins are and how long is measured: batches and images in pictures, times in seconds."""
+
+    train: int = 50_000
+    test: int = 10_000
+    data_batch: int = 256
+    step_batches: tuple[int, int, int] = (256, 128, 64)  # small, resnet18, resnet50
+    points: tuple[int, ...] = (5_000, 10_000)
+    iterations: int = 1_000
+    squares: tuple[int, ...] = (1024, 2048, 4096)
+    warm: float = 8.0
+    seconds: float = 20.0
+    least: int = 3
+    sweep_seconds: float = 8.0
+
+
+FULL = Sizes()
+QUICK = Sizes(train=400, test=100, data_batch=32, step_batches=(8, 4, 4), points=(100, 200), iterations=250,
+              squares=(128,), warm=0.0, seconds=0.1, least=1, sweep_seconds=0.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison. ``arms`` are ``module.function`` of this folder, ours first; ``targets`` by arm."""
+
+    section: str
+    name: str
+    unit: str
+    arms: tuple[str, ...]
+    settings: dict[str, Any]
+    images: int = 0  # images that one unit of work takes, where images per second say something
+    targets: dict[str, float] = field(default_factory=dict)
+
+
+def rows(sizes: Sizes, sections: list[str]) -> list[Row]:
+    """The rows of the chosen sections, in the order of `SECTIONS`; accuracy, which is run apart, has none."""
+    found = [row for section in SECTIONS for row in _SECTION_ROWS.get(section, lambda _: [])(sizes)]
+    return [row for row in found if row.section in sections]
+
+
+def _common(sizes: Sizes, encoder: str, batch: int) -> dict[str, Any]:
+    return {"train": sizes.train, "test": sizes.test, "encoder": encoder, "batch": batch,
+            "warm": sizes.warm, "seconds": sizes.seconds, "least": sizes.least}
+
+
+def _ceiling(sizes: Sizes) -> list[Row]:
+    settings = {"sizes": sizes.squares, "warm": 0.5 if sizes.warm else 0.0, "seconds": 2.0 if sizes.warm else 0.0,
+                "least": sizes.least}
+    return [Row("ceiling", "square matrix products", "TFLOP/s", ("ceiling.measure",), settings)]
+
+
+def _data(sizes: Sizes) -> list[Row]:
+    batch = sizes.data_batch
+    return [Row("data", f"two views of {batch} images", "one batch",
+                ("ours.data", "leftthomas.data", "with_lightly.data", "with_kornia.data"),
+                _common(sizes, "small", batch), batch, {"leftthomas.data": 10.0, "with_kornia.data": 4.0})]
+
+
+def _step(sizes: Sizes) -> list[Row]:
+    goals = {"small": 2.8, "resnet18": 3.0, "resnet50": 2.5}
+    return [Row("step", f"{encoder}, batch {batch}", "one step", ("ours.step", "leftthomas.step", "with_lightly.step"),
+                _common(sizes, encoder, batch), batch, {f"{peer}.step": goal for peer in PEERS})
+            for (encoder, goal), batch in zip(goals.items(), sizes.step_batches, strict=True)]
+
+
+def _embed(sizes: Sizes) -> list[Row]:
+    count = sizes.train + sizes.test
+    return [Row("embed", f"{count:,} images, small encoder; kNN of {sizes.test:,} among {sizes.train:,}", "the whole",
+                ("ours.embed", "leftthomas.embed"), _common(sizes, "small", sizes.data_batch), count)]
+
+
+def _probe(sizes: Sizes) -> list[Row]:
+    return [Row("probe", f"from {sizes.train:,} images to test scores, small encoder", "the whole",
+                ("ours.probe", "leftthomas.probe"), _common(sizes, "small", sizes.data_batch))]
+
+
+def _tsne(sizes: Sizes) -> list[Row]:
+    return [Row("tsne", f"{points:,} points of 512 features, {sizes.iterations} iterations", "the whole",
+                ("ours.tsne", "with_scikit.tsne"), {"points": points, "width": 512, "iterations": sizes.iterations})
+            for points in sizes.points]
+
+
+_SECTION_ROWS = {"ceiling": _ceiling, "data": _data, "step": _step, "embed": _embed, "probe": _probe, "tsne": _tsne}
+
+
+def worker_counts(processors: int) -> list[int]:
+    """The data loader's workers that are tried: none, one, one for each processor, two for each; at most 16."""
+    return sorted({0, 1, min(16, processors), min(16, 2 * processors)})
+
+
+def sweep_of(arm: str, settings: dict[str, Any], sizes: Sizes) -> tuple[str, dict[str, Any]] | None:
+    """The short measurement that decides an arm's workers: of its step, or of its data path; None without workers."""
+    module, function = arm.split(".")
+    if module not in PEERS:
+        return None
+    decides = f"{module}.step" if function == "step" else f"{module}.data"
+    # a step's workers depend on the encoder and the batch; a loader's own speed on neither
+    encoder, batch = (settings["encoder"], settings["batch"]) if function == "step" else ("small", sizes.data_batch)
+    times = {"warm": sizes.sweep_seconds, "seconds": sizes.sweep_seconds, "least": min(2, sizes.least)}
+    return decides, {**_common(sizes, encoder, batch), **times}

@@ -1,0 +1,230 @@
+"""The record of a run as a page of tables."""
+
+from typing import Any
+
+from bench.plan import ACCURACY_TARGET, NAMES, SECTIONS
+from bench.ratios import Race, Spread, fractions, race, race_verdict, ratios, spread, verdict
+
+Record = dict[str, Any]
+NOTES = {
+    "ceiling": "The fastest of several sizes, with as many threads as everything else. bf16 is measured where ours "
+               "computes in it.",
+    "data": "From uint8 pictures in memory to normalised fp32 views, the same recipe for all. Workers as below.",
+    "step": "Views, forward of each view, loss, backward, optimiser; the same encoder for all. Ours computes in the "
+            "machine's precision, the peers in fp32 as they come. The share is of the matrix products' ceiling in the "
+            "arm's own precision, by the FLOPs of convolutions and matrix products.",
+    "embed": "One pass over all images without augmentation, and nearest neighbours with k 200.",
+    "probe": "Two ways to a linear evaluation: ours embeds once and fits a grid of settings, the recipe trains one "
+             "layer for 100 epochs through the frozen encoder; its steps are timed and multiplied.",
+    "tsne": "Ours is scikit-learn's on one thread, which makes it repeatable; beside it the same on all threads.",
+}
+
+
+def document(record: Record) -> str:
+    """The whole page, in Markdown."""
+    parts = ["# Benchmark", *_head(record), *_summary(record)]
+    for section, heading in SECTIONS.items():
+        if section == "accuracy":
+            parts += [f"## {heading}", *_accuracy(record["accuracy"])]
+            continue
+        found = [row for row in record["rows"] if row["section"] == section]
+        parts += [f"## {heading}"]
+        if not found:
+            parts += ["Not run."]
+        elif section == "ceiling":
+            parts += [NOTES[section], _ceiling_table(found[0])]
+        else:
+            parts += [NOTES[section], *(_row_table(row, record) for row in found)]
+    return "\n\n".join([*parts, *_workers(record["workers"])]) + "\n"
+
+
+def _head(record: Record) -> list[str]:
+    machine, lines = record["machine"], []
+    if record["quick"]:
+        lines.append("**A quick run with tiny sizes, to see that everything works. Its numbers mean nothing.**")
+    elif not record["whole"]:
+        lines.append("**A part of the benchmark, or one that was interrupted.**")
+    if not machine["quiet"]:
+        lines.append(f"**The machine was not quiet: {machine['load']} running processes on {machine['processors']} "
+                     "processors over the minute before. The numbers are not to be relied on.**")
+    flags = ", ".join(machine["flags"]) or "none of those looked for"
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    lines.append("\n".join([
+        f"- {record['date']}, commit {record['commit']}",
+        f"- {machine['processor']} ({machine['family']}), {machine['used']} of {machine['processors']} processors, "
+        f"{machine['memory_gib']} GiB, {machine['system']}; flags: {flags}",
+        f"- threads: {machine['threads']}; load before the start: {machine['load']}; ours in {machine['precision']}",
+        f"- {versions}",
+        "- pictures: random pixels in CIFAR-10's sizes, but for the time to accuracy",
+        f"- repetitions: {record['repetitions']}; in each all arms in turn, every one in a fresh process that warms up",
+    ]))
+    lines.append("A ratio is the peer's time divided by ours, taken within each repetition: its median, and in "
+                 "brackets the lowest and the highest. A target is met if the median reaches it. Memory is the peak "
+                 "resident size of the main process, Python and torch included, and beside it what the running workers "
+                 "hold for themselves at the end of the measurement.")
+    return lines
+
+
+def _summary(record: Record) -> list[str]:
+    lines = ["| what | peer | ratio | target | |", "| --- | --- | ---: | ---: | --- |"]
+    for row in record["rows"]:
+        for arm, target in row["targets"].items():
+            found = spread(_ratios(row, arm))
+            lines.append(f"| {SECTIONS[row['section']]}, {row['name']} | {_name(arm)} | {_times(found)} | "
+                         f"{target:g} | {verdict(found, target)} |")
+    outcome = _race(record["accuracy"])
+    ratio, word = "not run", "not run"
+    if outcome is not None:
+        ratio, word = _race_ratio(outcome), race_verdict(outcome, ACCURACY_TARGET)
+    lines.append(f"| {SECTIONS['accuracy']} | {NAMES['leftthomas']} | {ratio} | {ACCURACY_TARGET:g} | {word} |")
+    return [f"## Targets{', in a quick run without meaning' if record['quick'] else ''}", "\n".join(lines)]
+
+
+def _row_table(row: Record, record: Record) -> str:
+    """One comparison, an arm a line."""
+    rate, share = bool(row["images"]), row["flops"] is not None
+    columns = ["arm", f"time of {row['unit']}", *(["images/s"] if rate else []), "ratio", "target", "",
+               "memory, MiB", "workers, MiB", *(["share of ceiling"] if share else [])]
+    lines = [f"### {row['name']}", "", _line(columns), _line(["---", *["---:"] * (len(columns) - 1)])]
+    notes = []
+    for arm, runs in row["runs"].items():
+        found, target = _seconds(row, arm), row["targets"].get(arm)
+        ratio = spread(_ratios(row, arm)) if arm != row["arms"][0] else None
+        cells = [_name(arm), _duration(spread(found))]
+        cells += [_number(spread([None if s is None else row["images"] / s for s in found]))] if rate else []
+        cells += [_times(ratio) if arm != row["arms"][0] else "1", "" if target is None else f"{target:g}",
+                  verdict(ratio, target), *(_memory(runs, key) for key in ("memory", "workers_memory"))]
+        cells += [_percent(spread(_shares(row, arm, record)))] if share else []
+        lines.append(_line(cells))
+        notes += [f"{_name(arm)}: {runs[0]['extrapolated']}."] if runs and "extrapolated" in runs[0] else []
+        failed = sum("error" in run for run in runs)
+        notes += [f"{_name(arm)}: {failed} of {len(runs)} repetitions failed."] if failed else []
+    if share:
+        notes.append(f"One step has {row['flops'] / 1e9:.4g} GFLOP.")
+    return "\n".join([*lines, *(["", " ".join(notes)] if notes else [])])
+
+
+def _ceiling_table(row: Record) -> str:
+    lines = ["| precision | TFLOP/s |", "| --- | ---: |"]
+    for precision in ("fp32", "bf16"):
+        found = spread(_ceiling(row, precision))
+        shown = "not measured" if found is None else _number(Spread(*(value / 1e12 for value in (
+            found.median, found.low, found.high)), found.count))
+        lines.append(f"| {precision} | {shown} |")
+    return "\n".join(lines)
+
+
+def _accuracy(found: Record) -> list[str]:
+    if "skipped" in found:
+        return [f"Not run: {found['skipped']}."]
+    lines = ["| arm | training until then | epochs | last kNN, % |", "| --- | ---: | ---: | ---: |"]
+    for name, arm in (("ours", found["ours"]), (NAMES["leftthomas"], found["peer"])):
+        if "error" in arm:
+            lines.append(f"| {name} | {arm['error']} | | |")
+            continue
+        last = arm["curve"][-1]
+        spent = f"{arm['trained']:.0f} s" + ("" if arm["seconds"] is not None else ", goal not reached")
+        lines.append(f"| {name} | {spent} | {last['epochs']:.2f} | {last['knn']:.2f} |")
+    outcome = _race(found)
+    settings = [f"- {name}: " + ", ".join(_flat(arm.get("trained_with", {})))
+                for name, arm in (("ours", found["ours"]), (NAMES["leftthomas"], found["peer"]))]
+    ratio = "" if outcome is None else f" Ratio: {_race_ratio(outcome)}."
+    return [f"Seconds of training until the validation kNN (cosine, k 200, temperature 0.1) first reaches "
+            f"{found['goal']:g} %, looked at every {found['share']:g} epochs; evaluations are not counted. Images: "
+            f"{found['images']}. One training each, seed {found['seed']}, stopped after {found['limit'] / 60:g} "
+            f"minutes.{ratio}", "\n".join(lines), "\n".join(["Settings, which differ:", "", *settings])]
+
+
+def _workers(found: Record) -> list[str]:
+    if not found:
+        return []
+    lines = ["| arm | chosen | seconds by number of workers |", "| --- | ---: | --- |"]
+    for name, sweep in found.items():
+        tried = ", ".join(f"{count}: {'failed' if seconds is None else format(seconds, '.4g')}"
+                          for count, seconds in sweep["seconds"].items())
+        lines.append(f"| {name} | {sweep['chosen']} | {tried} |")
+    return ["## Workers of the peers' data loaders", "Chosen by a short measurement at the start.", "\n".join(lines)]
+
+
+def _race(found: Record) -> Race | None:
+    arms = [found.get(name, {"error": "not run"}) for name in ("ours", "peer")]
+    if any("error" in arm for arm in arms):
+        return None
+    return race(arms[0]["seconds"], arms[1]["seconds"], arms[1]["trained"])
+
+
+def _race_ratio(found: Race) -> str:
+    if found.ratio is None:
+        return "ours did not reach the goal"
+    return f"{'at least ' if found.bound else ''}{found.ratio:.2f}"
+
+
+def _seconds(row: Record, arm: str) -> list[float | None]:
+    return [run.get("seconds") for run in row["runs"][arm]]
+
+
+def _ratios(row: Record, arm: str) -> list[float | None]:
+    ours, peer = _seconds(row, row["arms"][0]), _seconds(row, arm)
+    whole = min(len(ours), len(peer))  # a repetition that is under way has not reached every arm
+    return ratios(ours[:whole], peer[:whole])
+
+
+def _ceiling(row: Record, precision: str) -> list[float | None]:
+    return [run.get(precision) for run in row["runs"]["ceiling.measure"]]
+
+
+def _shares(row: Record, arm: str, record: Record) -> list[float | None]:
+    """Of the ceiling in the arm's precision, by repetition; nothing if no ceiling was measured."""
+    ceilings = [other for other in record["rows"] if other["section"] == "ceiling"]
+    runs = row["runs"][arm]
+    if not ceilings:
+        return []
+    most = [_ceiling(ceilings[0], run.get("precision", ""))[number] for number, run in enumerate(runs)]
+    return fractions(row["flops"], _seconds(row, arm), most)
+
+
+def _flat(settings: Record, prefix: str = "") -> list[str]:
+    """``key value`` of every setting, blocks with dots."""
+    found = []
+    for key, value in settings.items():
+        found += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key} {value}"]
+    return found
+
+
+def _name(arm: str) -> str:
+    return NAMES[arm.split(".")[0]]
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _duration(found: Spread | None) -> str:
+    if found is None:
+        return "not measured"
+    unit, scale = ("ms", 1000) if found.median < 1 else ("s", 1)
+    return f"{_number(Spread(found.median * scale, found.low * scale, found.high * scale, found.count))} {unit}"
+
+
+def _number(found: Spread | None) -> str:
+    if found is None:
+        return "not measured"
+    return f"{_three(found.median)} ({_three(found.low)} to {_three(found.high)})"
+
+
+def _three(value: float) -> str:
+    """Three digits, and whole numbers from a hundred on."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _times(found: Spread | None) -> str:
+    return "not measured" if found is None else f"{found.median:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
+def _percent(found: Spread | None) -> str:
+    return "not measured" if found is None else f"{100 * found.median:.0f} %"
+
+
+def _memory(runs: list[Record], key: str) -> str:
+    found = spread([run.get(key) for run in runs])
+    return "" if found is None else f"{found.high:.0f}"

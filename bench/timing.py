@@ -1,0 +1,63 @@
+"""How long work takes, and how much memory the process took for it."""
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+WARM_CALLS = 2
+
+
+def steady(work: Callable[[], Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Seconds per call of ``work`` once it runs steadily, over whole calls.
+
+    ``settings``: ``warm`` and ``seconds``, how long to warm up and to measure; ``least``, how many calls to
+    measure however long they take. Data loaders fill their queues while warming up, so that a batch made
+    in advance is not counted as free. ``workers_memory`` is read while their workers run.
+    """
+    _repeat(work, settings["warm"], WARM_CALLS)
+    seconds, calls = _repeat(work, settings["seconds"], settings["least"])
+    return {"seconds": seconds / calls, "calls": calls, "workers_memory": workers_memory()}
+
+
+def once(work: Callable[[], Any]) -> dict[str, Any]:
+    """Seconds of a single call."""
+    started = time.perf_counter()
+    work()
+    return {"seconds": time.perf_counter() - started, "calls": 1}
+
+
+def _repeat(work: Callable[[], Any], seconds: float, least: int) -> tuple[float, int]:
+    """Whole calls for at least ``seconds`` and ``least`` calls; returns the seconds spent and the calls."""
+    started, calls = time.perf_counter(), 0
+    while True:
+        work()
+        calls += 1
+        spent = time.perf_counter() - started
+        if calls >= least and spent >= seconds:
+            return spent, calls
+
+
+def forever(loader: Any) -> Iterator[Any]:
+    """Batches of one epoch after the other. Workers start anew with each epoch, as in a plain loop."""
+    while True:
+        yield from loader
+
+
+def peak_memory() -> float:
+    """The largest resident size of this process so far, in MiB (Linux).
+
+    The kernel's VmHWM: unlike ru_maxrss it starts anew with a new program.
+    """
+    return _kibibytes(Path("/proc/self/status"), "VmHWM") / 1024
+
+
+def workers_memory() -> float:
+    """MiB that the running worker processes hold for themselves; what they share with this process is not counted."""
+    files = [Path(f"/proc/{child.pid}/smaps_rollup") for child in multiprocessing.active_children()]
+    return sum(_kibibytes(file, "Private_Clean") + _kibibytes(file, "Private_Dirty") for file in files) / 1024
+
+
+def _kibibytes(file: Path, key: str) -> int:
+    return next(int(line.split()[1]) for line in file.read_text().splitlines() if line.startswith(f"{key}:"))

@@ -1,0 +1,124 @@
+"""The benchmark's arithmetic and its page, from made-up measurements; no peer is imported and nothing is timed."""
+
+import sys
+
+import pytest
+
+from bench.plan import FULL, QUICK, SECTIONS, rows, sweep_of, worker_counts
+from bench.ratios import Race, Spread, fractions, race, race_verdict, ratios, spread, verdict
+from bench.report import document
+
+
+def test_ratios_are_taken_within_a_repetition():
+    assert ratios([1.0, 2.0, 4.0], [3.0, 4.0, 20.0]) == [3.0, 2.0, 5.0]
+    assert ratios([1.0, None, 2.0], [3.0, 4.0, None]) == [3.0, None, None]
+
+
+def test_the_spread_leaves_out_what_was_not_measured():
+    assert spread([3.0, None, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0, 3)
+    assert spread([1.0, 2.0]) == Spread(1.5, 1.0, 2.0, 2)
+    assert spread([None]) is None and spread([]) is None
+
+
+def test_the_median_decides_whether_a_target_is_met():
+    assert verdict(Spread(3.0, 1.0, 9.0, 3), 3.0) == "met"
+    assert verdict(Spread(2.99, 2.0, 9.0, 3), 3.0) == "missed"
+    assert verdict(None, 3.0) == "not measured"
+    assert verdict(Spread(3.0, 3.0, 3.0, 1), None) == ""
+
+
+def test_the_share_of_the_ceiling():
+    assert fractions(6.0, [2.0, None, 3.0], [6.0, 6.0, None]) == [0.5, None, None]
+    assert fractions(None, [2.0], [6.0]) == [None]
+
+
+@pytest.mark.parametrize("ours, peer, trained, expected, word", [
+    (10.0, 50.0, 50.0, Race(5.0, False), "met"),
+    (10.0, 39.0, 39.0, Race(3.9, False), "missed"),
+    (10.0, None, 50.0, Race(5.0, True), "met"),  # stopped, but later than the target asks
+    (10.0, None, 30.0, Race(3.0, True), "undecided"),
+    (None, 50.0, 50.0, Race(None, False), "missed"),
+])
+def test_time_to_accuracy(ours, peer, trained, expected, word):
+    assert race(ours, peer, trained) == expected
+    assert race_verdict(expected, 4.0) == word
+
+
+def test_the_plan_holds_every_target():
+    targets = {(row.section, row.settings.get("encoder"), arm): goal
+               for row in rows(FULL, list(SECTIONS)) for arm, goal in row.targets.items()}
+    assert targets == {
+        ("data", "small", "leftthomas.data"): 10.0, ("data", "small", "with_kornia.data"): 4.0,
+        ("step", "small", "leftthomas.step"): 2.8, ("step", "small", "with_lightly.step"): 2.8,
+        ("step", "resnet18", "leftthomas.step"): 3.0, ("step", "resnet18", "with_lightly.step"): 3.0,
+        ("step", "resnet50", "leftthomas.step"): 2.5, ("step", "resnet50", "with_lightly.step"): 2.5,
+    }
+    assert {row.section for row in rows(FULL, ["tsne", "data"])} == {"tsne", "data"}
+
+
+def test_workers_are_chosen_for_arms_that_have_them():
+    assert worker_counts(2) == [0, 1, 2, 4] and worker_counts(64) == [0, 1, 16]
+    settings = rows(FULL, ["step"])[2].settings
+    assert sweep_of("ours.step", settings, FULL) is None
+    arm, found = sweep_of("leftthomas.step", settings, FULL)
+    assert (arm, found["encoder"], found["batch"]) == ("leftthomas.step", "resnet50", 64)
+    assert sweep_of("leftthomas.probe", settings, FULL)[0] == "leftthomas.data"
+
+
+def record(**changes):
+    """A run of the data path and one step, two repetitions: ours 0.5 s, the peers ten times that."""
+    def runs(arm):
+        own = {"seconds": 0.5 if arm.startswith("ours") else 5.0, "memory": 700.0, "workers_memory": 0.0}
+        return [{**own, "precision": "fp32"}] * 2
+
+    found = []
+    for row in rows(QUICK, ["data", "step"])[:2]:
+        found.append({**vars(row), "flops": 1e9 if row.section == "step" else None,
+                      "runs": {arm: runs(arm) for arm in row.arms}})
+    ceiling = {**vars(rows(QUICK, ["ceiling"])[0]), "flops": None, "runs": {"ceiling.measure": [{"fp32": 4e9}] * 2}}
+    machine = {"processor": "a processor", "family": "family 1", "flags": [], "processors": 2, "used": 2, "threads": 2,
+               "precision": "fp32", "memory_gib": 8.0, "load": 0.1, "quiet": True, "system": "Linux"}
+    return {"date": "today", "commit": "abc", "quick": False, "whole": True, "repetitions": 2, "machine": machine,
+            "versions": {"torch": "2"}, "workers": {"a": {"chosen": 1, "seconds": {"0": 2.0, "1": 1.0}}},
+            "accuracy": {"skipped": "no images"}, "rows": [ceiling, *found], **changes}
+
+
+def test_the_page_says_what_was_met_and_what_was_not_run():
+    page = document(record())
+    assert "| Data path alone, two views of 32 images | kornia | 10.00 (10.00 to 10.00) | 4 | met |" in page
+    assert "| Time to accuracy | leftthomas/SimCLR recipe | not run | 4 | not run |" in page
+    assert "Not run: no images." in page and "not quiet" not in page and "mean nothing" not in page
+    assert "50 %" in page  # 1 GFLOP in 0.5 s of 4 GFLOP/s
+
+
+def test_the_page_warns_of_a_busy_machine_and_of_a_quick_run():
+    busy = {**record()["machine"], "quiet": False, "load": 3.0}
+    page = document(record(machine=busy, quick=True))
+    assert "was not quiet: 3.0" in page and "numbers mean nothing" in page
+
+
+def test_the_page_names_the_settings_of_both_trainings():
+    def arm(seconds, trained, **settings):
+        return {"seconds": seconds, "trained": trained, "curve": [{"epochs": 2.0, "seconds": trained, "knn": 55.5}],
+                "trained_with": settings}
+
+    accuracy = {"goal": 55.0, "share": 0.25, "seed": 0, "limit": 600.0, "images": "CIFAR-10",
+                "ours": arm(100.0, 100.0, optimizer={"lr": 0.001}), "peer": arm(None, 500.0, batch_size=256)}
+    page = document(record(accuracy=accuracy))
+    assert "| Time to accuracy | leftthomas/SimCLR recipe | at least 5.00 | 4 | met |" in page
+    assert "- ours: optimizer.lr 0.001" in page and "- leftthomas/SimCLR recipe: batch_size 256" in page
+    assert "| leftthomas/SimCLR recipe | 500 s, goal not reached | 2.00 | 55.50 |" in page
+    accuracy["peer"] = {"error": "failed with status 1"}
+    page = document(record(accuracy=accuracy))
+    assert "| Time to accuracy | leftthomas/SimCLR recipe | not run | 4 | not run |" in page
+
+
+def test_a_failed_arm_is_marked():
+    found = record()
+    found["rows"][1]["runs"]["with_kornia.data"] = [{"error": "failed with status 1"}] * 2
+    page = document(found)
+    assert "| kornia | not measured | 4 | not measured |" in page and "kornia: 2 of 2 repetitions failed." in page
+
+
+def test_no_peer_is_needed_to_report():
+    assert not {"lightly", "kornia"} & set(sys.modules)
