@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.files import write_text
 from lib.params.check import check_params
-from lib.params.spec import PARAMS_FILE, Loader
+from lib.params.spec import PARAMS_FILE, Loader, read_yaml, read_yaml_text
 
 PRESETS_FOLDER = Path("presets")
 BASE = "study"
@@ -35,14 +35,9 @@ class Scalar:
 
 def scalars(text: str, where: str) -> dict[str, Scalar]:
     """Every scalar of a YAML text by dotted key, in the text's order; ``where`` names it in errors."""
-    try:
-        root = yaml.compose(text, Loader=Loader)
-        found = dict(_walk(root, text, "")) if isinstance(root, yaml.MappingNode) else None
-    except yaml.YAMLError as error:
-        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
-    if found is None:
+    if not isinstance(read_yaml(text, where), dict):
         raise UserError(f"{where} must hold keys and values")
-    return found
+    return dict(_walk(yaml.compose(text, Loader=Loader), text, "", where))
 
 
 def preset_names(folder: Path = PRESETS_FOLDER) -> list[str]:
@@ -53,9 +48,9 @@ def read_preset(name: str, folder: Path = PRESETS_FOLDER) -> dict[str, str]:
     """Dotted keys and the text of their values."""
     names = preset_names(folder)
     if name not in names:
-        raise UserError(f"there is no preset {name!r}; presets: {', '.join(names)}")
+        raise UserError(f"there is no preset {shown(name)}; presets: {', '.join(names)}")
     path = Path(folder) / f"{name}.yaml"
-    return {key: scalar.source for key, scalar in scalars(path.read_text(), str(path)).items()}
+    return {key: scalar.source for key, scalar in scalars(read_yaml_text(path), str(path)).items()}
 
 
 def parse_settings(settings: list[str]) -> dict[str, str]:
@@ -64,7 +59,7 @@ def parse_settings(settings: list[str]) -> dict[str, str]:
     for setting in settings:
         key, equals, source = setting.partition("=")
         if not key or not equals:
-            raise UserError(f"setting {setting!r} is not understood; write key=value, for example -S epochs=5")
+            raise UserError(f"setting {shown(setting)} is not understood; write key=value, for example -S epochs=5")
         found[key] = source.strip() or '""'
     return found
 
@@ -80,7 +75,7 @@ def overlay(text: str, settings: dict[str, str]) -> tuple[str, list[str]]:
         if key not in current:
             raise UserError(f"params.yaml has no key {key}; keys there: {', '.join(_neighbours(key, current))}")
         if not _is_scalar(source):
-            raise UserError(f"the value of {key} is {source!r}; allowed: one number or text, "
+            raise UserError(f"the value of {key} is {shown(source)}; allowed: one number or text, "
                             "in double quotes where it holds a special character")
     changes, pieces, position = [], [], 0
     for key, old in current.items():
@@ -98,16 +93,13 @@ def apply_preset(name: str, settings: list[str], params: Path = PARAMS_FILE,
     A preset's value for a variant that ``params`` no longer has is left out, with a line that says so.
     The result is checked as a whole first: a UserError leaves the file as it was.
     """
-    try:
-        before = Path(params).read_bytes().decode()
-    except OSError as error:
-        raise UserError(f"cannot read {params}: {error.strerror}; run from the repository's folder") from None
+    before = read_yaml_text(params)
     present = _variants(scalars(before, "params.yaml"))
     preset = {**read_preset(BASE, folder), **read_preset(name, folder)}
     absent = {key: variant for key in preset if (variant := _variant(key)) not in {None, *present}}
     wanted = {key: source for key, source in preset.items() if key not in absent}
     after, changes = overlay(before, {**wanted, **parse_settings(settings)})
-    check_params(yaml.load(after, Loader=Loader))
+    check_params(read_yaml(after, "params.yaml"))
     if changes:
         write_text(params, after)
     return changes + [f"{key}: left out, params.yaml has no variant {variant}" for key, variant in absent.items()]
@@ -125,7 +117,7 @@ def _variants(keys: Iterable[str]) -> set[str]:
 
 def describe(name: str, folder: Path = PRESETS_FOLDER) -> str:
     """The comment at the head of a preset's file, in one line."""
-    lines = (Path(folder) / f"{name}.yaml").read_text().splitlines()
+    lines = read_yaml_text(Path(folder) / f"{name}.yaml").splitlines()
     head = []
     for line in lines:
         if not line.startswith("#"):
@@ -151,18 +143,20 @@ def main() -> None:
         sys.exit(f"error: {error}")
 
 
-def _walk(node: yaml.MappingNode, text: str, prefix: str) -> Iterator[tuple[str, Scalar]]:
+def _walk(node: yaml.MappingNode, text: str, prefix: str, where: str) -> Iterator[tuple[str, Scalar]]:
     for key_node, value_node in node.value:
-        key = prefix + key_node.value
+        key = prefix + str(key_node.value)
+        start, end = value_node.start_mark.index, value_node.end_mark.index
+        if start < key_node.end_mark.index:  # the place of the anchor, which may even lie around this one
+            raise UserError(f"{where}: {key} repeats another value by an alias (*); write the value out")
         if isinstance(value_node, yaml.MappingNode):
-            yield from _walk(value_node, text, key + ".")
+            yield from _walk(value_node, text, key + ".", where)
         elif isinstance(value_node, yaml.ScalarNode):
-            start, end = value_node.start_mark.index, value_node.end_mark.index
             yield key, Scalar(text[start:end], _value(text[start:end]), start, end)
 
 
 def _value(source: str) -> Any:
-    return yaml.load(source, Loader=Loader)
+    return read_yaml(source, f"the value {shown(source)}")
 
 
 def _is_scalar(source: str) -> bool:
@@ -171,7 +165,7 @@ def _is_scalar(source: str) -> bool:
     try:
         node = yaml.compose(line, Loader=Loader).value[0][1]
         _value(source)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, UserError):
         return False
     return "\n" not in source and isinstance(node, yaml.ScalarNode) and node.end_mark.index == len(line)
 

@@ -25,8 +25,7 @@ def main(raw: dict, variant: str) -> None:
     params, machine, about = pretraining_params(raw, variant), read_machine(), read_about(IMAGES_FILE)
     check_batch(params, about["counts"]["train"], machine.processes)
     try_method(params)
-    training = fingerprint(params.resolved(), about["checksum"])
-    store = CheckpointStore(variant, training)
+    store = CheckpointStore(variant, fingerprint(params.resolved(), about["checksum"]))
     for name in variant_names(raw):  # a slip in a later variant must not wait for this one's end
         try_method(pretraining_params(raw, name))
     processes.start(machine, "stages.pretrain", [variant])
@@ -39,7 +38,7 @@ def main(raw: dict, variant: str) -> None:
         curve, monitor = Path("plots/curves") / f"{variant}.csv", knn_monitor(data, params, machine)
         pretrain(trainer, store, curve, monitor, variants=len(variant_names(raw)))
         if lead:
-            save_method(encoder_file(variant), trainer.method, params, data.about, training)
+            save_method(encoder_file(variant), trainer.method, params, data.about)
     processes.stop()
 
 

@@ -59,7 +59,7 @@ def tiny_data(train: int = 150, test: int = 60, seed: int = 0) -> ImageData:
 
 def about(variant: str = "tiny", seed: int = 0) -> dict:
     return {"variant": variant, "method": "tiny", "pretraining": {"seed": seed, "augment": asdict(Augment())},
-            "data": {"checksum": "of the images"}, "training": "of the training", "versions": {"torch": "2"}}
+            "data": {"checksum": "of the images"}, "versions": {"torch": "2"}}
 
 
 def state(method: nn.Module) -> dict[str, torch.Tensor]:

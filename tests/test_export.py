@@ -21,7 +21,7 @@ def file(tmp_path):
     method = build_method(params).train()
     method.latents(torch.randn(8, 3, 16, 16))  # moves the running statistics away from their start
     path = tmp_path / "simclr.safetensors"
-    save_method(path, method, params, {"checksum": "c"}, "training")
+    save_method(path, method, params, {"checksum": "c"})
     return path
 
 
@@ -36,7 +36,7 @@ def refusal(path) -> str:
 
 def test_the_file_as_it_was_saved_passes(file):
     _, about = load_method(file)
-    assert about["training"] == "training" and about["data"] == {"checksum": "c"}
+    assert about["data"] == {"checksum": "c"}
 
 
 def test_another_stem_cannot_pass(file, monkeypatch):

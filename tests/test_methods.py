@@ -56,7 +56,7 @@ def test_latents_and_projections_are_one_row_per_image(variant):
 def test_a_method_file_rebuilds_the_same_method(variant, tmp_path):
     method = built(variant).eval()
     params = pretraining(variant)
-    save_method(tmp_path / "m.safetensors", method, params, {"checksum": "c"}, "t")
+    save_method(tmp_path / "m.safetensors", method, params, {"checksum": "c"})
     loaded, about = load_method(tmp_path / "m.safetensors")
     images = two_views(3)[0]
     with torch.no_grad():

@@ -17,7 +17,7 @@ def project(tmp_path):
     (tmp_path / "metrics").mkdir()
     (tmp_path / "metrics/a.json").write_text("{}\n")
     write_tensors(tmp_path / "data/a.safetensors", {"w": torch.ones(2)},
-                  {"data": {"dataset": "digits", "checksum": "c0ffee"}, "training": "beef", "versions": {"torch": "2"}})
+                  {"data": {"dataset": "digits", "checksum": "c0ffee"}, "versions": {"torch": "2"}})
 
     def written(path):
         file = tmp_path / path
@@ -39,7 +39,7 @@ def test_a_metrics_file_leads_to_code_parameters_seed_data_and_versions(project)
     assert lines[0] == "linear@a: python -m stages.linear a"
     assert "  read  lib/x.py  md5 34" in lines and "  read  lib/core  md5 12.dir" in lines
     assert lines.index("pretrain@a: python -m stages.pretrain a") > lines.index("  read  lib/x.py  md5 34")
-    assert {"  gamma = 0.5", "  seed = 3", "  data: digits, checksum c0ffee", "  training: beef",
+    assert {"  gamma = 0.5", "  seed = 3", "  data: digits, checksum c0ffee",
             "  versions: torch 2"} <= set(lines)
     assert not any("linear@b" in line for line in lines)
 

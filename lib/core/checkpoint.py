@@ -3,27 +3,31 @@
 One folder per variant and fingerprint. The fingerprint covers the resolved parameters, the code and
 the data, so a changed one never resumes from an old state. ``latest.pt`` is written beside, synced and
 renamed, after the one before it was kept as ``previous.pt``. A finished training leaves ``final.pt``.
+At every moment one whole state is there, however the process or the machine ends.
 """
 
 import argparse
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 import torch
 
 from lib.errors import UserError
-from lib.files import write_bytes
+from lib.files import make_folder, remove_leftovers, write_bytes, writing
 
 LIBRARY = Path(__file__).parents[1]
 CHECK_ONLY = ("lib.params.check", "lib.params.evaluation")  # loaded by every stage, without a part in training
+BROKEN = (errno.EINVAL, errno.EIO)  # a place that the file does not have, or that the disk cannot read
 
 
 def fingerprint(params: dict[str, Any], data_checksum: str) -> str:
@@ -46,18 +50,35 @@ class CheckpointStore:
         self.latest = self.folder / "latest.pt"
         self.previous = self.folder / "previous.pt"
         self.final = self.folder / "final.pt"
+        self.damaged: list[Path] = []  # of these files, as `load` found them
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Wait for, then hold, the only right to train this variant with this fingerprint."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "lock", "w") as lock:
+        """Wait for, then hold, the only right to train this variant with this fingerprint.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        with writing(self.folder):
+            lock = self._take()
+        with lock:
+            remove_leftovers(self.folder)
+            yield
+
+    def _take(self) -> TextIO:
+        """The folder's lock, held until it is closed."""
+        path = self.folder / "lock"
+        while True:
+            make_folder(self.folder)
+            lock = open(path, "w")
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 print("another process trains this variant already; waiting for it", flush=True)
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                return lock
+            lock.close()  # whoever held it removed the folder, so that it guards nothing
 
     def load(self) -> dict[str, Any] | None:
         """The newest whole state, or None. A damaged one is passed over with a line that says so.
@@ -65,20 +86,24 @@ class CheckpointStore:
         Raises:
             UserError: a state may not be read.
         """
-        damaged = []
+        lines, self.damaged = [], []
         for path in (self.final, self.latest, self.previous):
             if not path.exists():
                 continue
             try:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-            except PermissionError:
-                raise UserError(f"{path} may not be read; give yourself the right to read it, or remove it") from None
-            except Exception as error:  # a truncated file fails in many ways, all of which mean the same
-                damaged.append(f"checkpoint {path} is damaged ({type(error).__name__})")
+                state = _read(path)
+            except MemoryError:
+                raise
+            except Exception as error:  # a broken file fails in many ways, all of which mean the same
+                if isinstance(error, OSError) and error.errno not in BROKEN:
+                    raise UserError(f"{path} cannot be read ({error.strerror}); give yourself the right to read it, "
+                                    "or remove it") from None
+                self.damaged.append(path)
+                lines.append(f"checkpoint {path} is damaged ({type(error).__name__})")
             else:
-                self._tell(damaged, "going on from the one before it")
+                self._tell(lines, "going on from the one before it")
                 return state
-        self._tell(damaged, "there is none before it: training starts anew")
+        self._tell(lines, "there is none before it: training starts anew")
         return None
 
     @staticmethod
@@ -87,16 +112,46 @@ class CheckpointStore:
             print(f"{line}; {consequence}", flush=True)
 
     def save(self, state: dict[str, Any]) -> None:
-        if self.latest.exists():
-            os.replace(self.latest, self.previous)
-        write_bytes(self.latest, lambda file: torch.save(state, file))
+        """Keep ``state`` as the newest, and the one before it.
+
+        Raises:
+            UserError: the folder cannot be written; the state before is still there.
+        """
+        with writing(self.latest):
+            while self.damaged:  # none of them may take the place of the whole one before it
+                self.damaged.pop().unlink(missing_ok=True)
+            if self.latest.exists():
+                os.replace(self.latest, self.previous)
+            needs = self.previous.stat().st_size if self.previous.exists() else 0
+        write_bytes(self.latest, lambda file: _save(state, file), needs)
 
     def finish(self, state: dict[str, Any]) -> None:
         """Keep one final state, without what only further training would need."""
         slim = {key: value for key, value in state.items() if key != "optimizer"}
-        write_bytes(self.final, lambda file: torch.save(slim, file))
-        self.latest.unlink(missing_ok=True)
-        self.previous.unlink(missing_ok=True)
+        write_bytes(self.final, lambda file: _save(slim, file))
+        with writing(self.folder):
+            self.latest.unlink(missing_ok=True)
+            self.previous.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A state as it was saved; torch.load alone compares no checksums and would take any numbers."""
+    with zipfile.ZipFile(path) as file:
+        if broken := file.testzip():
+            raise zipfile.BadZipFile(broken)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _save(state: dict[str, Any], file: BinaryIO) -> None:
+    """torch.save, which reports a write that failed or was interrupted as an error of its own."""
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause := cause.__context__:
+            if isinstance(cause, OSError) or not isinstance(cause, Exception):
+                raise cause from None
+        raise
 
 
 def prune(root: Path | None = None, unfinished: bool = False) -> list[Path]:
@@ -104,12 +159,15 @@ def prune(root: Path | None = None, unfinished: bool = False) -> list[Path]:
 
     Their encoders are in DVC's cache. With ``unfinished``, remove also those that a training would go on
     from. One that a process holds is never removed.
+
+    Raises:
+        UserError: a folder may not be removed.
     """
     removed = []
     for folder in sorted((root or Path(".checkpoints")).glob("*-*")):
         if not unfinished and not (folder / "final.pt").exists():
             continue
-        with open(folder / "lock", "w") as lock:
+        with writing(folder), open(folder / "lock", "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -119,8 +177,15 @@ def prune(root: Path | None = None, unfinished: bool = False) -> list[Path]:
     return removed
 
 
-if __name__ == "__main__":
+def main() -> None:
     parser = argparse.ArgumentParser(description="Remove the checkpoints of finished trainings.")
     parser.add_argument("--unfinished", action="store_true", help="also those that a training would go on from")
-    for removed_folder in prune(unfinished=parser.parse_args().unfinished):
-        print(f"removed {removed_folder}")
+    try:
+        for folder in prune(unfinished=parser.parse_args().unfinished):
+            print(f"removed {folder}")
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

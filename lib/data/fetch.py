@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.files import whole_file
 
 KEPT = Path("data/archives")
@@ -66,10 +66,14 @@ def project_path(path: Path) -> Path:
     return Path(os.environ.get("DVC_ROOT", ".")) / path
 
 
-def user_path(given: str) -> Path:
-    """A user's path: absolute, or relative to the working folder, else to the main repository."""
-    path = Path(given).expanduser()
-    return path if path.exists() or path.is_absolute() else project_path(path)
+def user_path(given: str) -> Path | None:
+    """A user's path: absolute, or relative to the working folder, else to the main repository; None if not there."""
+    try:
+        path = Path(given).expanduser()
+        path = path if path.exists() or path.is_absolute() else project_path(path)
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long, no such user, a character that no path has
+        return None
 
 
 def checksum(path: Path, like: str = "sha256:") -> str:
@@ -86,20 +90,22 @@ def _named(editions: Sequence[Official], path: str) -> Sequence[Official]:
 
 
 def _local(editions: Sequence[Official], given: str) -> tuple[Official, Path]:
-    path = user_path(given)
+    path, names = user_path(given), " or ".join(official.name for official in editions)
+    if path is None:
+        raise UserError(f"{VARIABLE} is {shown(given)}, where nothing is that can be read; it must name {names} or its "
+                        "folder")
     if path.is_dir():
         path /= next((official.name for official in editions if (path / official.name).exists()), editions[0].name)
     wanted = _named(editions, path.as_posix())
     try:
         found = [checksum(path, official.checksum) for official in wanted]
     except OSError as error:
-        names = " or ".join(official.name for official in editions)
-        raise UserError(f"{VARIABLE} is {given!r}, but {path.name} cannot be read there ({error.strerror}); "
+        raise UserError(f"{VARIABLE} is {shown(given)}, but {path.name} cannot be read there ({error.strerror}); "
                         f"it must name {names} or its folder") from None
     for official, value in zip(wanted, found, strict=True):
         if value == official.checksum:
             return official, path
-    raise UserError(f"{VARIABLE} is {given!r}: {_differs(path.name, found[0], wanted[0])}")
+    raise UserError(f"{VARIABLE} is {shown(given)}: {_differs(path.name, found[0], wanted[0])}")
 
 
 def _fetch(sources: Sequence[tuple[Official, str]]) -> tuple[Official, Path]:

@@ -12,29 +12,42 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 SUFFIXES = frozenset(".jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm".split())
 LARGEST_IMAGE = 64_000_000  # pixels, declared by the file's header
 BITS_PER_SAMPLE = 258  # TIFF's tag
+ORIENTATION = 0x0112  # EXIF's tag
 RESIZING = "the whole image by Pillow's antialiased bicubic filter; an image of that size keeps its pixels"
 
 
 def decode(content: bytes, size: int) -> numpy.ndarray:
-    """The first frame of an encoded image as uint8 [3, size, size].
+    """The pixels that `convert` gives, uint8 [3, size, size]."""
+    return convert(content, size)[0]
 
-    EXIF orientation is applied, transparency is laid on white, 16-bit gray keeps its upper 8 bits. Gray of
-    12 or 32 bits, signed or floating-point does not say which value is white, and is refused.
+
+def convert(content: bytes, size: int) -> tuple[numpy.ndarray, list[str]]:
+    """The first frame of an encoded image as uint8 [3, size, size], and what had to be converted, in words.
+
+    EXIF orientation is applied, transparency is laid on white, 16 bits keep their upper 8. Gray of 12 or
+    32 bits, signed or floating-point does not say which value is white, and is refused.
 
     Raises:
         ValueError: not an image of a format in `FORMATS`, damaged, too large or of a mode without a stated range.
+        UserError: this machine's memory does not suffice.
     """
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > LARGEST_IMAGE:
-                raise ValueError(f"it is {image.width}x{image.height}, allowed: {LARGEST_IMAGE // 10**6} megapixels")
+                raise ValueError(f"it has {image.width:,} x {image.height:,} pixels; allowed: {LARGEST_IMAGE:,}")
+            conversions = _conversions(image)
             image.load()
             _check_range(image)
-            return square(_rgb(_upright(image)), size)
+            upright = _upright(image)
+            turned = ["turned upright by its EXIF tag"] if upright is not image else []
+            return square(_rgb(upright), size), conversions + turned
     except Image.UnidentifiedImageError:
         raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"its header declares more than {LARGEST_IMAGE:,} pixels, the most allowed") from None
     except MemoryError:
-        raise
+        raise UserError("this machine's memory does not suffice for one of the images; make the largest smaller, or "
+                        "give the machine more memory") from None
     except Exception as error:  # decoders of damaged files raise errors of many kinds
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
@@ -78,9 +91,24 @@ def _check_range(image: Image.Image) -> None:
                          "8 or 16 bits, unsigned")
 
 
+def _conversions(image: Image.Image) -> list[str]:
+    """What turning an opened, not yet loaded image into 8-bit RGB leaves out or makes up, in words."""
+    names = {"1": "gray", "L": "gray", "LA": "gray", "P": "palette", "PA": "palette", "RGB": "", "RGBA": ""}
+    name = "gray" if image.mode.startswith("I") else names.get(image.mode, image.mode)
+    words = [f"{name} to RGB"] if name else []
+    layout = image.tile[0].args if image.tile else ""  # like RGB;16B; of a PPM its largest value
+    deep = image.mode.startswith("I") or ";16" in str(layout)
+    if deep or (image.format == "PPM" and isinstance(layout, tuple) and layout[-1] > 255):
+        words.append("16 bits to 8")
+    if image.has_transparency_data:
+        words.append("transparency to white")
+    return words
+
+
 def _upright(image: Image.Image) -> Image.Image:
+    """``image`` itself where its EXIF tag does not turn it, or is damaged."""
     try:
-        return ImageOps.exif_transpose(image)
+        return ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION) in range(2, 9) else image
     except Exception:  # the pixels have loaded, so what is damaged is only the EXIF block
         return image
 

@@ -24,7 +24,7 @@ def read_source(params: Dataset) -> ImageData:
         "cifar100": lambda: official.read_cifar(official.cifar100_editions(), size),
         "mnist": lambda: official.read_mnist(official.mnist_files(), size),
         "digits": lambda: read_digits(size),
-        "images": lambda: read_folders(params.images_path, size, params.seed),
+        "images": lambda: read_folders(params.images_path, size, params.seed, params.on_bad_image),
     }
     return assemble(params.dataset, readers[params.dataset]())
 

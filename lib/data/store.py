@@ -11,7 +11,7 @@ import numpy
 import torch
 
 from lib.data.split import VALIDATION_SEED, VALIDATION_SHARE, validation_split
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.files import read_tensors, write_tensors
 
 IMAGES_FILE = Path("data/images.safetensors")
@@ -81,7 +81,7 @@ def assemble(dataset: str, pictures: Pictures) -> ImageData:
     validation = validation_split(train_labels)
     if not len(validation):
         raise UserError(f"{dataset}: every class has a single training image; at least one class needs two, "
-                        "one of them for validation")
+                        "one of them for validation; add one")
     tensors = {name: torch.from_numpy(array) for name, array in zip(TENSORS, (
         pictures.train_images, train_labels, pictures.test_images, test_labels, validation), strict=True)}
     mean, std = pixel_statistics(pictures.train_images)
@@ -109,13 +109,36 @@ def load_data(path: Path = IMAGES_FILE) -> ImageData:
     """The data file that the download stage wrote.
 
     Raises:
-        UserError: missing or damaged.
+        UserError: missing, damaged, or not what the download stage writes.
     """
     tensors, about = read_tensors(path)
     try:
-        return ImageData(**{name: tensors[name] for name in TENSORS}, about=about)
-    except KeyError:
-        raise UserError(f"{path} is not a whole data file of this pipeline; delete it and run dvc repro") from None
+        data = ImageData(**{name: tensors[name] for name in TENSORS}, about=about)
+        if _is_whole(data):
+            return data
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):  # whatever an altered record leads to
+        pass
+    raise UserError(f"{path} is not a whole data file of this pipeline; delete it and run dvc repro")
+
+
+def _is_whole(data: ImageData) -> bool:
+    """Whether shapes, types, labels, indices and the record's numbers are those that `assemble` gives."""
+    about, size, classes = data.about, data.about["image_size"], len(data.classes)
+    for split in ("train", "test"):
+        images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
+        shape = (about["counts"][split], 3, size, size)
+        if images.dtype != torch.uint8 or tuple(images.shape) != shape or not _indices(labels, shape[0], classes):
+            return False
+    numbers = torch.cat([data.mean, data.std])
+    return (_indices(data.validation, len(data.validation), len(data.train_labels)) and len(data.validation) > 0
+            and numbers.shape == (6,) and bool(numbers.isfinite().all()) and bool((data.std > 0).all())
+            and isinstance(about["checksum"], str))
+
+
+def _indices(found: torch.Tensor, count: int, below: int) -> bool:
+    """Whether a tensor is int64 [count] with values in 0..below-1."""
+    return found.dtype == torch.int64 and found.shape == (count,) and count > 0 and \
+        0 <= int(found.min()) and int(found.max()) < below
 
 
 def content_checksum(tensors: dict[str, torch.Tensor]) -> str:
@@ -145,15 +168,22 @@ def pixel_statistics(images: numpy.ndarray) -> tuple[list[float], list[float]]:
 def _check(dataset: str, pictures: Pictures) -> None:
     classes = range(len(pictures.classes))
     if len(classes) < 2:
-        raise UserError(f"{dataset}: {pictures.source} has {len(classes)} class; at least two are needed")
-    for split, labels in (("train", pictures.train_labels), ("test", pictures.test_labels)):
-        if labels.min(initial=0) < 0 or labels.max(initial=0) >= len(classes):
-            raise UserError(f"{dataset}: {pictures.source} has {split} labels outside its {len(classes)} classes; "
+        raise UserError(f"{dataset}: {pictures.source} has {len(classes)} class; at least two are needed: give images "
+                        "of another class")
+    for split, images, labels in (("train", pictures.train_images, pictures.train_labels),
+                                  ("test", pictures.test_images, pictures.test_labels)):
+        if len(images) != len(labels):
+            raise UserError(f"{dataset}: {pictures.source} has {len(images):,} {split} images and {len(labels):,} "
+                            "labels; get it again")
+        outside = labels[(labels < 0) | (labels >= len(classes))].tolist()
+        if outside:
+            raise UserError(f"{dataset}: {pictures.source} has {len(outside):,} {split} labels outside its "
+                            f"{len(classes)} classes, the first is {outside[0]}; allowed: 0 to {len(classes) - 1}; "
                             "get it again")
         absent = sorted(set(classes) - set(labels.tolist()))
         if absent:
-            raise UserError(f"{dataset}: class {pictures.classes[absent[0]]!r} has no {split} image; "
-                            "every class needs at least one for train and one for test")
+            raise UserError(f"{dataset}: class {shown(pictures.classes[absent[0]])} has no {split} image; every class "
+                            "needs at least one for train and one for test; add one or get the data again")
 
 
 def _counts(pictures: Pictures, validation: numpy.ndarray) -> dict[str, Any]:

@@ -135,7 +135,6 @@ def _record(task: _Task, about: dict[str, Any], main: str, latents: dict[str, di
                    "train": len(data.train_images), "test": len(data.test_images)},
         "provenance": {
             "data": about["data"]["checksum"],
-            "training": about["training"],
             "trained_with": about["versions"],
             "measured_with": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         },

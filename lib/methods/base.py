@@ -15,6 +15,8 @@ from lib.encoders import build_encoder
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
 
+WIDEST = 16_384  # units of a layer: two such layers in a row are a gigabyte
+
 Named = dict[str, Tensor]
 
 
@@ -23,8 +25,8 @@ class ContrastiveOptions:
     """Options of a method with NT-Xent and SimCLR's projector; widths are in units."""
 
     temperature: float = param(0.5, above=0)
-    projector_hidden: int = param(512, low=1)
-    projector_out: int = param(128, low=2)
+    projector_hidden: int = param(512, low=1, high=WIDEST)
+    projector_out: int = param(128, low=2, high=WIDEST)
 
 
 class Method(nn.Module):

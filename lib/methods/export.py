@@ -36,11 +36,11 @@ def fixed_images(size: int) -> Tensor:
     return (2 * torch.sin((5 + phase) * place + phase)).float()
 
 
-def save_method(path: Path, method: Method, params: Pretraining, data: dict[str, Any], training: str) -> None:
-    """Write the method's whole state.
+def save_method(path: Path, method: Method, params: Pretraining, data: dict[str, Any]) -> None:
+    """Write the method's whole state; ``data`` is the record of the images that it was trained on.
 
-    ``data`` is the record of the images that it was trained on, ``training`` the fingerprint of the
-    training's parameters, code and data.
+    The code's version is not in the file: an edit that changes no number leaves the same bytes, so that
+    nothing after it runs again. dvc.lock holds the version (`lib.report.trace`).
     """
     about = {
         "variant": params.variant,
@@ -49,7 +49,6 @@ def save_method(path: Path, method: Method, params: Pretraining, data: dict[str,
         "network": method.encoder.about(),
         "parameters": {"encoder": count_parameters(method.encoder), "total": count_parameters(method)},
         "data": data,
-        "training": training,
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
     }
     state = {name: tensor.detach().cpu() for name, tensor in method.state_dict().items()}
@@ -69,13 +68,13 @@ def load_method(path: Path) -> tuple[Method, dict[str, Any]]:
         params = Pretraining(**{key: BLOCKS[key](**value) if key in BLOCKS else value for key, value in stored.items()})
         method = _rebuilt(params, {name: rows for name, rows in tensors.items() if not name.startswith(FINGERPRINT)})
         latents = _fixed_latents(method, params.image_size)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise _another(path, str(error).splitlines()[0]) from None
+    except (KeyError, TypeError, ValueError, AttributeError, ImportError, RuntimeError) as error:
+        raise _another(path, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
     expected = {name: rows for name, rows in tensors.items() if name.startswith(FINGERPRINT)}
     if {FINGERPRINT + name for name in latents} != set(expected):
         raise _another(path, f"its latents are {', '.join(latents)}")
-    if about["network"] != method.encoder.about():
-        raise _another(path, f"encoder {params.encoder} was {about['network']} and is {method.encoder.about()}")
+    if about.get("network") != method.encoder.about():
+        raise _another(path, f"encoder {params.encoder} was {about.get('network')} and is {method.encoder.about()}")
     for name, rows in latents.items():
         saved = expected[FINGERPRINT + name]
         if rows.shape != saved.shape or not (rows - saved).abs().max() <= TOLERANCE * saved.abs().max():

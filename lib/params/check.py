@@ -5,10 +5,13 @@ one module that stages import without naming it to DVC."""
 
 from typing import Any
 
-from lib.errors import UserError
+from lib.errors import UserError, shown
 from lib.params import evaluation, pretraining
+from lib.params.spec import unknown_key
 
 BLOCKS = ("variants", "linear", "knn", "tsne")
+EMPTY = '""'  # as params.yaml writes it
+JITTERS = ("brightness", "contrast", "saturation", "hue")
 
 
 def check_params(raw: dict[str, Any]) -> None:
@@ -16,24 +19,34 @@ def check_params(raw: dict[str, Any]) -> None:
     known = {*pretraining.Dataset.__dataclass_fields__, *pretraining._Shared.__dataclass_fields__, *BLOCKS}
     for key in raw:
         if key not in known:
-            raise UserError(f"params.yaml: unknown key {key}; allowed here: {', '.join(sorted(known))}")
-    pretraining.dataset_params(raw)
-    for variant in pretraining.variant_names(raw):
-        pretraining.pretraining_params(raw, variant)
+            raise unknown_key(key, known)
+    dataset = pretraining.dataset_params(raw)
+    variants = [pretraining.pretraining_params(raw, variant) for variant in pretraining.variant_names(raw)]
     evaluation.knn_params(raw)
-    tsne = evaluation.tsne_params(raw)
+    linear, tsne = evaluation.linear_params(raw), evaluation.tsne_params(raw)
     if tsne.perplexity >= tsne.points:
         raise UserError(f"params.yaml: tsne.perplexity is {tsne.perplexity:g}; allowed: below tsne.points "
                         f"({tsne.points})")
-    _refuse_without_effect(pretraining.dataset_params(raw), evaluation.linear_params(raw))
+    usual, images, mode = pretraining.Dataset(), dataset.dataset == "images", linear.mode
+    _effective("images_path", dataset.images_path, usual.images_path, images, f"dataset {dataset.dataset}",
+               "set dataset to images")
+    _effective("on_bad_image", dataset.on_bad_image, usual.on_bad_image, images, f"dataset {dataset.dataset}",
+               "set dataset to images")
+    _effective("linear.finetune_lr", linear.finetune_lr, evaluation.Linear().finetune_lr, mode == "finetune",
+               f"linear.mode {mode}", "set linear.mode to finetune")
+    for name in JITTERS:
+        _effective(f"augment.{name}", getattr(variants[0].augment, name), getattr(pretraining.Augment(), name),
+                   variants[0].augment.jitter > 0, "augment.jitter 0", "set augment.jitter above 0")
+    gamma = raw.get("gamma", pretraining._Shared().gamma)
+    _effective("gamma", gamma, pretraining._Shared().gamma, any(variant.gamma is not None for variant in variants),
+               "these variants", "set a variant's method to one that reads it")
 
 
-def _refuse_without_effect(dataset: pretraining.Dataset, linear: evaluation.Linear) -> None:
-    """An option that changes nothing is a slip: whoever set it expects otherwise."""
-    usual = evaluation.Linear().finetune_lr
-    if linear.mode != "finetune" and linear.finetune_lr != usual:
-        raise UserError(f"params.yaml: linear.finetune_lr is {linear.finetune_lr:g}, which has no effect with "
-                        f"linear.mode {linear.mode}; set linear.mode to finetune, or linear.finetune_lr to {usual:g}")
-    if dataset.dataset != "images" and dataset.images_path:
-        raise UserError(f"params.yaml: images_path is {dataset.images_path!r}, which has no effect with dataset "
-                        f"{dataset.dataset}; set dataset to images, or images_path to \"\"")
+def _effective(key: str, value: Any, usual: Any, effective: bool, where: str, remedy: str) -> None:
+    """An option that changes nothing is a slip: whoever set it to other than ``usual`` expects otherwise."""
+    if effective or value == usual:
+        return
+    is_number = isinstance(usual, float)
+    given = f"{value:g}" if is_number else shown(value)
+    raise UserError(f"params.yaml: {key} is {given}, which has no effect with {where}; {remedy}, or {key} to "
+                    f"{f'{usual:g}' if is_number else usual or EMPTY}")

@@ -13,7 +13,7 @@ class Linear:
     mode: str = param("probe", choices=("probe", "finetune"))
     epochs: int = param(50, low=1)
     batch_size: int = param(256, low=1)
-    finetune_lr: float = param(1e-4, above=0)
+    finetune_lr: float = param(1e-4, above=0, high=1)
     study_epochs: int = param(50, low=0)
 
 

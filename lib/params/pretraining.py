@@ -8,19 +8,24 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lib.errors import UserError
-from lib.params.spec import PARAMS_FILE, load_yaml, param, parse
+from lib.errors import UserError, shown
+from lib.params.spec import PARAMS_FILE, join, load_yaml, param, parse
 
 DATASETS = ("cifar10", "cifar100", "mnist", "digits", "images")
+LONGEST_NAME = 50  # characters of a variant's name, which names files and rows of tables
 SHARED_NUMBERS = ("gamma", "seed")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Which images. ``images_path`` is read for ``dataset: images`` alone; ``image_size`` is in pixels."""
+    """Which images. ``image_size`` is in pixels.
+
+    ``images_path`` and ``on_bad_image`` (what becomes of an image that cannot be read) are for ``dataset: images``.
+    """
 
     dataset: str = param("cifar10", choices=DATASETS)
     images_path: str = param("")
+    on_bad_image: str = param("refuse", choices=("refuse", "skip"))
     image_size: int = param(32, low=8, high=512)
     seed: int = param(0, low=0, high=2**31 - 1)
 
@@ -114,7 +119,8 @@ def dataset_params(raw: dict[str, Any]) -> Dataset:
     """The dataset's keys of a loaded params.yaml."""
     found = parse(Dataset, {key: raw[key] for key in Dataset.__dataclass_fields__ if key in raw})
     if found.dataset == "images" and not found.images_path:
-        raise UserError("params.yaml: images_path is empty; dataset 'images' needs the path of a folder, zip or tar")
+        raise UserError("params.yaml: images_path is empty; allowed with dataset images: the path of a folder, zip or "
+                        "tar")
     return found
 
 
@@ -122,10 +128,15 @@ def variant_names(raw: dict[str, Any]) -> list[str]:
     """The variants of a loaded params.yaml, in its order."""
     variants = raw.get("variants")
     if not isinstance(variants, dict) or not variants:
-        raise UserError("params.yaml: variants must be a block with at least one variant")
+        raise UserError(f"params.yaml: variants is {shown(variants)}; allowed: variants must be a block with at least "
+                        "one variant, a name with its method and watch below it")
     for name in variants:
-        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", name):
-            raise UserError(f"params.yaml: variants.{name} is not a usable name; allowed: letters, digits and _")
+        if not isinstance(name, str):
+            raise UserError(f"params.yaml: variants.{shown(name)} is not a usable name; allowed: text, so put it in "
+                            "quotes")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", name) or len(name) > LONGEST_NAME:
+            raise UserError(f"params.yaml: {join('variants', name)} is not a usable name; allowed: letters, digits and "
+                            f"_, at most {LONGEST_NAME}; rename it")
     return list(variants)
 
 
@@ -134,8 +145,11 @@ def pretraining_params(raw: dict[str, Any], variant: str) -> Pretraining:
     names = variant_names(raw)
     if variant not in names:
         raise UserError(f"params.yaml has no variant {variant!r}; variants: {', '.join(names)}")
+    _require_module("encoder", raw.get("encoder", _Shared.encoder), "encoders", hidden={"resnet"})
     shared = parse(_Shared, {key: raw[key] for key in _Shared.__dataclass_fields__ if key in raw})
-    _require_module("encoder", shared.encoder, Path(__file__).parents[1] / "encoders", hidden={"resnet"})
+    if shared.micro_batch_size == 1:
+        raise UserError("params.yaml: micro_batch_size is 1; allowed: 0 (the whole batch at once) or at least 2, "
+                        "because batch norm cannot normalise a single image")
     if shared.augment.crop_scale_min > shared.augment.crop_scale_max:
         raise UserError(f"params.yaml: augment.crop_scale_min is {shared.augment.crop_scale_min}; "
                         f"allowed: at most augment.crop_scale_max ({shared.augment.crop_scale_max})")
@@ -145,10 +159,12 @@ def pretraining_params(raw: dict[str, Any], variant: str) -> Pretraining:
     block = raw["variants"][variant]
     where = f"variants.{variant}"
     if not isinstance(block, dict) or "method" not in block or "watch" not in block:
-        raise UserError(f"params.yaml: {where} must be a block with at least method and watch")
-    folder = Path(__file__).parents[1] / "methods"
-    _require_module(f"{where}.method", block["method"], folder, hidden={"base", "export"})
+        raise UserError(f"params.yaml: {where} is {shown(block)}; allowed: it must be a block with at least method and "
+                        "watch")
+    _require_module(f"{where}.method", block["method"], "methods", hidden={"base", "export"})
     watch = parse(Watch, block["watch"], f"{where}.watch")
+    for key in ("loss", "term"):
+        _require_module(f"{where}.watch.{key}", getattr(watch, key), "losses", hidden=set())
     dataset = dataset_params(raw)
     return Pretraining(
         variant=variant,
@@ -163,11 +179,12 @@ def pretraining_params(raw: dict[str, Any], variant: str) -> Pretraining:
     )
 
 
-def _require_module(where: str, name: Any, folder: Path, hidden: set[str]) -> None:
-    """The names of methods and encoders are the names of files: refuse one that has no file."""
-    known = sorted(path.stem for path in folder.glob("[a-z]*.py") if path.stem not in hidden)
+def _require_module(where: str, name: Any, folder: str, hidden: set[str]) -> None:
+    """The names of methods, encoders and losses are the names of files in ``folder``: refuse one without a file."""
+    files = (Path(__file__).parents[1] / folder).glob("[a-z]*.py")
+    known = sorted(path.stem for path in files if path.stem not in hidden)
     if name not in known:
-        raise UserError(f"params.yaml: {where} is {name!r}; allowed: {', '.join(known)}")
+        raise UserError(f"params.yaml: {where} is {shown(name)}; allowed: {', '.join(known)}")
 
 
 def load_params(path: Path = PARAMS_FILE) -> dict[str, Any]:

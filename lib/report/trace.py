@@ -74,7 +74,7 @@ def _record(path: Path) -> list[str]:
         return []
     about = read_about(path)
     data = about.get("data", about)
-    found = {"data": f"{data.get('dataset')}, checksum {data.get('checksum')}", "training": about.get("training"),
+    found = {"data": f"{data.get('dataset')}, checksum {data.get('checksum')}",
              "versions": ", ".join(f"{name} {value}" for name, value in about.get("versions", {}).items())}
     return [f"  {key}: {value}" for key, value in found.items() if value]
 

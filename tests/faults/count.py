@@ -1,0 +1,18 @@
+"""How many faults a test run tried and what became of them, for the line at the end of the run."""
+
+from collections import Counter
+
+SHOWN = {"inputs": "inputs tried", "refused": "refused in one line", "converted": "converted as stated"}
+
+_counts: Counter[str] = Counter()
+
+
+def tried(what: str, n: int = 1) -> None:
+    """Add ``n`` to the figure ``what``: a key of `SHOWN`, or any words, which are shown as they are."""
+    _counts[what] += n
+
+
+def summary() -> str:
+    """``inputs tried: 3, refused in one line: 2, ...``; empty when nothing was tried."""
+    named = [what for what in SHOWN if what in _counts] + [what for what in _counts if what not in SHOWN]
+    return ", ".join(f"{SHOWN.get(what, what)}: {_counts[what]:,}" for what in named)
