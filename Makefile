@@ -6,12 +6,14 @@ STAMP := $(VENV)/.engram-requirements.txt
 export PATH := $(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help install demo test prune bench
+.PHONY: help install demo test prune bench plan parallel
 
 help:
 	@echo "make demo     install, run the whole pipeline on small embedded data, show the table"
 	@echo "make test     install, run the tests"
 	@echo "make install  only the environment, in $(VENV)"
+	@echo "make plan     what dvc repro would run, why, and about how long; S=\"gamma=0.1 epochs=50\" asks for a change"
+	@echo "make parallel train the variants side by side, then run the rest; J=2 says how many at once"
 	@echo "make prune    remove the checkpoints of finished trainings"
 	@echo "make bench    install the peers too, measure them beside this project; BENCH=\"data step\" or --quick narrows it"
 
@@ -51,6 +53,12 @@ $(BENCH_STAMP): requirements-bench.txt requirements.txt
 
 bench: install $(BENCH_STAMP)
 	@python -m bench.run $(BENCH)
+
+plan: install
+	@python -m lib.plan $(foreach setting,$(S),-S $(setting))
+
+parallel: install
+	@python -m lib.side_by_side $(if $(J),-j $(J))
 
 prune: install
 	@python -m lib.core.checkpoint

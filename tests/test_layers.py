@@ -13,7 +13,9 @@ PIPELINE = load_yaml(ROOT / "dvc.yaml")["stages"]
 PARAMS = study_params()
 ENCODERS = [path.relative_to(ROOT) for path in (ROOT / "lib/encoders").glob("[a-z]*.py") if path.stem != "resnet"]
 # From the top. A module may import its own layer and those below.
-LAYERS = [["stages"], ["lib/report", "lib/preset.py", "lib/offline_plots.py"], ["lib/evaluate"], ["lib/methods"],
+LAYERS = [["stages"], ["lib/side_by_side.py"], ["lib/plan.py"],
+          ["lib/durations.py", "lib/forecast.py", "lib/shares.py"],
+          ["lib/report", "lib/preset.py", "lib/offline_plots.py"], ["lib/evaluate"], ["lib/methods"],
           ["lib/core"], ["lib/losses"], ["lib/views"], ["lib/encoders"], ["lib/data"],
           ["lib/params", "lib/machine.py", "lib/files.py", "lib/seeds.py", "lib/errors.py", "lib/stage.py",
            "lib/tiles.py"]]

@@ -181,7 +181,7 @@ def _without(bad: Collection[str], names: list[str], folders: Collection[str], w
 
 def _cannot_be_read(where: str, bad: dict[str, str], count: int) -> str:
     first, *others = bad
-    also = f"; nor can {len(others)} others: {_listed(others, 3)}" if others else ""
+    also = f"; nor can {len(others)} more: {_listed(others, 3)}" if others else ""
     return (f"{where}: {first} cannot be read as an image: {bad[first]}{also} ({len(bad)} of {count} images); mend or "
             "remove what is bad, or set on_bad_image: skip in params.yaml")
 
