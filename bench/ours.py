@@ -25,7 +25,7 @@ from lib.params.spec import Loader
 from lib.preset import BASE, PRESETS_FOLDER, overlay, parse_settings, read_preset
 from lib.seeds import generator
 
-VARIANT = {"method": "simclr", "watch": {"loss": "ntxent", "term": "ntxent", "number": "seed"}}
+VARIANT = {"method": "simclr", "watch": {"loss": "ntxent", "term": "ntxent", "part": "methods/base", "number": "seed"}}
 
 
 def preset_params(preset: str, changes: list[str]) -> Pretraining:

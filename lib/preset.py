@@ -1,5 +1,8 @@
 """Lay a small file of settings, a preset, onto params.yaml: ``python -m lib.preset demo -S epochs=5``.
 
+A preset may hold whole variants, with their method, that params.yaml lacks: they are added to its end, and
+another preset takes them out again unless they were changed meanwhile.
+
 Every preset starts from ``study``, which names each key that any preset touches: the result does not
 depend on the preset that was there before. Only the text of a changed value is replaced. Comments,
 order and everything else keep their bytes, so that a preset and back again leaves no difference.
@@ -21,6 +24,15 @@ from lib.params.spec import PARAMS_FILE, Loader, read_yaml, read_yaml_text
 
 PRESETS_FOLDER = Path("presets")
 BASE = "study"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A variant's value and the lines where it stands: ``text[start:end]``."""
+
+    value: Any
+    start: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -94,15 +106,83 @@ def apply_preset(name: str, settings: list[str], params: Path = PARAMS_FILE,
     The result is checked as a whole first: a UserError leaves the file as it was.
     """
     before = read_yaml_text(params)
-    present = _variants(scalars(before, "params.yaml"))
+    scalars(before, "params.yaml")  # refuses what cannot be read
     preset = {**read_preset(BASE, folder), **read_preset(name, folder)}
+    text, lines = _exchange_variants(before, name, Path(folder))
+    present = _variants(scalars(text, "params.yaml"))
     absent = {key: variant for key in preset if (variant := _variant(key)) not in {None, *present}}
     wanted = {key: source for key, source in preset.items() if key not in absent}
-    after, changes = overlay(before, {**wanted, **parse_settings(settings)})
+    after, changes = overlay(text, {**wanted, **parse_settings(settings)})
     check_params(read_yaml(after, "params.yaml"))
-    if changes:
+    if after != before:
         write_text(params, after)
-    return changes + [f"{key}: left out, params.yaml has no variant {variant}" for key, variant in absent.items()]
+    return lines + changes + [f"{key}: left out, params.yaml has no variant {variant}"
+                              for key, variant in absent.items()]
+
+
+def _exchange_variants(text: str, name: str, folder: Path) -> tuple[str, list[str]]:
+    """``text`` with the whole variants of preset ``name`` and without those of the others; a line for each."""
+    lines = []
+    wanted, base = _whole_variants(folder, name), _whole_variants(folder, BASE)
+    for other in preset_names(folder):
+        for variant, (_, value) in _whole_variants(folder, other).items():
+            found = blocks(text, "params.yaml").get(variant)
+            if found is None or variant in wanted or variant in base:
+                continue
+            if found.value == value and len(blocks(text, "params.yaml")) > 1:
+                text = text[:found.start] + text[found.end:]
+                lines.append(f"variants.{variant}: removed, preset {other} adds it")
+            else:
+                lines.append(f"variants.{variant}: kept, it is not as preset {other} adds it")
+    for variant, (source, _) in wanted.items():
+        present = blocks(text, "params.yaml")
+        if variant not in present and variant not in base:
+            end = max(block.end for block in present.values())
+            text = text[:end] + source + text[end:]
+            lines.append(f"variants.{variant}: added")
+    return text, lines
+
+
+def _whole_variants(folder: Path, name: str) -> dict[str, tuple[str, Any]]:
+    """The variants that a preset defines with their method: name -> (lines of text, value)."""
+    path = folder / f"{name}.yaml"
+    text = read_yaml_text(path)
+    return {variant: (text[block.start:block.end], block.value) for variant, block in blocks(text, str(path)).items()
+            if isinstance(block.value, dict) and "method" in block.value}
+
+
+def blocks(text: str, where: str) -> dict[str, Block]:
+    """Each variant of a YAML text in its order, with the lines from its name to the next one's or the block's end.
+
+    Raises:
+        UserError: the variants are written in braces.
+    """
+    top = yaml.compose(text, Loader=Loader)
+    node = next((value for key, value in top.value if key.value == "variants"), None)
+    if not isinstance(node, yaml.MappingNode) or not node.value:
+        return {}
+    if node.flow_style:
+        raise UserError(f"{where}: variants is written in braces; write each variant on lines of its own below it")
+    values = read_yaml(text, where)["variants"]
+    return {str(key.value): Block(values[key.value], _line_start(text, key.start_mark.index),
+                                  _line_end(text, _last(value)))
+            for key, value in node.value}
+
+
+def _last(node: yaml.Node) -> int:
+    """Where the text of a value ends, without what may follow it."""
+    if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
+        inner = node.value[-1]
+        return _last(inner[1] if isinstance(inner, tuple) else inner)
+    return node.end_mark.index
+
+
+def _line_start(text: str, place: int) -> int:
+    return text.rfind("\n", 0, place) + 1
+
+
+def _line_end(text: str, place: int) -> int:
+    return text.find("\n", place) + 1 or len(text)
 
 
 def _variant(key: str) -> str | None:

@@ -9,7 +9,7 @@ import yaml
 from lib.data.store import ImageData
 from lib.machine import Machine
 from lib.params.pretraining import Pretraining, pretraining_params
-from lib.params.spec import Loader
+from lib.params.spec import Loader, load_yaml
 from lib.preset import overlay, read_preset
 
 ROOT = Path(__file__).parents[1]
@@ -22,9 +22,15 @@ def study_params() -> dict[str, Any]:
     return yaml.load(text, Loader=Loader)
 
 
+def every_variant() -> dict[str, Any]:
+    """The study's variants and those that preset ``all`` adds: at least one for every method."""
+    added = load_yaml(ROOT / "presets/all.yaml")["variants"]
+    return {**study_params()["variants"], **{name: block for name, block in added.items() if "method" in block}}
+
+
 def params_file(**changes: Any) -> dict[str, Any]:
-    """The study's params.yaml as a mapping, small enough to train in a second; dots in keys are ``__``."""
-    raw = study_params()
+    """params.yaml with every variant as a mapping, small enough to train in a second; dots in keys are ``__``."""
+    raw = {**study_params(), "variants": every_variant()}
     small = {"dataset": "digits", "encoder": "small", "image_size": 16, "batch_size": 16, "epochs": 2,
              "monitor__every": 1, "monitor__k": 5}
     for key, value in {**small, **changes}.items():

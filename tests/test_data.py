@@ -327,7 +327,7 @@ VARIANTS = """
 variants:
   simclr:
     method: simclr
-    watch: {loss: ntxent, term: ntxent, number: seed}
+    watch: {loss: ntxent, term: ntxent, part: methods/base, number: seed}
 """
 
 

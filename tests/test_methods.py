@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 from lib.errors import UserError
 from lib.losses.ntxent import nt_xent
 from lib.methods import build_method, method_class, try_method
+from lib.methods.base import GIVEN
 from lib.methods.export import load_method, save_method
 from tests.examples import ROOT, params_file, pretraining
 
@@ -20,6 +21,14 @@ VARIANTS = list(params_file()["variants"])
 def built(variant: str, **changes):
     torch.manual_seed(0)
     return build_method(pretraining(variant, **changes))
+
+
+def embedded(method, count: int = 8):
+    """What ``loss`` reads, of random views."""
+    stream = torch.Generator().manual_seed(3)
+    given = {"indices": torch.arange(count), "labels": torch.randint(0, 2, (count,), generator=stream)}
+    method.see_data(torch.tensor([0.4] * 3), torch.tensor([0.2] * 3), count, 2)
+    return {**method.embed(two_views(count)[:method.views]), **{name: given[name] for name in method.needs}}
 
 
 def two_views(count: int = 8, size: int = 16):
@@ -34,22 +43,39 @@ def test_every_method_has_a_variant():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_learning_parameter_of_a_method_gets_a_gradient(variant):
     method = built(variant)
-    total, parts = method.loss(method.embed(two_views()))
+    total, parts = method.loss(embedded(method))
     total.backward()
     assert total.ndim == 0 and total.isfinite()
     assert all(part.ndim == 0 for part in parts.values()) and parts
-    without = [name for name, weight in method.named_parameters() if weight.grad is None]
+    without = [name for name, weight in method.named_parameters() if weight.requires_grad and weight.grad is None]
     assert without == []
+    kept = [name for name, weight in method.named_parameters() if not weight.requires_grad and weight.grad is not None]
+    assert kept == []
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_latents_and_projections_are_one_row_per_image(variant):
     method = built(variant).eval()
     images = two_views(5)[0]
-    for rows in method.latents(images).values():
-        assert rows.shape == (5, method.encoder.width) and rows.dtype == torch.float32
-    for rows in method.project(method.latents(images)).values():
+    for named in (method.latents(images), method.project(method.latents(images))):
+        for rows in named.values():
+            assert len(rows) == 5 and rows.ndim == 2 and rows.dtype == torch.float32 and rows.isfinite().all()
+
+
+@pytest.mark.parametrize("variant", ["simclr", "joint", "dual"])
+def test_the_studys_latents_are_as_wide_as_the_encoder_and_their_projections_unit_rows(variant):
+    method = built(variant).eval()
+    latents = method.latents(two_views(5)[0])
+    assert all(rows.shape == (5, method.encoder.width) for rows in latents.values())
+    for rows in method.project(latents).values():
         torch.testing.assert_close(rows.norm(dim=1), torch.ones(5))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_labels_are_for_supervised_methods_alone(variant):
+    needs = method_class(params_file()["variants"][variant]["method"]).needs
+    assert set(needs) <= set(GIVEN)
+    assert ("labels" in needs) == variant.startswith("supervised")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -134,8 +160,9 @@ def test_duals_second_projection_collapses_and_its_first_does_not():
 
 
 @pytest.mark.parametrize("change, word", [
-    ({"loss": "ntxent", "term": "ntxent", "number": "gamma"}, "watch names the losses"),
-    ({"loss": "ntxent", "term": "view_distance", "number": "seed"}, "watch.number"),
+    ({"loss": "ntxent", "term": "ntxent", "part": "methods/base", "number": "gamma"}, "watch names the losses"),
+    ({"loss": "ntxent", "term": "view_distance", "part": "methods/base", "number": "seed"}, "watch.number"),
+    ({"loss": "ntxent", "term": "view_distance", "part": "methods/export", "number": "gamma"}, "watch.part"),
 ])
 def test_a_watch_block_that_does_not_fit_the_code_is_refused(change, word):
     raw = params_file()

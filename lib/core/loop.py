@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas
 import torch
@@ -38,7 +39,10 @@ def pretrain(trainer: Pretrainer, store: CheckpointStore, curve: Path,
         trainer.restore(saved)
     position, params = trainer.position, trainer.params
     _write_curve(curve, position, lead)
-    if position.epoch < params.epochs:
+    if not params.epochs and not position.history:
+        position.history.append(_untrained(trainer, monitor))
+        _write_curve(curve, position, lead)
+    elif position.epoch < params.epochs:
         _announce(trainer, saved is not None, variants)
     elif lead:
         print(f"{params.variant}: trained before with the same parameters, code and data; taken from {store.folder} "
@@ -53,6 +57,13 @@ def pretrain(trainer: Pretrainer, store: CheckpointStore, curve: Path,
                 store.save(trainer.state())
     if lead:
         store.finish(trainer.state())
+
+
+def _untrained(trainer: Pretrainer, monitor: Callable[[torch.nn.Module], float]) -> dict[str, Any]:
+    """The only row of a curve of 0 epochs: the random encoder."""
+    print(f"{trainer.params.variant}: 0 epochs, the encoder stays as it was drawn", flush=True)
+    return {"epoch": 0, "loss": None, "spread": None, "knn": monitor(trainer.method), "lr": 0.0,
+            "images_per_second": None, "seconds": None, "device": str(trainer.machine)}
 
 
 def _epoch(trainer: Pretrainer, store: CheckpointStore, progress: StepProgress, lead: bool) -> None:

@@ -67,13 +67,14 @@ class Pretrainer:
     """One variant's training: the method, its optimiser and its position."""
 
     def __init__(self, method: nn.Module, data: ImageData, params: Pretraining, machine: Machine) -> None:
-        images = data.train_images
+        images, self.given = _training_images(method, data, machine)
         check_batch(params, len(images), processes.world())
         self.params, self.machine = params, machine
         self.rows = processes.own_rows(params.batch_size)
         self.micro_batches = micro_batches(self.rows, params.micro_batch_size)
         self.images = images.to(machine.device)
         self.mean, self.std = data.mean.to(machine.device), data.std.to(machine.device)
+        method.see_data(data.mean, data.std, len(images), len(data.classes))
         method = method.to(machine.device, memory_format=torch.channels_last).train()
         self.method = processes.share_statistics(method, machine)
         if machine.compile != "off":
@@ -130,7 +131,8 @@ class Pretrainer:
         embeddings = _detached(embed, self.micro_batches) if several else embed(self.micro_batches[0])
         torch.manual_seed(generator(self.params.seed, "loss", epoch, step).initial_seed())
         whole = {name: processes.gather(rows) for name, rows in embeddings.items()}
-        total, parts = self.method.loss(whole)
+        given = {name: processes.gather(values[indices[self.rows]]) for name, values in self.given.items()}
+        total, parts = self.method.loss({**whole, **given})
         total.backward()
         if several:
             with _statistics_kept(self.method):
@@ -155,7 +157,7 @@ class Pretrainer:
             group["lr"] = self.learning_rate(number)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.method.after_step(number)
+        self.method.after_step(number, self.steps)
         return values
 
     def learning_rate(self, number: int) -> float:
@@ -187,6 +189,18 @@ class Pretrainer:
         if "optimizer" in state:  # a finished training keeps none
             self.optimizer.load_state_dict(state["optimizer"])
         self.position = Position(**state["position"])
+
+
+def _training_images(method: nn.Module, data: ImageData, machine: Machine) -> tuple[Tensor, Named]:
+    """The images, and what else the loss needs of each, by name.
+
+    Labels are given to a method that asks for them and to no other; it then trains without the validation
+    images, on which choices are made.
+    """
+    rows = data.fitting if "labels" in method.needs else torch.arange(len(data.train_images))
+    known = {"indices": torch.arange(len(rows)), "labels": data.train_labels[rows]}
+    images = data.train_images if len(rows) == len(data.train_images) else data.train_images[rows]
+    return images, {name: known[name].to(machine.device) for name in method.needs}
 
 
 def _detached(embed: Any, parts: list[slice]) -> Named:

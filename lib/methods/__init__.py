@@ -31,6 +31,9 @@ def check_method(params: Pretraining) -> Any:
     if {watch.loss, watch.term} != set(kind.losses):
         raise UserError(f"params.yaml: {where}.watch names the losses {watch.loss}, {watch.term}; "
                         f"allowed: those that lib/methods/{params.method}.py uses, {', '.join(kind.losses)}")
+    if watch.part != kind.part:
+        raise UserError(f"params.yaml: {where}.watch.part is {watch.part!r}; allowed: {kind.part!r}, "
+                        f"the further file that lib/methods/{params.method}.py uses")
     number = "gamma" if kind.reads_gamma else "seed"
     if watch.number != number:
         raise UserError(f"params.yaml: {where}.watch.number is {watch.number!r}; allowed: {number!r}, "

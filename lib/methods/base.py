@@ -17,6 +17,8 @@ from lib.params.spec import param
 
 WIDEST = 16_384  # units of a layer: two such layers in a row are a gigabyte
 
+GIVEN = ("indices", "labels")  # int64 [B]: rows of the training images; classes, for supervised methods alone
+
 Named = dict[str, Tensor]
 
 
@@ -34,8 +36,10 @@ class Method(nn.Module):
 
     Options: ClassVar[type]
     losses: ClassVar[tuple[str, ...]]  # the files of lib/losses that it imports
+    part: ClassVar[str] = "methods/base"  # one more file of lib that it imports, without .py
     reads_gamma: ClassVar[bool] = False
     views: ClassVar[int] = 2  # augmented views of each image in a step
+    needs: ClassVar[tuple[str, ...]] = ()  # of `GIVEN`: what ``loss`` finds among the embeddings beside them
 
     def __init__(self, options: Any, params: Pretraining) -> None:
         super().__init__()
@@ -56,15 +60,26 @@ class Method(nn.Module):
         """The total to minimise and its named parts for the curve, from the embeddings of the whole batch."""
         raise TypeError(f"{type(self).__name__} does not define loss")
 
-    def after_step(self, step: int) -> None:
-        """Called after the optimiser's step: momentum copies, queues, running rates."""
+    def see_data(self, mean: Tensor, std: Tensor, count: int, classes: int) -> None:
+        """Called once before training: mean and deviation [3] that the views are normalised with, how many
+        images there are to train on, and how many classes they have.
+
+        Raises:
+            UserError: options that do not fit the data.
+        """
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Called after the optimiser's step number ``step``, from 0, of ``steps``: momentum copies, queues, rates."""
 
     def latents(self, images: Tensor) -> Named:
         """What evaluation sees: images [B, 3, S, S] -> {name: [B, D]}; the main latent first."""
         raise TypeError(f"{type(self).__name__} does not define latents")
 
     def project(self, latents: Named) -> Named:
-        """From the latents to the space that the loss acts on: {name: [B, D]} -> {name: [B, P]}, unit rows."""
+        """From the latents to the space that the loss acts on: {name: [B, D]} -> {name: [B, P]}.
+
+        Rows are of length one where the loss compares directions alone.
+        """
         raise TypeError(f"{type(self).__name__} does not define project")
 
 

@@ -34,12 +34,22 @@ def check_params(raw: dict[str, Any]) -> None:
                "set dataset to images")
     _effective("linear.finetune_lr", linear.finetune_lr, evaluation.Linear().finetune_lr, mode == "finetune",
                f"linear.mode {mode}", "set linear.mode to finetune")
-    for name in JITTERS:
-        _effective(f"augment.{name}", getattr(variants[0].augment, name), getattr(pretraining.Augment(), name),
-                   variants[0].augment.jitter > 0, "augment.jitter 0", "set augment.jitter above 0")
+    _check_jitters(raw, variants)
     gamma = raw.get("gamma", pretraining._Shared().gamma)
     _effective("gamma", gamma, pretraining._Shared().gamma, any(variant.gamma is not None for variant in variants),
                "these variants", "set a variant's method to one that reads it")
+
+
+def _check_jitters(raw: dict[str, Any], variants: list[pretraining.Pretraining]) -> None:
+    """Strengths of a jitter that never comes, in the shared block or in a variant's own."""
+    usual, remedy = pretraining.Augment(), "set augment.jitter above 0"
+    blocks = [("augment", raw.get("augment", {}), any(variant.augment.jitter > 0 for variant in variants))]
+    blocks += [(f"variants.{variant.variant}.augment", raw["variants"][variant.variant].get("augment", {}),
+                variant.augment.jitter > 0) for variant in variants]
+    for where, block, jitters in blocks:
+        for name in JITTERS:
+            value = float(block.get(name, getattr(usual, name)))
+            _effective(f"{where}.{name}", value, getattr(usual, name), jitters, "augment.jitter 0", remedy)
 
 
 def _effective(key: str, value: Any, usual: Any, effective: bool, where: str, remedy: str) -> None:

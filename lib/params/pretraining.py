@@ -4,7 +4,7 @@ The defaults are the settings of the study that the project reproduces.
 """
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from lib.params.spec import PARAMS_FILE, join, load_yaml, param, parse
 DATASETS = ("cifar10", "cifar100", "mnist", "digits", "images")
 LONGEST_NAME = 50  # characters of a variant's name, which names files and rows of tables
 SHARED_NUMBERS = ("gamma", "seed")
+OWN = ("batch_size", "micro_batch_size", "epochs", "optimizer", "augment")  # that a variant may have for itself
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,16 @@ class Monitor:
 
 @dataclass(frozen=True)
 class Watch:
-    """What DVC watches for one variant beside its method's file: two loss files and a shared number.
+    """What DVC watches for one variant beside its method's file: two losses, one more file, a shared number.
 
-    DVC cannot take a list here, so a variant with one loss names it twice, and one that reads no
-    shared number names ``seed``, which every variant reads. Checked against the method's code.
+    DVC cannot take a list here, so a variant with one loss names it twice, one without a further file names
+    ``methods/base``, which every method imports, and one that reads no shared number names ``seed``, which
+    every variant reads. ``part`` is a path below lib, without ``.py``. Checked against the method's code.
     """
 
     loss: str = param()
     term: str = param()
+    part: str = param()
     number: str = param(choices=SHARED_NUMBERS)
 
 
@@ -108,7 +111,7 @@ class _Shared:
     encoder: str = param("resnet50")
     batch_size: int = param(256, low=2)
     micro_batch_size: int = param(0, low=0)
-    epochs: int = param(100, low=1)
+    epochs: int = param(100, low=0)
     gamma: float = param(0.01, low=0)
     optimizer: Optimizer = field(default_factory=Optimizer)
     augment: Augment = field(default_factory=Augment)
@@ -146,16 +149,6 @@ def pretraining_params(raw: dict[str, Any], variant: str) -> Pretraining:
     if variant not in names:
         raise UserError(f"params.yaml has no variant {variant!r}; variants: {', '.join(names)}")
     _require_module("encoder", raw.get("encoder", _Shared.encoder), "encoders", hidden={"resnet"})
-    shared = parse(_Shared, {key: raw[key] for key in _Shared.__dataclass_fields__ if key in raw})
-    if shared.micro_batch_size == 1:
-        raise UserError("params.yaml: micro_batch_size is 1; allowed: 0 (the whole batch at once) or at least 2, "
-                        "because batch norm cannot normalise a single image")
-    if shared.augment.crop_scale_min > shared.augment.crop_scale_max:
-        raise UserError(f"params.yaml: augment.crop_scale_min is {shared.augment.crop_scale_min}; "
-                        f"allowed: at most augment.crop_scale_max ({shared.augment.crop_scale_max})")
-    if shared.optimizer.warmup_epochs > shared.epochs:
-        raise UserError(f"params.yaml: optimizer.warmup_epochs is {shared.optimizer.warmup_epochs}; "
-                        f"allowed: at most epochs ({shared.epochs})")
     block = raw["variants"][variant]
     where = f"variants.{variant}"
     if not isinstance(block, dict) or "method" not in block or "watch" not in block:
@@ -165,11 +158,11 @@ def pretraining_params(raw: dict[str, Any], variant: str) -> Pretraining:
     watch = parse(Watch, block["watch"], f"{where}.watch")
     for key in ("loss", "term"):
         _require_module(f"{where}.watch.{key}", getattr(watch, key), "losses", hidden=set())
-    dataset = dataset_params(raw)
+    shared, dataset = _shared(raw, block, where), dataset_params(raw)
     return Pretraining(
         variant=variant,
         method=block["method"],
-        options={key: value for key, value in block.items() if key not in ("method", "watch")},
+        options={key: value for key, value in block.items() if key not in ("method", "watch", *OWN)},
         watch=watch,
         image_size=dataset.image_size,
         seed=dataset.seed,
@@ -177,6 +170,33 @@ def pretraining_params(raw: dict[str, Any], variant: str) -> Pretraining:
         **{key: getattr(shared, key) for key in ("encoder", "batch_size", "micro_batch_size", "epochs", "optimizer",
                                                  "augment", "monitor")},
     )
+
+
+def _shared(raw: dict[str, Any], block: dict[str, Any], where: str) -> _Shared:
+    """What all variants share, with what the variant's ``block`` sets for itself (`OWN`) laid over it."""
+    common = {key: raw[key] for key in _Shared.__dataclass_fields__ if key in raw}
+    found = parse(_Shared, common)
+    own = {key: block[key] for key in OWN if key in block}
+    if own:
+        for key in ("optimizer", "augment"):
+            if isinstance(own.get(key), dict):
+                own[key] = {**common.get(key, {}), **own[key]}
+        own = parse(_Shared, own, where)
+        found = replace(found, **{key: getattr(own, key) for key in OWN if key in block})
+
+    def place(key: str) -> str:
+        return f"{where}.{key}" if key.partition(".")[0] in block else key
+
+    if found.micro_batch_size == 1:
+        raise UserError(f"params.yaml: {place('micro_batch_size')} is 1; allowed: 0 (the whole batch at once) or at "
+                        "least 2, because batch norm cannot normalise a single image")
+    if found.augment.crop_scale_min > found.augment.crop_scale_max:
+        raise UserError(f"params.yaml: {place('augment.crop_scale_min')} is {found.augment.crop_scale_min}; "
+                        f"allowed: at most augment.crop_scale_max ({found.augment.crop_scale_max})")
+    if found.epochs and found.optimizer.warmup_epochs > found.epochs:
+        raise UserError(f"params.yaml: {place('optimizer.warmup_epochs')} is {found.optimizer.warmup_epochs}; "
+                        f"allowed: at most epochs ({found.epochs})")
+    return found
 
 
 def _require_module(where: str, name: Any, folder: str, hidden: set[str]) -> None:
