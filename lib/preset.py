@@ -122,12 +122,13 @@ def apply_preset(name: str, settings: list[str], params: Path = PARAMS_FILE,
 
 def _exchange_variants(text: str, name: str, folder: Path) -> tuple[str, list[str]]:
     """``text`` with the whole variants of preset ``name`` and without those of the others; a line for each."""
-    lines = []
-    wanted, base = _whole_variants(folder, name), _whole_variants(folder, BASE)
+    lines, wanted = [], whole_variants(folder, name)
+    if not blocks(text, "params.yaml"):
+        raise UserError("params.yaml: variants is missing or empty; write at least one variant below it")
     for other in preset_names(folder):
-        for variant, (_, value) in _whole_variants(folder, other).items():
+        for variant, (_, value) in whole_variants(folder, other).items():
             found = blocks(text, "params.yaml").get(variant)
-            if found is None or variant in wanted or variant in base:
+            if found is None or variant in wanted:
                 continue
             if found.value == value and len(blocks(text, "params.yaml")) > 1:
                 text = text[:found.start] + text[found.end:]
@@ -136,14 +137,14 @@ def _exchange_variants(text: str, name: str, folder: Path) -> tuple[str, list[st
                 lines.append(f"variants.{variant}: kept, it is not as preset {other} adds it")
     for variant, (source, _) in wanted.items():
         present = blocks(text, "params.yaml")
-        if variant not in present and variant not in base:
+        if variant not in present:
             end = max(block.end for block in present.values())
             text = text[:end] + source + text[end:]
             lines.append(f"variants.{variant}: added")
     return text, lines
 
 
-def _whole_variants(folder: Path, name: str) -> dict[str, tuple[str, Any]]:
+def whole_variants(folder: Path, name: str) -> dict[str, tuple[str, Any]]:
     """The variants that a preset defines with their method: name -> (lines of text, value)."""
     path = folder / f"{name}.yaml"
     text = read_yaml_text(path)

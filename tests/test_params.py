@@ -52,7 +52,7 @@ def test_the_study_preset_is_the_study():
     ("batch_size", "256", ["batch_size is '256'", "a whole number"]),
     ("batch_size", 25.6, ["batch_size is 25.6", "a whole number"]),
     ("batch_size", True, ["batch_size is True", "a whole number"]),
-    ("epochs", 0, ["epochs is 0", "at least 1"]),
+    ("epochs", -1, ["epochs is -1", "at least 0"]),
     ("gamma", -0.1, ["gamma is -0.1", "at least 0"]),
     ("gamma", float("nan"), ["gamma is nan", "a number"]),
     ("gamma", None, ["gamma is None", "a number"]),

@@ -9,7 +9,8 @@ import pytest
 from lib.errors import UserError
 from lib.params.check import check_params
 from lib.params.spec import PARAMS_FILE, load_yaml
-from lib.preset import BASE, apply_preset, describe, overlay, preset_names, read_preset, scalars
+from lib.preset import BASE, apply_preset, describe, overlay, preset_names, read_preset, scalars, whole_variants
+from tests.examples import ROOT
 
 TEXT = """\
 # head
@@ -87,8 +88,40 @@ def test_a_preset_does_not_depend_on_the_one_before(params):
 
 @pytest.mark.parametrize("name", preset_names())
 def test_the_base_names_every_key_that_a_preset_touches(name):
-    assert set(read_preset(name)) <= set(read_preset(BASE))
+    added = [f"variants.{variant}." for variant in whole_variants(ROOT / "presets", name)]
+    assert {key for key in read_preset(name) if not key.startswith(tuple(added))} <= set(read_preset(BASE))
     assert len(describe(name)) > 10
+
+
+def test_whole_variants_come_and_go_with_their_preset(params):
+    before = params.read_bytes()
+    lines = apply_preset("all", [], params)
+    added = list(whole_variants(ROOT / "presets", "all"))
+    assert added and set(added) <= set(load_yaml(params)["variants"])
+    assert [line for line in lines if line.endswith(": added")] == [f"variants.{variant}: added" for variant in added]
+    check_params(load_yaml(params))
+    assert apply_preset("all", [], params) == []
+    apply_preset(BASE, [], params)
+    assert params.read_bytes() == before
+
+
+def test_a_whole_variant_that_was_changed_stays(params):
+    apply_preset("all", ["variants.random.temperature=0.3"], params)
+    lines = apply_preset(BASE, [], params)
+    assert "variants.random: kept, it is not as preset all adds it" in lines
+    assert load_yaml(params)["variants"]["random"]["temperature"] == 0.3
+    assert set(load_yaml(params)["variants"]) == {"simclr", "joint", "dual", "random"}
+
+
+def test_variants_in_braces_are_refused_in_one_line(params):
+    text = params.read_text()
+    block = text[text.index("variants:\n"):text.index("\nlinear:")]
+    params.write_text(text.replace(block, "variants: {}\n"))
+    with pytest.raises(UserError, match="variants is missing or empty; write at least one"):
+        apply_preset("all", [], params)
+    params.write_text(text.replace(block, "variants: {a: {method: simclr}}\n"))
+    with pytest.raises(UserError, match="variants is written in braces"):
+        apply_preset("all", [], params)
 
 
 def test_keys_of_presets_exist_in_params():
@@ -104,10 +137,10 @@ def test_a_refused_result_leaves_the_file_alone(params):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["nope"], "error: there is no preset 'nope'; presets: cpu, demo, study"),
-    (["../params"], "error: there is no preset '../params'; presets: cpu, demo, study"),
+    (["nope"], "error: there is no preset 'nope'; presets: all, cpu, demo, study"),
+    (["../params"], "error: there is no preset '../params'; presets: all, cpu, demo, study"),
     (["demo", "-S", "epochs"], "error: setting 'epochs' is not understood; write key=value, for example -S epochs=5"),
-    (["-S", "epochs=1"], "error: -S needs a preset before it; presets: cpu, demo, study"),
+    (["-S", "epochs=1"], "error: -S needs a preset before it; presets: all, cpu, demo, study"),
 ])
 def test_the_command_refuses_in_one_line(arguments, message):
     ended = subprocess.run([sys.executable, "-m", "lib.preset", *arguments], capture_output=True, text=True)
@@ -116,7 +149,7 @@ def test_the_command_refuses_in_one_line(arguments, message):
 
 def test_the_command_lists_presets():
     ended = subprocess.run([sys.executable, "-m", "lib.preset"], capture_output=True, text=True, check=True)
-    assert [line.split()[0] for line in ended.stdout.splitlines()] == ["cpu", "demo", "study"]
+    assert [line.split()[0] for line in ended.stdout.splitlines()] == ["all", "cpu", "demo", "study"]
 
 
 def test_a_presets_value_for_a_removed_variant_is_left_out_and_said(params):

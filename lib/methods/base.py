@@ -106,6 +106,15 @@ def projector(width: int, hidden: int, outputs: int) -> nn.Sequential:
     )
 
 
+def expander(width: int, units: int) -> nn.Sequential:
+    """The head of methods without negatives: linear, BatchNorm, ReLU, twice, then linear without bias."""
+    return nn.Sequential(
+        nn.Linear(width, units), nn.BatchNorm1d(units), nn.ReLU(inplace=True),
+        nn.Linear(units, units), nn.BatchNorm1d(units), nn.ReLU(inplace=True),
+        nn.Linear(units, units, bias=False),
+    )
+
+
 def pool(features: Tensor) -> Tensor:
     """Mean over the places of a map, in fp32: [B, C, H, W] -> [B, C]."""
     return features.float().mean(dim=(2, 3))

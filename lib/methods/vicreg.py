@@ -7,10 +7,10 @@ covariance terms; collapse costs 24.75 with the default weights.
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lib.losses.vicreg import covariance, invariance, variance
-from lib.methods.base import WIDEST, Method, Named, pool
+from lib.methods.base import WIDEST, Method, Named, expander, pool
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
 
@@ -49,15 +49,6 @@ class VICReg(Method):
             "covariance": covariance(first) + covariance(second),
         }
         return sum(getattr(self.options, name) * part for name, part in parts.items()), parts
-
-
-def expander(width: int, units: int) -> nn.Sequential:
-    """Linear, BatchNorm, ReLU, twice, then linear; no bias in the last."""
-    return nn.Sequential(
-        nn.Linear(width, units), nn.BatchNorm1d(units), nn.ReLU(inplace=True),
-        nn.Linear(units, units), nn.BatchNorm1d(units), nn.ReLU(inplace=True),
-        nn.Linear(units, units, bias=False),
-    )
 
 
 METHOD = VICReg
