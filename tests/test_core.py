@@ -117,7 +117,8 @@ def test_joint_with_gamma_zero_trains_to_simclrs_model(tmp_path):
 def test_the_curve_has_a_row_per_epoch_and_the_loss_falls(tmp_path):
     train(tmp_path, epochs=6, monitor__every=4, augment=GENTLE)
     curve = pandas.read_csv(tmp_path / "curve.csv")
-    assert list(curve) == ["epoch", "loss", "nt_xent", "spread", "knn", "lr", "images_per_second", "seconds", "device"]
+    assert list(curve) == ["epoch", "loss", "nt_xent", "spread", "knn", "lr", "images_per_second", "seconds",
+                           "memory_gb", "device"]
     assert list(curve.epoch) == [1, 2, 3, 4, 5, 6]
     assert list(curve.knn.notna()) == [False, False, False, True, False, True]
     assert curve.loss.iloc[-1] < curve.loss.iloc[0] < math.log(31) + 0.5
@@ -144,7 +145,7 @@ def test_a_resume_after_any_step_gives_the_same_model_and_curve(variant, stop, t
         train(tmp_path / "parts", variant)
     monkeypatch.setattr(Pretrainer, "step", step)
     assert same(whole, train(tmp_path / "parts", variant))
-    timing = ["images_per_second", "seconds"]
+    timing = ["images_per_second", "seconds", "memory_gb"]
     curves = [pandas.read_csv(tmp_path / name / "curve.csv").drop(columns=timing) for name in ("whole", "parts")]
     pandas.testing.assert_frame_equal(*curves, check_exact=True)
 

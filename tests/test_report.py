@@ -1,6 +1,7 @@
 """The results table, its words, the plot tables and the pictures, from files of made-up runs."""
 
 import csv
+import dataclasses
 import subprocess
 import sys
 from dataclasses import asdict
@@ -64,7 +65,8 @@ def write_run(root: Path, variant: str, *, study: bool = True, seed: int = 0, mo
     if variant != "simclr":
         curve["distance"] = 9 + 1 / epochs
     curve |= {"knn": [value if epoch % 3 == 0 else None for epoch, value in zip(epochs, 40 + 2.0 * epochs)],
-              "lr": 0.001, "images_per_second": 700.0, "seconds": 70.0 + epochs, "device": "cpu x1, 2 threads, bf16"}
+              "lr": 0.001, "images_per_second": 700.0, "seconds": 70.0 + epochs, "memory_gb": 0.5 + epochs / 8,
+              "device": "cpu x1, 2 threads, bf16"}
     write_table(root / f"plots/curves/{variant}.csv", pandas.DataFrame(curve))
     shown = {"labels": labels[:100], "indices": numpy.arange(100), "classes": numpy.array(CLASSES)}
     planes = {name: draw.normal(size=(100, 2)) + 3 * labels[:100, None] for name in LATENTS[variant][:2]}
@@ -108,9 +110,18 @@ def test_markdown_is_well_formed(records):
     assert page.count("(published)") == 6 and page.count("| adam 0.001, constant |") == 6
     assert "| simclr | 71.50 | 98.00 | " in page
     assert "| simclr (published) | 85.15 | 99.60 | - | - | - | - |" in page
-    assert "| 24,615,616 | 76.5 | cpu x1, 2 threads, bf16 |" in page
+    assert "| 24,615,616 | 76.5 | 2 | cpu x1, 2 threads, bf16 |" in page
     assert "| - | adam 0.001, constant | 24,615,616" in page and "| 0.01 | adam 0.001, constant | 24,615,616" in page
     assert all(word not in page for word in ("nan |", "None", "<NA>"))
+
+
+def test_rows_that_are_no_self_supervised_training_are_named(records):
+    untrained = dataclasses.replace(records[0], variant="random", pretraining={**records[0].pretraining, "epochs": 0})
+    taught = dataclasses.replace(records[0], variant="taught", supervised=True)
+    text = "\n".join(explanations([*records, untrained, taught]))
+    assert "**Trained with labels**: taught, all others without any" in text
+    assert "**Not trained**: random. Its encoder is as it was drawn" in text
+    assert "rained" not in "".join(line for line in explanations(records) if line.startswith(("**Trained", "**Not")))
 
 
 def test_standard_error_is_the_binomial_one():

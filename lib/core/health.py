@@ -1,5 +1,7 @@
-"""What must be seen while a training runs: numbers that break, and embeddings that collapse."""
+"""What must be seen while a training runs: numbers that break, embeddings that collapse, memory that grows."""
 
+import resource
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -40,3 +42,11 @@ def spread(rows: Tensor) -> Tensor:
     power = rows.square().sum(1).mean()
     variance = (rows - rows.mean(0)).square().sum(1).mean()
     return torch.where(power > 0, variance / power, 0.0).sqrt()
+
+
+def peak_memory(device: str) -> int:
+    """Bytes: the most that tensors ever took on a CUDA device, or this process in memory, libraries included."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

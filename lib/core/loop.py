@@ -10,7 +10,7 @@ import torch
 
 from lib.core import processes
 from lib.core.checkpoint import CheckpointStore
-from lib.core.health import COLLAPSED
+from lib.core.health import COLLAPSED, peak_memory
 from lib.core.progress import StepProgress, duration
 from lib.core.trainer import Position, Pretrainer
 from lib.errors import UserError
@@ -63,7 +63,7 @@ def _untrained(trainer: Pretrainer, monitor: Callable[[torch.nn.Module], float])
     """The only row of a curve of 0 epochs: the random encoder."""
     print(f"{trainer.params.variant}: 0 epochs, the encoder stays as it was drawn", flush=True)
     return {"epoch": 0, "loss": None, "spread": None, "knn": monitor(trainer.method), "lr": 0.0,
-            "images_per_second": None, "seconds": None, "device": str(trainer.machine)}
+            "images_per_second": None, "seconds": None, "memory_gb": None, "device": str(trainer.machine)}
 
 
 def _epoch(trainer: Pretrainer, store: CheckpointStore, progress: StepProgress, lead: bool) -> None:
@@ -101,6 +101,7 @@ def _close_epoch(trainer: Pretrainer, monitor: Callable[[torch.nn.Module], float
     row["lr"] = trainer.learning_rate(done * trainer.steps_per_epoch - 1)
     row["images_per_second"] = round(images / position.seconds, 1)
     row["seconds"] = round(position.seconds, 2)
+    row["memory_gb"] = round(peak_memory(trainer.machine.device) / 1e9, 2)
     row["device"] = str(trainer.machine)
     position.history.append(row)
     position.epoch, position.step, position.seconds, position.sums = done, 0, 0.0, []

@@ -41,7 +41,8 @@ class Record:
     """One variant. ``labels`` [M] and ``predictions`` [M] are of the test images and the main latent.
 
     ``grid`` is what the probe's setting was chosen from, by name. ``protocol`` tells in words how the numbers
-    came about. ``curve`` has one row per epoch: epoch, loss, its parts, knn, lr, images_per_second, seconds, device.
+    came about. ``curve`` has one row per epoch: epoch, loss, its parts, knn, lr, images_per_second, seconds,
+    memory_gb, device.
     """
 
     variant: str
@@ -56,6 +57,7 @@ class Record:
     pretraining: dict[str, Any]
     data: dict[str, Any]
     parameters: int
+    supervised: bool  # whether its encoder learned from labels
     curve: pandas.DataFrame
 
     @property
@@ -107,6 +109,7 @@ def _record(variant: str, scores: dict[str, Any], arrays: dict[str, numpy.ndarra
         pretraining=about["pretraining"],
         data=about["data"],
         parameters=about["parameters"]["total"],
+        supervised=about.get("supervised", False),
         curve=curve,
     )
 

@@ -29,6 +29,7 @@ RUN = {
     "optimizer": "Optimiser",
     "parameters": "Parameters",
     "seconds_per_epoch": "s/epoch",
+    "memory_gb": "Memory, GB",
     "device": "Device",
     "protocol": "Protocol",
 }
@@ -50,7 +51,8 @@ def result_rows(records: Sequence[Record]) -> pandas.DataFrame:
     rows += [_row(record, latent) for record in records for latent in record.latents[1:]]
     frame = pandas.DataFrame(rows, columns=list(COLUMNS))
     whole = {name: "Int64" for name in ("epochs", "batch_size", "seed", "parameters")}
-    return frame.astype({**whole, **{name: "float64" for name in (*PERCENT, *SETTING, "gamma", "seconds_per_epoch")}})
+    return frame.astype({**whole, **{name: "float64" for name in (*PERCENT, *SETTING, "gamma", "seconds_per_epoch",
+                                                         "memory_gb")}})
 
 
 def markdown(records: Sequence[Record]) -> str:
@@ -103,6 +105,7 @@ def _row(record: Record, latent: Latent) -> dict[str, object]:
         "optimizer": optimizer_words(Optimizer(**params["optimizer"])),
         "parameters": record.parameters,
         "seconds_per_epoch": round(float(record.curve["seconds"].median()), 3),
+        "memory_gb": float(record.curve["memory_gb"].max()) if "memory_gb" in record.curve else None,
         "device": ", then ".join(dict.fromkeys(record.curve["device"].dropna().astype(str))),
     }
 

@@ -19,8 +19,8 @@ def standard_error(percent: float, images: int) -> float:
 
 def explanations(records: Sequence[Record]) -> list[str]:
     """One markdown line for each thing that a reader of the table has to know."""
-    return [*_best(records), _probe(records), _settings(records), _knn(records), *_latents(records), _error(records),
-            _seeds(records), *_chance(records), *_top5(records), _published(records)]
+    return [*_best(records), _probe(records), _settings(records), _knn(records), *_latents(records), *_kinds(records),
+            _error(records), _seeds(records), *_chance(records), *_top5(records), _published(records)]
 
 
 def counted(number: float, thing: str) -> str:
@@ -85,6 +85,19 @@ def _latents(records: Sequence[Record]) -> list[str]:
         if "mean" in names:
             line += " `mean` is their average, as wide as one of them."
         lines.append(line)
+    return lines
+
+
+def _kinds(records: Sequence[Record]) -> list[str]:
+    """Rows that are no self-supervised training."""
+    supervised = _join(record.variant for record in records if record.supervised)
+    random = _join(record.variant for record in records if not record.pretraining["epochs"])
+    lines = []
+    if supervised:
+        lines.append(f"**Trained with labels**: {supervised}, all others without any. It shows what the encoder, the "
+                     "augmentation and the epochs can give.")
+    if random:
+        lines.append(f"**Not trained**: {random}. Its encoder is as it was drawn (0 epochs): the floor.")
     return lines
 
 
