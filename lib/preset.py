@@ -88,7 +88,7 @@ def overlay(text: str, settings: dict[str, str]) -> tuple[str, list[str]]:
             raise UserError(f"params.yaml has no key {key}; keys there: {', '.join(_neighbours(key, current))}")
         if not _is_scalar(source):
             raise UserError(f"the value of {key} is {shown(source)}; allowed: one number or text, "
-                            "in double quotes where it holds a special character")
+                            "or a list of them in brackets, in double quotes where it holds a special character")
     changes, pieces, position = [], [], 0
     for key, old in current.items():
         if key in settings and not _same(old.value, _value(settings[key])):
@@ -232,7 +232,7 @@ def _walk(node: yaml.MappingNode, text: str, prefix: str, where: str) -> Iterato
             raise UserError(f"{where}: {key} repeats another value by an alias (*); write the value out")
         if isinstance(value_node, yaml.MappingNode):
             yield from _walk(value_node, text, key + ".", where)
-        elif isinstance(value_node, yaml.ScalarNode):
+        elif _is_plain(value_node):
             yield key, Scalar(text[start:end], _value(text[start:end]), start, end)
 
 
@@ -248,7 +248,14 @@ def _is_scalar(source: str) -> bool:
         _value(source)
     except (yaml.YAMLError, UserError):
         return False
-    return "\n" not in source and isinstance(node, yaml.ScalarNode) and node.end_mark.index == len(line)
+    return "\n" not in source and _is_plain(node) and node.end_mark.index == len(line)
+
+
+def _is_plain(node: yaml.Node) -> bool:
+    """One number or text, or a list of such in brackets."""
+    if isinstance(node, yaml.SequenceNode) and node.flow_style:
+        return all(isinstance(item, yaml.ScalarNode) for item in node.value)
+    return isinstance(node, yaml.ScalarNode)
 
 
 def _neighbours(key: str, known: dict[str, Scalar]) -> list[str]:

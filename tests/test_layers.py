@@ -20,7 +20,7 @@ LAYERS = [["stages"], ["lib/side_by_side.py"], ["lib/plan.py"],
           ["lib/params", "lib/machine.py", "lib/files.py", "lib/seeds.py", "lib/errors.py", "lib/stage.py",
            "lib/tiles.py"]]
 INSTANCES = [(name, variant) for name, stage in PIPELINE.items()
-             for variant in (PARAMS["variants"] if "foreach" in stage else [None])]
+             for variant in (PARAMS["variants"] if stage.get("foreach") == "${variants}" else [None])]
 
 
 def declared(name: str, variant: str | None) -> set[Path]:
@@ -38,7 +38,7 @@ def declared(name: str, variant: str | None) -> set[Path]:
 
 
 def fill(slot: str, variant: str | None) -> str:
-    if slot == "key":
+    if slot in ("key", "item"):
         return str(variant)
     names = slot.split(".")
     value = PARAMS["variants"][variant] if names[0] == "item" else PARAMS[names[0]]
@@ -52,7 +52,6 @@ def imported(name: str, variant: str | None, encoders: list[Path]) -> set[Path]:
     files = closure(Path(f"stages/{name}.py"))
     if Path("lib/methods/__init__.py") in files:
         files |= closure(Path(f"lib/methods/{PARAMS['variants'][variant]['method']}.py"))
-    if Path("lib/encoders/__init__.py") in files:
         files |= {file for encoder in encoders for file in closure(encoder)}
     return files
 

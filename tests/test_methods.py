@@ -23,12 +23,13 @@ def built(variant: str, **changes):
     return build_method(pretraining(variant, **changes))
 
 
-def embedded(method, count: int = 8):
+def embedded(method, variant: str, count: int = 8):
     """What ``loss`` reads, of random views."""
+    size = pretraining(variant).augment.crop_pixels or 16
     stream = torch.Generator().manual_seed(3)
     given = {"indices": torch.arange(count), "labels": torch.randint(0, 2, (count,), generator=stream)}
     method.see_data(torch.tensor([0.4] * 3), torch.tensor([0.2] * 3), count, 2)
-    return {**method.embed(two_views(count)[:method.views]), **{name: given[name] for name in method.needs}}
+    return {**method.embed(two_views(count, size)[:method.views]), **{name: given[name] for name in method.needs}}
 
 
 def two_views(count: int = 8, size: int = 16):
@@ -43,7 +44,7 @@ def test_every_method_has_a_variant():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_learning_parameter_of_a_method_gets_a_gradient(variant):
     method = built(variant)
-    total, parts = method.loss(embedded(method))
+    total, parts = method.loss(embedded(method, variant))
     total.backward()
     assert total.ndim == 0 and total.isfinite()
     assert all(part.ndim == 0 for part in parts.values()) and parts

@@ -135,8 +135,8 @@ def _announce(trainer: Pretrainer, resumed: bool, variants: int) -> None:
         print(f"{params.variant}: going on from the checkpoint at {where}", flush=True)
     done = position.epoch * trainer.steps_per_epoch + position.step
     others = f", and {duration(whole * variants)} for all {variants} variants from the start" if variants > 1 else ""
-    print(f"{params.variant}: {params.encoder}, {params.epochs} epochs of {trainer.steps_per_epoch} steps of "
-          f"{params.batch_size} images on {trainer.machine}: about {duration(whole * (1 - done / trainer.steps))}"
+    print(f"{params.variant}: {trainer.method.encoder_name}, {params.epochs} epochs of {trainer.steps_per_epoch} steps "
+          f"of {params.batch_size} images on {trainer.machine}: about {duration(whole * (1 - done / trainer.steps))}"
           f"{others}", flush=True)
     if whole * variants > DAY:
         print("that is more than a day: `python -m lib.preset cpu` is sized for a CPU, `python -m lib.preset demo` "

@@ -1,6 +1,6 @@
 """Everything that the linear stage measures of one trained method, as numbers and one record."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ def evaluate(method: nn.Module, about: dict[str, Any], data: ImageData, linear: 
     if knn.k > len(data.fitting):
         raise UserError(f"params.yaml: knn.k is {knn.k}; allowed: at most {len(data.fitting)}, "
                         "the images of the fitting split")
-    seed, recipe = about["pretraining"]["seed"], Augment(**about["pretraining"]["augment"])
+    seed = about["pretraining"]["seed"]
+    recipe = replace(Augment(**about["pretraining"]["augment"]), crop_pixels=0)  # patches are for pretraining alone
     task = _Task(method, data, linear, knn, machine, seed, recipe, about["variant"])
     print(f"{task.variant}: features of {len(data.train_images)} training and {len(data.test_images)} test images",
           flush=True)

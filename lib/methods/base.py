@@ -39,12 +39,18 @@ class Method(nn.Module):
     part: ClassVar[str] = "methods/base"  # one more file of lib that it imports, without .py
     reads_gamma: ClassVar[bool] = False
     views: ClassVar[int] = 2  # augmented views of each image in a step
+    own_encoder: ClassVar[str] = ""  # the file of lib/encoders of a method that does not take the shared encoder
     needs: ClassVar[tuple[str, ...]] = ()  # of `GIVEN`: what ``loss`` finds among the embeddings beside them
 
     def __init__(self, options: Any, params: Pretraining) -> None:
         super().__init__()
         self.options = options
-        self.encoder = build_encoder(params.encoder)
+        self.encoder_name = self.own_encoder or params.encoder
+        self.encoder = self.network(params)
+
+    def network(self, params: Pretraining) -> nn.Module:
+        """What images go through first; ``self.options`` is set. A method with `own_encoder` overrides this."""
+        return build_encoder(params.encoder)
 
     def embed(self, views: list[Tensor]) -> Named:
         """Per-image outputs that the loss compares: views [B, 3, S, S] each -> {name: [B, D]}.

@@ -9,7 +9,7 @@ from lib.errors import UserError, shown
 from lib.params import evaluation, pretraining
 from lib.params.spec import unknown_key
 
-BLOCKS = ("variants", "linear", "knn", "tsne")
+BLOCKS = ("variants", "linear", "knn", "tsne", "transfer")
 EMPTY = '""'  # as params.yaml writes it
 JITTERS = ("brightness", "contrast", "saturation", "hue")
 
@@ -24,6 +24,8 @@ def check_params(raw: dict[str, Any]) -> None:
     variants = [pretraining.pretraining_params(raw, variant) for variant in pretraining.variant_names(raw)]
     evaluation.knn_params(raw)
     linear, tsne = evaluation.linear_params(raw), evaluation.tsne_params(raw)
+    evaluation.transfer_params(raw)
+    evaluation.transfer_variants(raw, pretraining.variant_names(raw))
     if tsne.perplexity >= tsne.points:
         raise UserError(f"params.yaml: tsne.perplexity is {tsne.perplexity:g}; allowed: below tsne.points "
                         f"({tsne.points})")

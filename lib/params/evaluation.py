@@ -1,8 +1,9 @@
-"""What the stages after pretraining read: probe, nearest neighbours, t-SNE."""
+"""What the stages after pretraining read: probe, nearest neighbours, t-SNE, transfer of filters."""
 
 from dataclasses import dataclass
 from typing import Any
 
+from lib.errors import UserError, shown
 from lib.params.spec import param, parse
 
 
@@ -33,6 +34,36 @@ class Tsne:
     perplexity: float = param(30.0, low=1)
     iterations: int = param(1000, low=250)
     seed: int = param(0, low=0, high=2**31 - 1)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A classifier that starts from learned filters, against others; ``lr`` is a tenth of it in the last third.
+
+    ``source``: a filters file that this stage wrote with other images; empty: the variant's own filters.
+    ``double_softmax`` repeats the source's slip, a softmax before the cross entropy.
+    """
+
+    source: str = param("")
+    epochs: int = param(100, low=1)
+    batch_size: int = param(128, low=2)
+    lr: float = param(1e-3, above=0, high=1)
+    double_softmax: bool = param(False)
+
+
+def transfer_variants(raw: dict[str, Any], known: list[str]) -> list[str]:
+    """The variants whose filters are tried in a classifier: a list of some of ``known``."""
+    names = raw.get("transfer", {}).get("variants", []) if isinstance(raw.get("transfer", {}), dict) else []
+    if not isinstance(names, list) or any(name not in known for name in names) or len(set(names)) < len(names):
+        raise UserError(f"params.yaml: transfer.variants is {shown(names)}; allowed: a list, each once, of "
+                        f"{', '.join(known)}, or [] for none")
+    return names
+
+
+def transfer_params(raw: dict[str, Any]) -> Transfer:
+    block = raw.get("transfer", {})
+    return parse(Transfer, {key: value for key, value in block.items() if key != "variants"}
+                 if isinstance(block, dict) else block, "transfer")
 
 
 def linear_params(raw: dict[str, Any]) -> Linear:

@@ -45,8 +45,12 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Augment:
-    """SimCLR's recipe for 32x32 images. Probabilities in 0..1; jitter strengths as in torchvision."""
+    """SimCLR's recipe for 32x32 images. Probabilities in 0..1; jitter strengths as in torchvision.
 
+    ``crop_pixels``: a square of so many pixels, cut and not resized, takes the place of the resized crop; 0: off.
+    """
+
+    crop_pixels: int = param(0, low=0, high=512)
     crop_scale_min: float = param(0.08, above=0, high=1)
     crop_scale_max: float = param(1.0, above=0, high=1)
     flip: float = param(0.5, low=0, high=1)
@@ -159,6 +163,9 @@ def pretraining_params(raw: dict[str, Any], variant: str) -> Pretraining:
     for key in ("loss", "term"):
         _require_module(f"{where}.watch.{key}", getattr(watch, key), "losses", hidden=set())
     shared, dataset = _shared(raw, block, where), dataset_params(raw)
+    if shared.augment.crop_pixels > dataset.image_size:
+        raise UserError(f"params.yaml: augment.crop_pixels of {variant} is {shared.augment.crop_pixels}; allowed: at "
+                        f"most image_size ({dataset.image_size})")
     return Pretraining(
         variant=variant,
         method=block["method"],

@@ -56,6 +56,7 @@ class Record:
     predictions: numpy.ndarray
     pretraining: dict[str, Any]
     data: dict[str, Any]
+    encoder: str  # the shared one, or the method's own
     parameters: int
     supervised: bool  # whether its encoder learned from labels
     curve: pandas.DataFrame
@@ -108,6 +109,7 @@ def _record(variant: str, scores: dict[str, Any], arrays: dict[str, numpy.ndarra
         predictions=arrays[latents[0].name],
         pretraining=about["pretraining"],
         data=about["data"],
+        encoder=about.get("encoder", about["pretraining"]["encoder"]),
         parameters=about["parameters"]["total"],
         supervised=about.get("supervised", False),
         curve=curve,

@@ -97,7 +97,7 @@ def _row(record: Record, latent: Latent) -> dict[str, object]:
         "probe_weight_decay": latent.weight_decay,
         "protocol": f"{record.linear['mode']}, {counted(record.linear['epochs'], 'epoch')}",
         "dataset": _dataset(record),
-        "encoder": params["encoder"],
+        "encoder": record.encoder,
         "epochs": params["epochs"],
         "batch_size": params["batch_size"],
         "seed": params["seed"],

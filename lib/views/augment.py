@@ -1,6 +1,6 @@
 """From uint8 images and their draws to views: crop, flip, color jitter, grayscale, normalise.
 
-B images of H x W pixels. Every view is computed from its own row of draws. Images that need the same
+B images of H x W pixels, views of h x w. Every view is computed from its own row of draws. Images that need the same
 steps are taken together: sorted by the slot in which hue comes, each image meets each of its four
 color operations once, in its own order, and nothing is selected by a mask. On a CPU the runs are cut
 so that a run stays in the cache through all of its steps.
@@ -27,18 +27,18 @@ def augment(images: Tensor, draws: Draws | Plan, mean: Tensor, std: Tensor) -> T
         mean, std: [3], of pixels in 0..1, on the images' device (from elsewhere they are copied each time).
 
     Returns:
-        float32 [B, 3, H, W], normalised.
+        float32 [B, 3, h, w], normalised; of the images' size, unless the recipe cuts squares.
 
     Raises:
         ValueError: the draws are for another number or size of images.
     """
     plan = draws.to(images.device) if isinstance(draws, Draws) else draws
-    drawn = (len(plan.rows), 3, plan.down.shape[1], plan.across.shape[1])
+    drawn = (len(plan.rows), 3, *plan.source)
     if images.shape != drawn:
         raise ValueError(f"images of shape {tuple(images.shape)}, draws for {drawn}")
     size = max(1, CPU_PIXELS // images.shape[2:].numel()) if images.device.type == "cpu" else len(images)
     scale, shift = _scale_and_shift(images, mean, std)
-    views = torch.empty(images.shape, device=images.device)
+    views = torch.empty(*drawn[:2], plan.down.shape[1], plan.across.shape[1], device=images.device)
     with torch.autocast(images.device.type, enabled=False):
         for run in (part for whole in plan.runs for part in whole.split(size)):
             view = _view(images, plan, run).mul_(scale).add_(shift)

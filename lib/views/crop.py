@@ -1,7 +1,7 @@
 """Cutting boxes out of images and resizing them to the whole image's size, by matrix products.
 
-The result has the size of the whole image, so a box is only ever enlarged or kept: bilinear
-interpolation with and without antialiasing is then the same thing.
+The result is at least as large as the box, which is only ever enlarged or kept: bilinear interpolation
+with and without antialiasing is then the same thing.
 """
 
 import torch
@@ -23,17 +23,17 @@ def resample(images: Tensor, down: Tensor, across: Tensor) -> Tensor:
 
     Args:
         images: uint8 [B, 3, H, W].
-        down, across: float32 [B, H] and [B, W], positions in source pixels, any order.
+        down, across: float32 [B, h] and [B, w], positions in source pixels, any order.
 
     Returns:
-        float32 [B, 3, H, W] in 0..1.
+        float32 [B, 3, h, w] in 0..1.
     """
     batch, _, height, width = images.shape
-    wide = torch.bmm(images.float().view(batch, 3 * height, width), _weights(across).transpose(1, 2))  # [B, 3 H, W]
-    return torch.matmul(_weights(down).mul_(1 / 255)[:, None], wide.view(batch, 3, height, width))
+    wide = torch.bmm(images.float().view(batch, 3 * height, width), _weights(across, width).transpose(1, 2))
+    return torch.matmul(_weights(down, height).mul_(1 / 255)[:, None], wide.view(batch, 3, height, -1))
 
 
-def _weights(position: Tensor) -> Tensor:
-    """[B, size, size]: of each source pixel (last axis) at each position; its two neighbours share."""
-    source = torch.arange(position.shape[1], device=position.device, dtype=position.dtype)
+def _weights(position: Tensor, size: int) -> Tensor:
+    """[B, h, size]: of each of ``size`` source pixels at each position [B, h]; its two neighbours share."""
+    source = torch.arange(size, device=position.device, dtype=position.dtype)
     return (position[:, :, None] - source).abs_().neg_().add_(1).clamp_(min=0)

@@ -4,7 +4,7 @@ Everything that would make the host wait for the device is settled here: which i
 which order, which turn grey. `Draws.to` sorts the images by that, so that `lib.views.augment` works on
 contiguous runs whose sizes the host already knows, without masks and without asking the device.
 
-B images of H x W pixels; four color operations, in four slots of time.
+B images of H x W pixels, views of h x w; four color operations, in four slots of time.
 """
 
 import math
@@ -44,11 +44,12 @@ class Plan:
 
     Attributes:
         rows: int64 [B], the image at each sorted position.
-        down, across: float32 [B, H] and [B, W], where the view's pixels look in the source.
+        down, across: float32 [B, h] and [B, w], where the view's pixels look in the source.
         blend: float32 [B, 4, 3], per slot the weights of the image, of its grey values, of their mean.
         hue: float32 [B], the turn of the hue, in turns.
         runs: what each contiguous part needs.
         turns: whether any hue is turned.
+        source: height and width of the images.
     """
 
     rows: Tensor
@@ -58,6 +59,7 @@ class Plan:
     hue: Tensor
     runs: list[Run]
     turns: bool
+    source: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class Draws:
         flip, jitter, gray: bool [B].
         factors: float32 [B, 4], of brightness, contrast, saturation (1 changes nothing) and hue (0 does).
         order: int64 [B, 4], the operation in each slot of time.
-        size: height and width of the images.
+        size: height and width of the views.
+        source: height and width of the images.
     """
 
     box: Tensor
@@ -79,6 +82,7 @@ class Draws:
     factors: Tensor
     order: Tensor
     size: tuple[int, int]
+    source: tuple[int, int]
 
     def __len__(self) -> int:
         return len(self.flip)
@@ -96,10 +100,11 @@ class Draws:
         numbers = torch.cat([*self._positions(), self._blend().flatten(1), self.factors[:, HUE:]], 1)[rows]
         down, across, blend, hue = _send(numbers.float(), device).split([*self.size, 12, 1], 1)
         return Plan(_send(rows, device), down, across, blend.unflatten(1, (4, 3)), hue[:, 0],
-                    _runs(key.bincount(minlength=2 * (NO_JITTER + 1)).tolist()), bool(self.factors[:, HUE].any()))
+                    _runs(key.bincount(minlength=2 * (NO_JITTER + 1)).tolist()), bool(self.factors[:, HUE].any()),
+                    self.source)
 
     def _positions(self) -> tuple[Tensor, Tensor]:
-        """[B, H] and [B, W]: the crop's, from right to left where the view is mirrored."""
+        """[B, h] and [B, w]: the crop's, from right to left where the view is mirrored."""
         top, left, height, width = self.box.unbind(1)
         across = positions(left, width, self.size[1])
         return positions(top, height, self.size[0]), torch.where(self.flip[:, None], across.flip(1), across)
@@ -115,14 +120,23 @@ def draw(recipe: Augment, generator: torch.Generator, count: int, height: int, w
     """Draw the views of ``count`` images of ``height`` x ``width`` pixels, each on its own.
 
     Distributions are torchvision's RandomResizedCrop(ratio=(3/4, 4/3)), RandomHorizontalFlip,
-    RandomApply([ColorJitter]) and RandomGrayscale. Image i takes the i-th row of one table of uniform
+    RandomApply([ColorJitter]) and RandomGrayscale; RandomCrop in place of the first where the recipe has
+    ``crop_pixels``. Image i takes the i-th row of one table of uniform
     numbers, so that a longer batch begins with the draws of a shorter one.
     """
     table = torch.rand(count, 2 * CROP_TRIES + 13, generator=generator, dtype=torch.float64)
     tries, place, coins, factors, order = table.split([2 * CROP_TRIES, 2, 3, 4, 4], 1)
     flip, jitter, gray = (coins < torch.tensor([recipe.flip, recipe.jitter, recipe.grayscale])).unbind(1)
-    return Draws(_boxes(recipe, tries, place, height, width), flip, jitter, gray, _factors(recipe, factors),
-                 order.argsort(1), (height, width))
+    pixels = recipe.crop_pixels
+    boxes = _squares(pixels, place, height, width) if pixels else _boxes(recipe, tries, place, height, width)
+    return Draws(boxes, flip, jitter, gray, _factors(recipe, factors), order.argsort(1),
+                 (pixels, pixels) if pixels else (height, width), (height, width))
+
+
+def _squares(pixels: int, place: Tensor, height: int, width: int) -> Tensor:
+    """[B, 4]: boxes of ``pixels`` x ``pixels`` anywhere in the image."""
+    free = torch.tensor([height - pixels + 1, width - pixels + 1], dtype=place.dtype)
+    return torch.cat([(place * free).floor(), torch.full_like(place, pixels)], 1).long()
 
 
 def _boxes(recipe: Augment, tries: Tensor, place: Tensor, height: int, width: int) -> Tensor:

@@ -1,0 +1,34 @@
+"""One layer of 6x6 filters, as shallow-conv learns it from patches (docs/methods.md, 13).
+
+The convolution has no padding. With pooling, a 7x7 patch becomes one place: 2x2 responses, of which the
+largest counts. torch's default initialisation, and a bias, as in the source.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+FILTERS, SIZE = 256, 6
+
+
+class Shallow(nn.Module):
+    """Shape: images [B, 3, S, S] -> map [B, 256, s, s], s = (S - 5) // 2 with pooling, S - 5 without."""
+
+    def __init__(self, pool: bool = True) -> None:
+        super().__init__()
+        self.width = FILTERS
+        self.conv1 = nn.Conv2d(3, FILTERS, SIZE)
+        self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.relu(self.pool(self.conv1(images)))
+
+    def about(self) -> dict[str, Any]:
+        """The stem and what follows it, for the exported file."""
+        return {"stem_kernel": SIZE, "stem_stride": 1, "stem_padding": 0, "padding_mode": "zeros",
+                "max_pool": isinstance(self.pool, nn.MaxPool2d), "width": self.width}
+
+
+def build() -> Shallow:
+    return Shallow()

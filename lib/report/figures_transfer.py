@@ -1,0 +1,49 @@
+"""Learning curves of classifiers that start from different filters, and the filters themselves."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+from matplotlib.figure import Figure
+
+from lib.report.figures import COLOURS, DASHES, MARKED, MARKERS
+
+ACROSS = 16  # filters in a line
+
+
+def transfer_figure(rows: Sequence[dict[str, Any]], variant: str) -> Figure:
+    """Validation accuracy by epoch; ``rows`` have arm, epoch and validation_top1 in percent."""
+    figure = Figure(figsize=(8, 4.5))
+    axes = figure.subplots()
+    for number, arm in enumerate(dict.fromkeys(row["arm"] for row in rows)):
+        points = [(row["epoch"], row["validation_top1"]) for row in rows if row["arm"] == arm]
+        axes.plot(*zip(*points), label=arm, linewidth=1.8, markersize=4.5, markevery=max(1, len(points) // MARKED),
+                  color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)],
+                  linestyle=DASHES[number % len(DASHES)])
+    axes.set_title(f"Classifiers by their first layer ({variant})", loc="left")
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("accuracy on validation images, %")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.25)
+    axes.legend(loc="lower right", handlelength=3.5)
+    return figure
+
+
+def filters_figure(weights: numpy.ndarray, variant: str) -> Figure:
+    """Every filter [F, 3, k, k] as a color image, each on its own scale, the largest weights first."""
+    order = numpy.argsort(-numpy.abs(weights).reshape(len(weights), -1).max(1), kind="stable")
+    lines = -(-len(weights) // ACROSS)
+    size = weights.shape[-1] + 1
+    sheet = numpy.ones((lines * size + 1, ACROSS * size + 1, 3))
+    for place, number in enumerate(order):
+        top, left = place // ACROSS * size + 1, place % ACROSS * size + 1
+        filter_ = weights[number].transpose(1, 2, 0)
+        largest = numpy.abs(filter_).max() or 1.0
+        sheet[top:top + size - 1, left:left + size - 1] = 0.5 + filter_ / (2 * largest)
+    figure = Figure(figsize=(8, 0.6 + 8 * lines / ACROSS))
+    axes = figure.subplots()
+    axes.imshow(sheet, interpolation="nearest")
+    axes.set_axis_off()
+    axes.set_title(f"{len(weights)} filters of {variant}, largest weight first; grey is zero, each on its own scale",
+                   loc="left", fontsize=9)
+    return figure

@@ -1,0 +1,38 @@
+"""Train classifiers that start from one variant's filters, and from others to compare."""
+
+from pathlib import Path
+from typing import Any
+
+from lib.stage import run_stage
+
+
+def main(raw: dict[str, Any], variant: str) -> None:
+    import pandas
+
+    from lib.data.store import IMAGES_FILE, load_data
+    from lib.evaluate.transfer import arms, compare, filters_file, first_layer, summary
+    from lib.files import write_json, write_table, write_tensors
+    from lib.machine import read_machine
+    from lib.params.evaluation import transfer_params
+    from lib.params.pretraining import dataset_params
+    from lib.report.figures import save_figure
+    from lib.report.figures_transfer import filters_figure, transfer_figure
+
+    params, seed, machine = transfer_params(raw), dataset_params(raw).seed, read_machine()
+    own = first_layer(Path("data/encoders") / f"{variant}.safetensors", variant)
+    found, data = arms(own, Path(params.source) if params.source else None), load_data(IMAGES_FILE)
+    outcomes = compare(found, data, params, machine, seed, f"{variant}: transfer")
+    rows = [{"arm": outcome.name, **row} for outcome in outcomes for row in outcome.curve]
+    write_tensors(Path("data/filters") / f"{variant}.safetensors", filters_file(own, outcomes),
+                  {"variant": variant, "data": data.about["checksum"], "source": params.source})
+    write_json(Path("metrics/transfer") / f"{variant}.json", summary(outcomes))
+    write_table(Path("plots/transfer") / f"{variant}.csv", pandas.DataFrame(rows))
+    save_figure(Path("plots/transfer") / f"{variant}.png", transfer_figure, rows, variant)
+    save_figure(Path("plots/filters") / f"{variant}.png", filters_figure, own["weight"].numpy(), variant)
+    for name, found in summary(outcomes).items():
+        print(f"{variant}: {name}: validation {found['first_epoch']} after epoch 1, {found['last_epoch']} at the end; "
+              f"test {found['test_top1']} (percent)")
+
+
+if __name__ == "__main__":
+    run_stage(main, "Train classifiers that start from one variant's filters.", per_variant=True)

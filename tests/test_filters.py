@@ -1,0 +1,131 @@
+"""Filters from overlapping patches (docs/methods.md, 13): squares, triplets against a slow twin, the layer."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.nn.functional import conv2d, relu, triplet_margin_with_distance_loss
+
+from lib.encoders.shallow import Shallow
+from lib.errors import UserError
+from lib.losses.patch_triplets import patch_triplets, semi_hard, squared_distances
+from lib.methods import build_method
+from lib.params.pretraining import Augment
+from lib.views.augment import augment, draw
+from tests.examples import pretraining
+
+
+def squared(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    return (first - second).square().sum(-1)
+
+
+def test_a_square_is_cut_out_and_not_resized():
+    stream = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (40, 3, 16, 16), generator=stream, dtype=torch.uint8)
+    draws = draw(Augment(crop_pixels=8, jitter=0.0, grayscale=0.0), stream, 40, 16, 16)
+    views = augment(images, draws, torch.zeros(3), torch.ones(3))
+    assert views.shape == (40, 3, 8, 8)
+    for image, view, (top, left, height, width), flip in zip(images, views, draws.box.tolist(), draws.flip):
+        assert (height, width) == (8, 8) and 0 <= top <= 8 and 0 <= left <= 8
+        cut = image[:, top:top + 8, left:left + 8].float() / 255
+        torch.testing.assert_close(view, cut.flip(2) if flip else cut, atol=1e-6, rtol=0)
+    assert set(draws.box[:, 0].tolist()) == set(range(9)), "every place comes up"
+
+
+def test_a_square_larger_than_the_image_is_refused():
+    with pytest.raises(UserError, match="augment.crop_pixels of simclr is 17; allowed: at most image_size .16."):
+        pretraining("simclr", augment__crop_pixels=17)
+
+
+def test_patches_are_windows_of_the_square_and_their_embeddings_those_of_the_layer():
+    method = build_method(pretraining("patch_filters"))
+    square = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    rows = method.embed([square])["e"].view(2, 4, 256)
+    layer = method.encoder.conv1
+    whole = conv2d(square, layer.weight, layer.bias)  # [2, 256, 3, 3]
+    for place, (top, left) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+        window = relu(whole[:, :, top:top + 2, left:left + 2].amax((2, 3)))
+        torch.testing.assert_close(rows[:, place], window, atol=1e-5, rtol=1e-5)
+
+
+def test_a_patch_becomes_one_place():
+    assert Shallow()(torch.zeros(5, 3, 7, 7)).shape == (5, 256, 1, 1)
+    assert Shallow(pool=False)(torch.zeros(5, 3, 7, 7)).shape == (5, 256, 2, 2)
+
+
+def by_loops(patches: torch.Tensor, margin: float, choose) -> tuple[float, int]:
+    """``choose`` picks one of the semi-hard negatives' losses."""
+    losses, pairs = [], 0
+    for i, image in enumerate(patches):
+        others = [row for k, other in enumerate(patches) if k != i for row in other]
+        for a in range(len(image)):
+            for p in range(a + 1, len(image)):
+                near = squared(image[a], image[p]).item()
+                semi = [far for far in (squared(image[a], row).item() for row in others) if near < far < near + margin]
+                pairs += 1
+                if semi:
+                    losses.append(choose([near - far + margin for far in semi]))
+    return (sum(losses) / len(losses) if losses else 0.0), len(losses) / pairs
+
+
+def test_the_loss_lies_between_the_nearest_and_the_farthest_semi_hard_choice():
+    patches = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    lowest, share = by_loops(patches, 2.0, min)
+    highest, _ = by_loops(patches, 2.0, max)
+    middle, _ = by_loops(patches, 2.0, lambda losses: sum(losses) / len(losses))
+    torch.manual_seed(0)
+    drawn = torch.stack([patch_triplets(patches, 2.0)[0] for _ in range(300)])
+    assert lowest <= drawn.min() and drawn.max() <= highest
+    assert drawn.mean().item() == pytest.approx(middle, abs=0.05), "each semi-hard negative is as likely"
+    assert patch_triplets(patches, 2.0)[1].item() == pytest.approx(share)
+
+
+def test_one_choice_gives_the_value_of_torch():
+    """Two images of two patches, with a single semi-hard negative for each pair."""
+    patches = torch.tensor([[[0.0, 0.0], [0.5, 0.0]], [[1.0, 0.0], [9.0, 0.0]]], dtype=torch.float64)
+    loss, share = patch_triplets(patches, 2.0)
+    theirs = triplet_margin_with_distance_loss(patches[0, 0], patches[0, 1], patches[1, 0], distance_function=squared,
+                                               margin=2.0)
+    assert share.item() == 0.5 and loss.item() == pytest.approx(theirs.item())
+
+
+def test_semi_hard_on_a_table_made_by_hand():
+    distances = torch.tensor([[0.0, 1.0, 0.5, 1.5, 2.9, 3.1]])  # from patch 0; two patches an image
+    for _ in range(20):
+        chosen, found = semi_hard(distances, torch.tensor([1.0]), torch.tensor([0]), 2, 2.0)
+        assert found.all() and chosen.item() in (3, 4)
+    assert not semi_hard(distances, torch.tensor([4.0]), torch.tensor([0]), 2, 2.0)[1].any()
+    assert not semi_hard(distances, torch.tensor([1.0]), torch.tensor([0]), 2, 0.4)[1].any()
+
+
+@pytest.mark.parametrize("shift", [0.0, 50.0], ids=["all equal", "negatives far"])
+def test_without_a_semi_hard_negative_there_is_neither_loss_nor_slope(shift):
+    patches = torch.zeros(3, 4, 2) + torch.arange(3.0)[:, None, None] * shift
+    patches.requires_grad_()
+    loss, share = patch_triplets(patches, 2.0)
+    loss.backward()
+    assert loss.item() == 0 and share.item() == 0 and patches.grad.abs().max() == 0
+
+
+def test_distances_are_squared_euclidean():
+    rows = torch.randn(7, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    torch.testing.assert_close(squared_distances(rows), squared(rows[:, None], rows[None]))
+
+
+def test_gradients():
+    patches = torch.randn(3, 3, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64, requires_grad=True)
+
+    def loss(rows):
+        torch.manual_seed(0)
+        return patch_triplets(rows, 2.0)[0]
+
+    assert patch_triplets(patches, 2.0)[1] > 0 and torch.autograd.gradcheck(loss, patches)
+
+
+@pytest.mark.parametrize("pixels", [0, 7, 11])
+def test_other_squares_are_refused_by_name(pixels):
+    params = pretraining("patch_filters")
+    params = dataclasses.replace(params, augment=dataclasses.replace(params.augment, crop_pixels=pixels))
+    with pytest.raises(UserError, match=f"augment.crop_pixels of patch_filters is {pixels}; allowed for the method "
+                                        "patch_filters: 8 to 10"):
+        build_method(params)
