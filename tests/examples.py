@@ -31,6 +31,10 @@ def every_variant() -> dict[str, Any]:
 def params_file(**changes: Any) -> dict[str, Any]:
     """params.yaml with every variant as a mapping, small enough to train in a second; dots in keys are ``__``."""
     raw = {**study_params(), "variants": every_variant()}
+    for block in raw["variants"].values():  # their own sizes are for real data
+        block.pop("batch_size", None)
+        if block.get("epochs"):
+            block.pop("epochs")
     small = {"dataset": "digits", "encoder": "small", "image_size": 16, "batch_size": 16, "epochs": 2,
              "monitor__every": 1, "monitor__k": 5}
     for key, value in {**small, **changes}.items():

@@ -7,6 +7,7 @@ from torch import nn
 from lib.core.trainer import Pretrainer, check_batch, micro_batches
 from lib.errors import UserError
 from lib.methods import build_method
+from lib.seeds import generator
 from tests.examples import CPU, images, params_file, pretraining
 from tests.two_processes import without_batch_norm
 
@@ -54,6 +55,7 @@ def test_gradient_is_the_one_of_batch_norm_within_micro_batches(variant):
     order, draws = plain.order(0)[0], plain.draws(0, 0)
     pieces = [plain.method.embed(plain.views(draws, order, rows)) for rows in micro_batches(plain.rows, 4)]
     whole = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+    torch.manual_seed(generator(plain.params.seed, "loss", 0, 0).initial_seed())
     total, _ = plain.method.loss({**whole, **{name: values[order] for name, values in plain.given.items()}})
     total.backward()
     assert values[0].item() == pytest.approx(total.item(), abs=1e-5)

@@ -46,7 +46,8 @@ def test_overlay_of_equal_values_changes_nothing():
     assert overlay(TEXT, {"lr": "0.001", "epochs": "100", "tail": '"last"', "block.name": "a"}) == (TEXT, [])
 
 
-@pytest.mark.parametrize("source", ["[[1]]", "[1", "{a: 1}", "a: b", "5 # note", "1\n2", "'open", "!!python/name:os.system x"])
+@pytest.mark.parametrize("source", ["[[1]]", "[1", "{a: 1}", "a: b", "5 # note", "1\n2", "'open",
+                                    "!!python/name:os.system x"])
 def test_overlay_refuses_what_is_not_one_value(source):
     with pytest.raises(UserError, match="epochs"):
         overlay(TEXT, {"epochs": source})

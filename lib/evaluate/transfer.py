@@ -82,8 +82,8 @@ def first_layer(path: Path, variant: str) -> Layer:
     """
     tensors, about = read_tensors(path)
     if about["encoder"] != ENCODER:
-        raise UserError(f"params.yaml: transfer.variants names {variant}, whose encoder is {about['encoder']}; allowed: "
-                        f"variants with the encoder {ENCODER}")
+        raise UserError(f"params.yaml: transfer.variants names {variant}, whose encoder is {about['encoder']}; "
+                        f"allowed: variants with the encoder {ENCODER}")
     return _layer(tensors, "encoder.conv1", path)
 
 
