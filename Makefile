@@ -6,7 +6,7 @@ STAMP := $(VENV)/.engram-requirements.txt
 export PATH := $(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help install demo test prune bench plan parallel
+.PHONY: help install demo test prune bench plan parallel scaling
 
 help:
 	@echo "make demo     install, run the whole pipeline on small embedded data, show the table"
@@ -15,6 +15,7 @@ help:
 	@echo "make plan     what dvc repro would run, why, and about how long; S=\"gamma=0.1 epochs=50\" asks for a change"
 	@echo "make parallel train the variants side by side, then run the rest; J=2 says how many at once"
 	@echo "make prune    remove the checkpoints of finished trainings"
+	@echo "make scaling  the tests that take minutes: remotes, queue, machines that fail (docs/scaling.md)"
 	@echo "make bench    install the peers too, measure them beside this project; BENCH=\"data step\" or --quick narrows it"
 
 install: $(STAMP) .dvc/vega.js
@@ -43,6 +44,10 @@ demo: install
 
 test: install
 	@python -m pytest
+
+scaling: install
+	@ENGRAM_TEST_SCALING=1 python -m pytest -rs --durations 8 tests/test_scaling.py tests/test_scaling_table.py \
+		tests/test_scaling_slow.py
 
 BENCH_STAMP := $(VENV)/.engram-requirements-bench.txt
 

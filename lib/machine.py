@@ -1,11 +1,13 @@
 """Settings of the machine: where and how fast to compute. They never belong to an experiment.
 
 Read from the environment (ENGRAM_DEVICE, ENGRAM_PROCESSES, ENGRAM_THREADS, ENGRAM_PRECISION,
-ENGRAM_CHECKPOINT_MINUTES, ENGRAM_COMPILE), then from a git-ignored machine.yaml in the working folder, then chosen
-from what the machine has.
+ENGRAM_CHECKPOINT_MINUTES, ENGRAM_COMPILE, ENGRAM_TORCHRUN), then from a git-ignored machine.yaml in the
+working folder, then chosen from what the machine has. Where torchrun has started this process already,
+``processes`` is the number that it started on this machine.
 """
 
 import os
+import shlex
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,8 +22,11 @@ MACHINE_FILE = Path("machine.yaml")
 class Machine:
     """``precision`` is bf16 (autocast; parameters and losses stay fp32) or fp32.
 
-    ``processes`` share one global batch; ``threads`` are per process. ``compile`` is off, on (torch.compile
-    of the encoder) or graphs (with CUDA graphs as well); off is the choice of "auto".
+    ``processes`` of this machine, and those of the others, share one global batch; ``threads`` are per
+    process. ``compile`` is off, on (torch.compile of the encoder) or graphs (with CUDA graphs as well); off
+    is the choice of "auto". ``torchrun`` is what torchrun has to know about several machines
+    (docs/scaling.md), empty for one alone. ``nodes`` is no setting: the number of machines that torchrun has
+    started processes on.
     """
 
     device: str
@@ -30,10 +35,13 @@ class Machine:
     precision: str
     checkpoint_minutes: float
     compile: str = "off"
+    torchrun: str = ""
+    nodes: int = 1
 
     def __str__(self) -> str:
+        nodes = f" on {self.nodes} nodes" if self.nodes > 1 else ""
         compiled = {"off": "", "on": ", compiled", "graphs": ", compiled with graphs"}[self.compile]
-        return f"{self.device} x{self.processes}, {self.threads} threads, {self.precision}{compiled}"
+        return f"{self.device} x{self.processes}{nodes}, {self.threads} threads, {self.precision}{compiled}"
 
 
 def read_machine() -> Machine:
@@ -47,14 +55,14 @@ def read_machine() -> Machine:
     root = Path(os.environ.get("DVC_ROOT", "."))  # a temporary copy of the project has no ignored files
     path = MACHINE_FILE if MACHINE_FILE.exists() else root / MACHINE_FILE
     written = load_yaml(path, may_be_empty=True) if path.exists() else {}
-    names = [field.name for field in fields(Machine)]
+    names = [field.name for field in fields(Machine) if field.name != "nodes"]
     for key in written:
         if key not in names:
             raise UserError(f"machine.yaml: unknown key {key}; allowed: {', '.join(names)}")
     found = {name: os.environ.get(f"ENGRAM_{name.upper()}", written.get(name, "auto")) for name in names}
     device = _device(str(found["device"]))
-    processes = _count("processes", found["processes"], 1)
-    _require_devices(device, processes)
+    processes, torchrun = _processes(found["processes"]), _torchrun(found["torchrun"])
+    _require_devices(device, processes, several=processes > 1 or bool(torchrun) or launched())
     machine = Machine(
         device=device,
         processes=processes,
@@ -62,9 +70,16 @@ def read_machine() -> Machine:
         precision=_precision(str(found["precision"]), device),
         checkpoint_minutes=_minutes(found["checkpoint_minutes"]),
         compile=_compile(found["compile"], device),
+        torchrun=torchrun,
+        nodes=int(os.environ["GROUP_WORLD_SIZE"]) if launched() else 1,
     )
     torch.set_num_threads(machine.threads)
     return machine
+
+
+def launched() -> bool:
+    """Whether torchrun has started this process, one of several that belong together."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 @contextmanager
@@ -94,11 +109,33 @@ def _device(value: str) -> str:
     return value
 
 
-def _require_devices(device: str, processes: int) -> None:
+def _processes(value: object) -> int:
+    """What the setting says, or what torchrun has started on this machine, which must not differ."""
+    count = _count("processes", value, 1)
+    if not launched():
+        return count
+    started = int(os.environ["LOCAL_WORLD_SIZE"])
+    if value != "auto" and count != started:
+        raise UserError(f"machine setting processes is {value!r} while torchrun has started {started} on this machine; "
+                        f"allowed: auto or {started}")
+    return started
+
+
+def _torchrun(value: object) -> str:
+    text = "" if value == "auto" else str(value or "")
+    try:
+        shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"machine setting torchrun is {text!r} ({error}); allowed: arguments of torchrun, for example "
+                        "--nnodes 2 --node-rank 0 --master-addr node0 --master-port 29500") from None
+    return text
+
+
+def _require_devices(device: str, processes: int, several: bool) -> None:
     """On CUDA every process needs a device of its own."""
     import torch
 
-    if device == "cpu" or processes == 1:
+    if device == "cpu" or not several:
         return
     if device != "cuda" or processes > torch.cuda.device_count():
         raise UserError(f"machine setting processes is {processes} with device {device!r}; allowed: device 'cuda' and "

@@ -1,7 +1,6 @@
-"""The training core: schedule, optimisers, determinism, checkpoints, resume, several processes."""
+"""The training core: schedule, optimisers, determinism, checkpoints, resume."""
 
 import math
-import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -21,7 +20,7 @@ from lib.errors import UserError
 from lib.methods import build_method
 from lib.params.pretraining import Optimizer
 from lib.seeds import generator
-from tests.examples import CPU, ROOT, images, params_file, pretraining
+from tests.examples import CPU, ROOT, images, pretraining
 
 # Random pixels keep nothing in a small crop; without crop, flip and jitter there is something to learn.
 GENTLE = {"crop_scale_min": 0.9, "flip": 0.0, "grayscale": 0.0}
@@ -244,16 +243,6 @@ def test_an_estimate_leaves_the_method_as_it_was():
     assert run.estimate() > 0
     assert same(before, run.method.state_dict())
     assert all(weight.grad is None for weight in run.method.parameters())
-
-
-def test_two_processes_have_the_gradient_of_one():
-    """Without BatchNorm, whose statistics are each process's own on a CPU, loss and gradient must agree."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               "-m", "tests.two_processes"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("agrees") == len(params_file()["variants"]), done.stdout
 
 
 @pytest.mark.parametrize("seconds, text", [(45, "45 s"), (600, "10 min"), (7200, "2.0 h"), (180_000, "2.1 days")])

@@ -1,47 +1,190 @@
-"""Run by test_core under torchrun: each variant's loss and gradient in two processes against one."""
+"""Run by test_scaling under torchrun: every method trained in two processes against one on the same batches.
+
+One line from each process for each case: its rank, the case and ``agrees`` or what differs.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 from lib.core import processes
-from lib.core.trainer import Pretrainer, micro_batches
+from lib.core.checkpoint import CheckpointStore
+from lib.core.loop import pretrain
+from lib.core.trainer import Pretrainer
+from lib.errors import UserError
 from lib.methods import build_method
+from lib.params.pretraining import Optimizer, Pretraining
 from tests.examples import CPU, images, params_file, pretraining
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def all_variants() -> dict[str, Pretraining]:
+    """One of every method at least, without those that are not trained at all."""
+    found = {variant: replace(pretraining(variant), batch_size=8) for variant in params_file()["variants"]}
+    return {variant: params for variant, params in found.items() if params.epochs}
 
 
 def without_batch_norm(module: nn.Module) -> None:
     for name, child in module.named_children():
-        if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        if isinstance(child, BATCH_NORMS):
             setattr(module, name, nn.Identity())
         else:
             without_batch_norm(child)
 
 
-def main() -> None:
-    distributed.init_process_group("gloo")
-    torch.set_num_threads(1)
-    for variant in params_file()["variants"]:
-        params = pretraining(variant)
-        torch.manual_seed(0)
-        method = build_method(params)
-        without_batch_norm(method)
-        run = Pretrainer(method, images(), params, CPU)
-        order = run.order(0)[0]
-        shared = run.gradient(0, 0, order)
-        gradients = [weight.grad.clone() for weight in method.parameters()]
-        method.zero_grad()
-        world, processes.world = processes.world, lambda: 1
-        run.rows = slice(0, params.batch_size)
-        run.micro_batches = micro_batches(run.rows, 0)
-        alone = run.gradient(0, 0, order)
-        processes.world = world
-        torch.testing.assert_close(shared, alone, atol=1e-6, rtol=1e-6)
-        for gradient, weight in zip(gradients, method.parameters()):
-            torch.testing.assert_close(gradient, weight.grad, atol=1e-5, rtol=1e-4)
-        if processes.rank() == 0:
-            print(f"{variant} agrees", flush=True)
-    distributed.destroy_process_group()
+class SumOverProcesses(torch.autograd.Function):
+    """The same sum in every process, and of the slopes on the way back."""
+
+    @staticmethod
+    def forward(_, part: Tensor) -> Tensor:
+        total = part.clone()
+        distributed.all_reduce(total)
+        return total
+
+    backward = forward
+
+
+class SharedStatistics(nn.Module):
+    """BatchNorm over the rows of all processes: the formula of SyncBatchNorm, which torch has on CUDA alone."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, features: Tensor) -> Tensor:
+        places = [axis for axis in range(features.dim()) if axis != 1]
+        shape = [1, -1] + [1] * (features.dim() - 2)
+        count = distributed.get_world_size() * features.numel() / features.shape[1]
+        mean = SumOverProcesses.apply(features.sum(places)) / count
+        centred = features - mean.view(shape)
+        variance = SumOverProcesses.apply(centred.square().sum(places)) / count
+        scale = self.norm.weight / (variance + self.norm.eps).sqrt()
+        return centred * scale.view(shape) + self.norm.bias.view(shape)
+
+
+def with_shared_statistics(module: nn.Module) -> None:
+    """In one process, BatchNorm stays what it is."""
+    for name, child in module.named_children():
+        if not isinstance(child, BATCH_NORMS):
+            with_shared_statistics(child)
+        elif processes.world() > 1:
+            setattr(module, name, SharedStatistics(child))
+
+
+CASES = {"micro-batches": (without_batch_norm, 2), "shared statistics": (with_shared_statistics, 0)}
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """This process computes whole batches by itself, as if there were no other."""
+    kept = processes.world, processes.rank
+    processes.world, processes.rank = lambda: 1, lambda: 0
+    try:
+        yield
+    finally:
+        processes.world, processes.rank = kept
+
+
+def in_double_precision(method: nn.Module) -> nn.Module:
+    """Embed so, that only what is computed can differ, and not how a sum of it was rounded."""
+    embed = method.embed
+
+    def embed_in_double(views: list[Tensor]) -> dict[str, Tensor]:
+        with patch.object(Tensor, "float", Tensor.double):
+            return embed([view.double() for view in views])
+
+    method.embed = embed_in_double
+    return method.double()
+
+
+def trained(params: Pretraining, prepare) -> tuple[list[Tensor], Tensor, list[Tensor], dict[str, Tensor]]:
+    """The views of the first batch, its loss with its parts, its gradient, and what is learned in a step of it."""
+    torch.manual_seed(0)
+    method = build_method(params)
+    prepare(method)
+    run = Pretrainer(in_double_precision(method), images(), params, CPU)
+    rows = run.order(0)[0]
+    views = [processes.gather(view) for view in run.views(run.draws(0, 0), rows, run.rows)]
+    loss = run.gradient(0, 0, rows)
+    gradient = [weight.grad.clone() for weight in method.parameters() if weight.grad is not None]
+    method.zero_grad(set_to_none=True)
+    run.step(0, 0, rows)
+    learned = {name.replace(".norm.", "."): value for name, value in method.state_dict().items()
+               if "running_" not in name and "num_batches" not in name}
+    return views, loss, gradient, learned
+
+
+def compare(params: Pretraining, prepare, micro_batch_size: int) -> None:
+    """Raise AssertionError where two processes and one differ."""
+    params = replace(params, optimizer=Optimizer(name="sgd", lr=0.01))  # Adam would blow up what is nearly zero
+    shared = trained(replace(params, micro_batch_size=micro_batch_size), prepare)
+    with alone():
+        whole = trained(params, prepare)
+    for name, some, all_, bound in zip(("views", "loss", "gradient", "learned"), shared, whole,
+                                       (1e-6, 1e-5, 1e-4, 1e-5)):
+        torch.testing.assert_close(some, all_, atol=bound, rtol=bound, msg=lambda text: f"{name}: {text}")
+
+
+def parity() -> None:
+    for variant, params in all_variants().items():
+        for case, how in CASES.items():
+            try:
+                compare(params, *how)
+                verdict = "agrees"
+            except AssertionError as difference:
+                verdict = " ".join(str(difference).split())
+            print(f"{processes.rank()}: {variant}, {case}: {verdict}\n", end="", flush=True)
+
+
+def from_the_lead() -> None:
+    """What only the lead can read reaches the others, and machines that differ are refused."""
+    rank = processes.rank()
+    assert processes.from_lead(lambda: None) is None
+    given = processes.from_lead(lambda: {"rank": rank, "weight": torch.full((2, 3), float(rank))})
+    assert given["rank"] == 0 and torch.equal(given["weight"], torch.zeros(2, 3))
+    processes.require_same("digest")
+    try:
+        processes.require_same(f"digest {rank}")
+    except UserError as refusal:
+        assert f"process {rank} and process {1 - rank} differ" in str(refusal)
+        print(f"{rank}: lead: agrees\n", end="", flush=True)
+
+
+def resume(folder: Path) -> None:
+    """The lead has the checkpoint of an interrupted training, the other has a disk of its own with nothing on it."""
+    params = pretraining("dual")
+    store = CheckpointStore("dual", "key", root=folder / str(processes.rank()))
+
+    def fresh() -> Pretrainer:
+        torch.manual_seed(processes.rank())  # what the lead's checkpoint does not set would differ
+        return Pretrainer(build_method(params), images(), params, CPU)
+
+    run = fresh()
+    if processes.rank() == 0:
+        with alone():
+            begun = Pretrainer(build_method(params), images(), params, CPU)
+            begun.position.step, begun.position.sums = 2, begun.step(0, 0, begun.order(0)[0]).tolist()
+            store.folder.mkdir(parents=True)
+            store.save(begun.state())
+    pretrain(run, store, folder / str(processes.rank()) / "curve.csv", lambda method: 50.0)
+    for name, weight in run.method.named_parameters():
+        both = processes.gather(weight.detach()[None])
+        assert torch.equal(both[0], both[1]), name
+    assert run.position.epoch == params.epochs
+    print(f"{processes.rank()}: resume: agrees\n", end="", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    distributed.init_process_group("gloo")
+    torch.set_num_threads(1)
+    from_the_lead()
+    parity()
+    resume(Path(sys.argv[1]))
+    distributed.destroy_process_group()

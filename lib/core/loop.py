@@ -34,7 +34,8 @@ def pretrain(trainer: Pretrainer, store: CheckpointStore, curve: Path,
         UserError: the loss is no longer finite; the last checkpoint stays good.
     """
     lead = processes.rank() == 0
-    saved = store.load()
+    processes.require_same(store.folder.name)  # its name holds the fingerprint of parameters, code and data
+    saved = processes.from_lead(store.load)
     if saved:
         trainer.restore(saved)
     position, params = trainer.position, trainer.params
@@ -61,7 +62,8 @@ def pretrain(trainer: Pretrainer, store: CheckpointStore, curve: Path,
 
 def _untrained(trainer: Pretrainer, monitor: Callable[[torch.nn.Module], float]) -> dict[str, Any]:
     """The only row of a curve of 0 epochs: the random encoder."""
-    print(f"{trainer.params.variant}: 0 epochs, the encoder stays as it was drawn", flush=True)
+    if processes.rank() == 0:
+        print(f"{trainer.params.variant}: 0 epochs, the encoder stays as it was drawn", flush=True)
     return {"epoch": 0, "loss": None, "spread": None, "knn": monitor(trainer.method), "lr": 0.0,
             "images_per_second": None, "seconds": None, "memory_gb": None, "device": str(trainer.machine)}
 

@@ -5,39 +5,90 @@ the whole batch, and the gradient of its own slice flows back; summing the param
 processes then gives exactly the gradient of the whole batch.
 """
 
+import hashlib
+import io
 import os
+import shlex
 import sys
+from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
-from lib.machine import Machine
+from lib.errors import UserError
+from lib.machine import Machine, launched
 
-# The others wait while the lead waits for another training of the same variant to end.
-PATIENCE = timedelta(days=30)
+SILENCE = timedelta(minutes=30)  # a process that does not answer for so long is given up
+PATIENCE = timedelta(days=30)  # the others wait while the lead waits for another training of the same variant to end
+
+_patient: distributed.ProcessGroup | None = None
 
 
 def start(machine: Machine, module: str, arguments: list[str]) -> None:
-    """Replace this process by ``machine.processes`` of ``python -m module``, or join those already started."""
-    if machine.processes == 1:
-        return
-    if "LOCAL_RANK" not in os.environ:
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-                    "--nproc-per-node", str(machine.processes), "-m", module, *arguments]
+    """Join the processes that torchrun has started, or become torchrun where the machine wants several.
+
+    Raises:
+        UserError: DVC runs on a machine where rank 0, which writes what DVC looks for, is not.
+    """
+    if launched():
+        _join(torch.device(machine.device).type, module)
+    elif machine.processes > 1 or machine.torchrun:
+        where = shlex.split(machine.torchrun) or ["--standalone"]
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(machine.processes),
+                    *where, "-m", module, *arguments]
         sys.stdout.flush()
         os.execv(sys.executable, launcher)
-    if torch.device(machine.device).type == "cuda":
+
+
+def _join(kind: str, module: str) -> None:
+    global _patient
+    if kind == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        distributed.init_process_group("nccl", timeout=PATIENCE)
-    else:
-        distributed.init_process_group("gloo", timeout=PATIENCE)
+    distributed.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=SILENCE)
+    _patient = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    under_dvc = int(os.environ["GROUP_RANK"]) if "DVC_STAGE" in os.environ else 0
+    node = gather(torch.tensor([under_dvc], device=_device())).max().item()
+    if node:
+        raise UserError(f"DVC runs on node {node}, but node 0 writes the results; run dvc on node 0 and "
+                        f"python -m {module} on the others (docs/scaling.md)")
 
 
 def wait() -> None:
-    """Until every process is here."""
+    """Until every process is here, however long the lead takes."""
     if distributed.is_initialized():
-        distributed.barrier()
+        distributed.barrier(_patient)
+
+
+def require_same(text: str) -> None:
+    """Raise UserError unless every process has the same text; for a digest of all that a training depends on."""
+    if world() == 1:
+        return
+    digest = torch.tensor([list(hashlib.sha256(text.encode()).digest())], device=_device())
+    differ = (gather(digest) != digest).any(1).nonzero().flatten().tolist()
+    if differ:
+        raise UserError(f"process {rank()} and process {differ[0]} differ in parameters, code or data; give every "
+                        "machine the same commit, the same params.yaml and the same data file")
+
+
+def from_lead(load: Callable[[], Any]) -> Any:
+    """What ``load`` returns in the lead, in every process: other machines need not see the lead's disk.
+
+    Tensors and plain values only, as `torch.load` reads without a pickle.
+    """
+    if world() == 1:
+        return load()
+    content = io.BytesIO()
+    if rank() == 0:
+        torch.save(load(), content)
+    size = torch.tensor(len(content.getbuffer()), device=_device())
+    distributed.broadcast(size, 0)
+    data = torch.empty(int(size), dtype=torch.uint8, device=_device())
+    if rank() == 0:
+        data.copy_(torch.frombuffer(content.getbuffer(), dtype=torch.uint8))
+    distributed.broadcast(data, 0)
+    return torch.load(io.BytesIO(data.cpu().numpy().tobytes()), map_location="cpu", weights_only=True)
 
 
 def stop() -> None:
@@ -47,6 +98,11 @@ def stop() -> None:
 
 def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def _device() -> str:
+    """Where messages must be: NCCL sends from CUDA only."""
+    return "cuda" if distributed.get_backend() == "nccl" else "cpu"
 
 
 def world() -> int:

@@ -1,0 +1,69 @@
+"""Processes and machines for the tests of scaling: two machines are two folders of this one."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas
+import yaml
+
+from lib.data.store import IMAGES_FILE, save_data
+from tests.examples import ROOT, images, params_file
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+STANDALONE = ["--standalone", "--nproc-per-node", "2"]
+STAGE = ["-m", "stages.pretrain", "joint"]
+ENCODER, CURVE = "data/encoders/joint.safetensors", "plots/curves/joint.csv"
+PATIENCE = 900  # seconds; a quiet machine needs a tenth
+
+
+def start(command: list[str], folder: Path = ROOT, **settings: str) -> subprocess.Popen:
+    """The command in this environment without its settings of the machine, plus ``settings``."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ENGRAM_", "DVC_"))}
+    environment = {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ENGRAM_THREADS": "1",
+                   "ENGRAM_PRECISION": "fp32", **settings}
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdin=subprocess.DEVNULL,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def output(process: subprocess.Popen, status: int = 0) -> str:
+    """What the process still prints until it ends, with ``status``."""
+    try:
+        text = process.communicate(timeout=PATIENCE)[0]
+    finally:
+        process.kill()
+    assert process.returncode == status, text[-3000:]
+    return text
+
+
+def node(folder: Path, epochs: int = 1) -> Path:
+    """One machine's copy of the project's inputs; the code comes from PYTHONPATH."""
+    (folder / "data").mkdir(parents=True)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params_file(epochs=epochs)))
+    save_data(folder / IMAGES_FILE, images(96))
+    return folder
+
+
+def start_both(nodes: list[Path], *settings: dict[str, str]) -> list[subprocess.Popen]:
+    """The stage on both machines, which find each other on a free port; ``settings`` of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    point = f"--nnodes 2 --node-rank {{}} --master-addr 127.0.0.1 --master-port {port}"
+    return [start([sys.executable, *STAGE], folder, ENGRAM_TORCHRUN=point.format(rank), **own)
+            for rank, (folder, own) in enumerate(zip(nodes, settings or ({}, {})))]
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def same_training(first: Path, second: Path, device: str) -> None:
+    """Two folders hold the same encoder and curve, the second trained on ``device``."""
+    assert (first / ENCODER).read_bytes() == (second / ENCODER).read_bytes()
+    curves = [pandas.read_csv(folder / CURVE) for folder in (first, second)]
+    assert set(curves[1].device) == {device}
+    timeless = [curve.drop(columns=["images_per_second", "seconds", "memory_gb", "device"]) for curve in curves]
+    pandas.testing.assert_frame_equal(*timeless, check_exact=True)
