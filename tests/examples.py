@@ -13,6 +13,7 @@ from lib.params.spec import Loader, load_yaml
 from lib.preset import overlay, read_preset
 
 ROOT = Path(__file__).parents[1]
+SMALL_OPTIONS = {"queue": 32, "norm_rows": 0, "shuffle": False}  # of variants that have them
 CPU = Machine(device="cpu", processes=1, threads=1, precision="fp32", checkpoint_minutes=10.0)
 
 
@@ -43,6 +44,8 @@ def params_file(**changes: Any) -> dict[str, Any]:
             raw[block][names[0]] = value
         else:
             raw[block] = value
+    for block in raw["variants"].values():
+        block.update({name: value for name, value in SMALL_OPTIONS.items() if name in block})
     return raw
 
 

@@ -28,7 +28,7 @@ def embedded(method, variant: str, count: int = 8):
     size = pretraining(variant).augment.crop_pixels or 16
     stream = torch.Generator().manual_seed(3)
     given = {"indices": torch.arange(count), "labels": torch.randint(0, 2, (count,), generator=stream)}
-    method.see_data(torch.tensor([0.4] * 3), torch.tensor([0.2] * 3), count, 2)
+    method.see_data(torch.tensor([0.4] * 3), torch.tensor([0.2] * 3), 64, 2)
     return {**method.embed(two_views(count, size)[:method.views]), **{name: given[name] for name in method.needs}}
 
 

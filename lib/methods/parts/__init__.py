@@ -1,0 +1,1 @@
+"""What some methods share and others do not need."""

@@ -1,0 +1,56 @@
+"""Encoder, projector and a slow copy of both, for BYOL and MoCo (docs/methods.md, 7 and 8).
+
+The copy starts equal, has no gradient, and follows the learning parameters by a moving average after each
+step of the optimiser. Parameters only: in training, BatchNorm normalises what passes through the copy by
+that batch's own statistics, and the copy's running statistics come from its own forward passes.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lib.methods.base import Method, Named, pool, unit
+from lib.params.pretraining import Pretraining
+
+
+class WithSlowCopy(Method):
+    """One pooled latent ``h``, of the learning encoder, and its projection ``z``; a slow copy beside them."""
+
+    part = "methods/parts/momentum"
+
+    def __init__(self, options: Any, params: Pretraining, head: Callable[[int], nn.Module]) -> None:
+        """``head`` builds the projector from the encoder's width."""
+        super().__init__(options, params)
+        self.projector = head(self.encoder.width)
+        self.slow_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.slow_projector = copy.deepcopy(self.projector).requires_grad_(False)
+
+    def latents(self, images: Tensor) -> Named:
+        return {"h": pool(self.encoder(images))}
+
+    def project(self, latents: Named) -> Named:
+        return {"z": unit(self.projector(latents["h"]))}
+
+    @torch.no_grad()
+    def slow_projection(self, images: Tensor) -> Tensor:
+        """What the copy makes of images [B, 3, S, S]: [B, P] in fp32, a constant to the loss."""
+        return self.slow_projector(pool(self.slow_encoder(images))).float()
+
+    def follow(self, momentum: float) -> None:
+        """One step of the copy towards the learning encoder and projector."""
+        move_towards(self.slow_encoder, self.encoder, momentum)
+        move_towards(self.slow_projector, self.projector, momentum)
+
+
+@torch.no_grad()
+def move_towards(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
+    """slow <- momentum * slow + (1 - momentum) * fast, parameter by parameter; buffers stay.
+
+    With momentum 1 nothing moves, with 0 the parameters become equal, both exactly. From slow_0, and with
+    ``fast`` at rest, n steps lead to fast + momentum^n (slow_0 - fast).
+    """
+    for follower, leader in zip(slow.parameters(), fast.parameters(), strict=True):
+        follower.lerp_(leader, 1 - momentum)
