@@ -6,11 +6,15 @@ STAMP := $(VENV)/.engram-requirements.txt
 export PATH := $(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help install demo test prune bench plan parallel scaling
+.PHONY: help install demo test faults test-oldest test-newest prune bench plan parallel scaling
 
 help:
 	@echo "make demo     install, run the whole pipeline on small embedded data, show the table"
 	@echo "make test     install, run the tests"
+	@echo "make faults   the fault tests in full: over 100 kills of trainings, full disks, bad files; about 25 minutes"
+	@echo "make test-oldest, make test-newest"
+	@echo "              the tests with the oldest or newest light dependencies that pyproject.toml allows;"
+	@echo "              TESTS=\"tests/test_report.py\" narrows them"
 	@echo "make install  only the environment, in $(VENV)"
 	@echo "make plan     what dvc repro would run, why, and about how long; S=\"gamma=0.1 epochs=50\" asks for a change"
 	@echo "make parallel train the variants side by side, then run the rest; J=2 says how many at once"
@@ -48,6 +52,22 @@ test: install
 scaling: install
 	@ENGRAM_TEST_SCALING=1 python -m pytest -rs --durations 8 tests/test_scaling.py tests/test_scaling_table.py \
 		tests/test_scaling_slow.py
+
+faults: install
+	@FAULTS=all FAULTS_LINES=.pytest_cache/refused.txt python -m pytest tests/faults
+
+# An environment of its own for each end of the ranges, made anew when the ranges change.
+.venv.oldest/tried.txt .venv.newest/tried.txt: .venv.%/tried.txt: pyproject.toml requirements.txt tests/versions.py
+	@$(PYTHON) -m venv .venv.$*
+	@$(PYTHON) -m tests.versions $* > .venv.$*/asked.txt
+	@echo "installing the $* allowed versions of the light dependencies into .venv.$*"
+	@.venv.$*/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -r .venv.$*/asked.txt
+	@.venv.$*/bin/python -m pip freeze > $@
+
+test-oldest test-newest: test-%: .venv.%/tried.txt
+	@.venv.$*/bin/python -m pip check
+	@PATH=$(CURDIR)/.venv.$*/bin:$(PATH) python -m lib.offline_plots
+	@PATH=$(CURDIR)/.venv.$*/bin:$(PATH) python -m pytest $(TESTS)
 
 BENCH_STAMP := $(VENV)/.engram-requirements-bench.txt
 

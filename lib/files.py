@@ -138,7 +138,7 @@ def size(count: int) -> str:
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= unit:
             return f"{count / unit:.1f} {name}"
-    return f"{count} bytes"
+    return "1 byte" if count == 1 else f"{count} bytes"
 
 
 def write_bytes(path: Path, fill: Callable[[BinaryIO], Any], needs: int = 0) -> None:

@@ -48,7 +48,7 @@ class Scalar:
 def scalars(text: str, where: str) -> dict[str, Scalar]:
     """Every scalar of a YAML text by dotted key, in the text's order; ``where`` names it in errors."""
     if not isinstance(read_yaml(text, where), dict):
-        raise UserError(f"{where} must hold keys and values")
+        raise UserError(f"{where} must hold keys and values; write one key: value a line")
     return dict(_walk(yaml.compose(text, Loader=Loader), text, "", where))
 
 

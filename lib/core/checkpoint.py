@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 import sys
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,7 @@ from lib.files import make_folder, remove_leftovers, write_bytes, writing
 
 LIBRARY = Path(__file__).parents[1]
 CHECK_ONLY = ("lib.params.check", "lib.params.evaluation")  # loaded by every stage, without a part in training
+BLOCK = 2**20  # bytes
 BROKEN = (errno.EINVAL, errno.EIO)  # a place that the file does not have, or that the disk cannot read
 
 
@@ -39,6 +39,10 @@ def fingerprint(params: dict[str, Any], data_checksum: str) -> str:
         digest.update(path.relative_to(LIBRARY).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+class WrongChecksum(Exception):
+    """A file does not end with the sha256 of what is before it."""
 
 
 class CheckpointStore:
@@ -134,18 +138,36 @@ class CheckpointStore:
             self.previous.unlink(missing_ok=True)
 
 
+class _Summed:
+    """A file that is written from its start to its end, and the sha256 of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.flush, self.digest = file, file.flush, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+
 def _read(path: Path) -> dict[str, Any]:
-    """A state as it was saved; torch.load alone compares no checksums and would take any numbers."""
-    with zipfile.ZipFile(path) as file:
-        if broken := file.testzip():
-            raise zipfile.BadZipFile(broken)
+    """A state as it was saved, byte for byte; torch.load alone compares no checksums and would take any numbers."""
+    digest = hashlib.sha256()
+    left = path.stat().st_size - digest.digest_size
+    with open(path, "rb") as file:
+        while left > 0 and (block := file.read(min(left, BLOCK))):
+            digest.update(block)
+            left -= len(block)
+        if file.read() != digest.digest():
+            raise WrongChecksum
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _save(state: dict[str, Any], file: BinaryIO) -> None:
-    """torch.save, which reports a write that failed or was interrupted as an error of its own."""
+    """torch.save, then the sha256 of what it wrote; a write that failed or was interrupted is reported as such."""
+    summed = _Summed(file)
     try:
-        torch.save(state, file)
+        torch.save(state, summed)
+        file.write(summed.digest.digest())
     except RuntimeError as error:
         cause: BaseException | None = error
         while cause := cause.__context__:

@@ -104,7 +104,7 @@ class Tree:
         content = file.read(size + 1)
         if len(content) != size:
             raise UserError(f"{self.path.name}: {name} does not have the {size:,} bytes that it declares; "
-                            "it is damaged or changes while it is read")
+                            "it is damaged or changes while it is read; get it again")
         return content
 
 

@@ -27,7 +27,7 @@ def check_params(raw: dict[str, Any]) -> None:
     evaluation.transfer_params(raw)
     evaluation.transfer_variants(raw, pretraining.variant_names(raw))
     if tsne.perplexity >= tsne.points:
-        raise UserError(f"params.yaml: tsne.perplexity is {tsne.perplexity:g}; allowed: below tsne.points "
+        raise UserError(f"params.yaml: tsne.perplexity is {tsne.perplexity:.12g}; allowed: below tsne.points "
                         f"({tsne.points})")
     usual, images, mode = pretraining.Dataset(), dataset.dataset == "images", linear.mode
     _effective("images_path", dataset.images_path, usual.images_path, images, f"dataset {dataset.dataset}",

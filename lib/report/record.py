@@ -111,7 +111,8 @@ def _commit(root: Path) -> str:
                         "again: commit it and run dvc repro")
     commit = _git(root, "log", "-1", "--format=%h of %cs")
     if not commit:
-        raise UserError("no commit holds lib, stages and dvc.yaml; a record needs code that can be found again")
+        raise UserError("no commit holds lib, stages and dvc.yaml; a record needs code that can be found again: commit "
+                        "them and run dvc repro")
     return commit
 
 

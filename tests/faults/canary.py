@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from lib.data.sources import read_source
+from lib.data.store import IMAGES_FILE, save_data
+from lib.params.pretraining import Dataset
+from tests.faults.class_folders import SIZE
+
 OUTPUTS = ("data", "metrics", "plots", ".checkpoints")  # what stages write, in the working folder
 STARTS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen")
 MARK = "canary"
@@ -65,3 +70,8 @@ def make_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plac
         monkeypatch.delenv(name, raising=False)
     yield place
     place.check()
+
+
+def download(images: Path) -> None:
+    """What the download stage does."""
+    save_data(IMAGES_FILE, read_source(Dataset(dataset="images", images_path=str(images), image_size=SIZE)))

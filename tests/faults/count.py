@@ -5,11 +5,22 @@ from collections import Counter
 SHOWN = {"inputs": "inputs tried", "refused": "refused in one line", "converted": "converted as stated"}
 
 _counts: Counter[str] = Counter()
+_lines: set[str] = set()
 
 
 def tried(what: str, n: int = 1) -> None:
     """Add ``n`` to the figure ``what``: a key of `SHOWN`, or any words, which are shown as they are."""
     _counts[what] += n
+
+
+def told(line: str) -> None:
+    """Keep the line in which something was refused, for a person to read."""
+    _lines.add(line)
+
+
+def lines() -> list[str]:
+    """Every different line that was told, sorted."""
+    return sorted(_lines)
 
 
 def summary() -> str:

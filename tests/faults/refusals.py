@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lib.errors import UserError
-from tests.faults.count import tried
+from tests.faults.count import told, tried
 
 LONGEST_LINE = 1_000  # characters: nobody reads more
 
@@ -21,6 +21,7 @@ def refused(call: Callable[[], Any], *words: str) -> str:
     for word in words:
         assert word in line, f"{word!r} is not in {line!r}"
     tried("refused")
+    told(line)
     return line
 
 
@@ -32,6 +33,7 @@ def attempt(call: Callable[[], Any]) -> Any:
     except UserError as error:
         assert "\n" not in str(error)
         tried("refused")
+        told(str(error))
         return None
 
 

@@ -40,7 +40,7 @@ def test_many_corrupt_images_are_all_counted_and_the_first_named(tmp_path):
     files = {f"{name}/{number}.png": encoded(picture(number)) for name in "ab" for number in range(20)}
     bad = {f"a/bad {number:02}.jpg": b"" for number in range(25)}
     path = write_zip(tmp_path / "pets.zip", {**files, **bad})
-    refused(lambda: read(path), "a/bad 00.jpg cannot", "nor can 24 others: a/bad 01.jpg, ", " and 21 more (25 of 65 ")
+    refused(lambda: read(path), "a/bad 00.jpg cannot", "nor can 24 more: a/bad 01.jpg, ", " and 21 more (25 of 65 ")
     found = converted(lambda: read(path, "skip"))
     assert found.about["skipped"] == {"count": 25, "first": sorted(bad)[:NAMED]} and NAMED == 20
     assert same(found, read(write_zip(tmp_path / "good.zip", files)))
