@@ -63,6 +63,12 @@ def test_combinations():
     assert latent_names({"h": upper}) == ("h",)
 
 
+def test_latents_of_unlike_widths_have_no_mean():
+    latents = {"last": torch.tensor([[1.0, 2.0, 3.0]]), "first": torch.tensor([[4.0]])}
+    assert latent_names(latents) == ("last", "first", "both")
+    assert one_latent(latents, "both").tolist() == [[1, 2, 3, 4]]
+
+
 def test_mean_of_the_halves_is_global_pooling():
     halves, whole, data = tiny_method(("upper", "lower")), tiny_method(), tiny_data()
     mean = one_latent(extract(halves, data.test_images, data.mean, data.std, MACHINE), "mean")

@@ -3,6 +3,9 @@
 An encoder is an ``nn.Module`` with ``forward(images [B, 3, S, S]) -> map [B, C, s, s]``, the attribute
 ``width`` (C) and ``about()``, a record of its stem and padding for the exported file. Pooling the map
 into latents is the method's choice.
+
+``resnet`` is what the ResNets share. ``vgg6`` has no ``build``: methods that contrast patches bring it themselves, with
+their own options, and it returns the codes of every layer.
 """
 
 from importlib import import_module

@@ -73,8 +73,11 @@ def _extract(method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machi
 
 
 def latent_names(latents: dict[str, Tensor]) -> tuple[str, ...]:
-    """The latents that are scored: those given, and when there are several also `COMBINATIONS`."""
-    return (*latents, *(COMBINATIONS if len(latents) > 1 else ()))
+    """The latents that are scored: those given, and of several also `COMBINATIONS`, without a mean of unlike widths."""
+    if len(latents) == 1:
+        return tuple(latents)
+    alike = len({values.shape[1] for values in latents.values()}) == 1
+    return (*latents, *(name for name in COMBINATIONS if alike or name != "mean"))
 
 
 def one_latent(latents: dict[str, Tensor], name: str) -> Tensor:

@@ -76,7 +76,8 @@ def load_method(path: Path) -> tuple[Method, dict[str, Any]]:
     if {FINGERPRINT + name for name in latents} != set(expected):
         raise _another(path, f"its latents are {', '.join(latents)}")
     if about.get("network") != method.encoder.about():
-        raise _another(path, f"encoder {params.encoder} was {about.get('network')} and is {method.encoder.about()}")
+        now = f"{about.get('network')} and is {method.encoder.about()}"
+        raise _another(path, f"encoder {method.encoder_name} was {now}")
     for name, rows in latents.items():
         saved = expected[FINGERPRINT + name]
         if rows.shape != saved.shape or not (rows - saved).abs().max() <= TOLERANCE * saved.abs().max():

@@ -152,7 +152,7 @@ def pretraining_params(raw: dict[str, Any], variant: str) -> Pretraining:
     names = variant_names(raw)
     if variant not in names:
         raise UserError(f"params.yaml has no variant {variant!r}; variants: {', '.join(names)}")
-    _require_module("encoder", raw.get("encoder", _Shared.encoder), "encoders", hidden={"resnet"})
+    _require_module("encoder", raw.get("encoder", _Shared.encoder), "encoders", hidden={"resnet", "vgg6"})
     block = raw["variants"][variant]
     where = f"variants.{variant}"
     if not isinstance(block, dict) or "method" not in block or "watch" not in block:

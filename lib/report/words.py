@@ -146,7 +146,8 @@ def _compared(records: Sequence[Record]) -> Iterator[tuple[str, list[object], ob
     """Each setting's name in params.yaml, its values in this run, and the study's."""
     row, runs = ROWS[0], [record.pretraining for record in records]
     yield "dataset", [record.data["dataset"] for record in records], row.dataset
-    for key in ("encoder", "epochs", "batch_size"):
+    yield "encoder", [record.encoder for record in records], row.encoder
+    for key in ("epochs", "batch_size"):
         yield key, [run[key] for run in runs], getattr(row, key)
     yield "gamma", [run["gamma"] for run in runs if run["gamma"] is not None], max(row.gamma or 0 for row in ROWS)
     for block, theirs in (("optimizer", asdict(row.optimizer)), ("augment", asdict(Augment()))):

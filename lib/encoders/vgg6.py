@@ -1,0 +1,119 @@
+"""VGG-6 on the patches of an image, and the maps that predict a patch's code from the code of one above it.
+
+For methods that contrast patches (docs/methods.md, 9 and 10). Patches are cut out first and go through the network
+one by one: no code sees a pixel outside its patch, not even through padding. There is no BatchNorm, which would
+tell one patch about the others.
+
+B images of S x S pixels, P patches each, in a grid of G x G; D channels; K the most rows ahead of a prediction.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lib.errors import UserError
+
+GRID = 7  # G, whatever S is: patches of S / 4 pixels every S / 8
+SKIP = 1  # neighbouring rows share pixels, so the nearest row that is predicted is the next but one
+FURTHEST = GRID - 1 - SKIP  # rows ahead, counted after those skipped
+CHANNELS = (1, 2, 2, 4, 8, 8)  # of the six layers, as multiples of the first's
+POOLED = (False, True, False, True, True, True)
+LUMA = (0.2989, 0.587, 0.114)
+IMAGES_AT_ONCE = 128  # a patch's first maps are larger than its pixels, so that thousands of images need gigabytes
+
+
+class VGG6(nn.Module):
+    """Six convolutions with ReLU, pooled where a patch still has more than one pixel.
+
+    Shape:
+        images [B, 3, S, S], S a multiple of 8 from 16 on -> codes [B, 7, 7, D] of each layer, fp32: the
+        means of its maps over the patch, after pooling.
+
+    Args:
+        channels: D of the first layer; see `CHANNELS` for the others.
+        grey: see the luma of the normalised channels alone.
+        local: each layer's input is detached, so that no gradient passes from a layer to those below it.
+    """
+
+    def __init__(self, channels: int, grey: bool, local: bool) -> None:
+        super().__init__()
+        self.widths = tuple(channels * factor for factor in CHANNELS)
+        self.width = self.widths[-1]
+        self.grey, self.local = grey, local
+        inputs = (1 if grey else 3, *self.widths[:-1])
+        self.layers = nn.ModuleList(nn.Conv2d(*sizes, kernel_size=3, padding=1) for sizes in zip(inputs, self.widths))
+        self.register_buffer("luma", torch.tensor(LUMA).view(3, 1, 1), persistent=False)
+        for layer in self.layers:
+            nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        parts = [self._codes(part) for part in images.split(IMAGES_AT_ONCE)]
+        return [torch.cat(layer) for layer in zip(*parts)]
+
+    def _codes(self, images: Tensor) -> list[Tensor]:
+        if self.grey:
+            images = (images * self.luma).sum(1, keepdim=True)
+        values, codes = patches(images), []
+        for layer, pooled in zip(self.layers, POOLED):
+            values = functional.relu(layer(values.detach() if self.local else values), inplace=True)
+            if pooled and values.shape[2] > 1:
+                values = functional.max_pool2d(values, 2)
+            codes.append(values.float().mean((2, 3)).unflatten(0, (-1, GRID, GRID)))
+        return codes
+
+    def about(self) -> dict[str, Any]:
+        """What the exported file records of the network."""
+        return {"layers": len(self.layers), "widths": list(self.widths), "kernel": 3, "padding_mode": "zeros",
+                "grid": GRID, "grey": self.grey, "local": self.local}
+
+
+def patches(images: Tensor) -> Tensor:
+    """Overlapping patches of S / 4 pixels every S / 8: [B, C, S, S] -> [B * 49, C, S / 4, S / 4], channels last.
+
+    Raises:
+        UserError: a size of which these are no whole pixels, or fewer than two.
+    """
+    size = images.shape[2]
+    if size % 8 or size < 16:
+        raise UserError(f"params.yaml: image_size is {size}, which has no grid of {GRID}x{GRID} patches; allowed for "
+                        "methods that contrast patches: a multiple of 8, at least 16")
+    stride = size // 8
+    cut = images.unfold(2, 2 * stride, stride).unfold(3, 2 * stride, stride)  # [B, C, G, G, S / 4, S / 4]
+    return cut.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).contiguous(memory_format=torch.channels_last)
+
+
+class Ahead(nn.Module):
+    """A linear map without bias for each number of rows ahead: the code it predicts there, from each patch above.
+
+    Weights start at the size 1 / D, so that the scores (`lib.losses.cpc`) start of the order of one whatever the
+    width.
+    """
+
+    def __init__(self, width: int, furthest: int) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(furthest))
+        for layer in self.maps:
+            nn.init.normal_(layer.weight, std=1 / width)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Codes [B, 7, 7, D] -> all predictions of an image in one row, [B, (places of each map together) * D]."""
+        rows = [layer(codes[:, :GRID - SKIP - distance]).flatten(1) for distance, layer in enumerate(self.maps, 1)]
+        return torch.cat(rows, 1)
+
+
+def by_distance(predicted: Tensor, codes: Tensor, furthest: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """For 1, 2, ... rows ahead, the predictions and the codes that are truly there, [B, P, D] each.
+
+    Args:
+        predicted: what `Ahead` returned, [B, ...].
+        codes: of all patches, [B, 49 * D].
+        furthest: how many maps there are.
+    """
+    grid = codes.unflatten(1, (GRID, GRID, -1))
+    rows = [GRID - SKIP - distance for distance in range(1, furthest + 1)]
+    for count, part in zip(rows, predicted.split([count * GRID * grid.shape[3] for count in rows], 1)):
+        yield part.unflatten(1, (count * GRID, -1)), grid[:, -count:].flatten(1, 2)

@@ -1,0 +1,43 @@
+"""The hinge loss of Illing et al. (docs/methods.md, 10): true patches score above 1, others below -1.
+
+B images, P places in each, n negatives of each prediction.
+"""
+
+import torch
+from torch import Tensor
+
+from lib.losses.cpc import send
+
+
+def synchronous(true: Tensor, false: Tensor) -> Tensor:
+    """Every prediction meets its true patch and others at once; all scores 0: exactly 2.
+
+    Args:
+        true: scores [B, P] of the true patches.
+        false: scores [B, P, n] of the others.
+    """
+    return torch.relu(1 - true).mean() + torch.relu(1 + false).mean()
+
+
+def asynchronous(true: Tensor, false: Tensor, same: Tensor) -> Tensor:
+    """An image's predictions meet either their true patches or others, as if one came after the other.
+
+    The mean over the images of each kind is taken by itself, and the two are added: with half of the images
+    in each, all scores 0 cost 2, as in the synchronous form. A kind without images adds 0.
+
+    Args:
+        true: scores [B, P] of the true patches.
+        false: scores [B, P, n] of the others.
+        same: bool [B], the images that meet their true patches.
+    """
+    return _mean(torch.relu(1 - true).mean(1), same) + _mean(torch.relu(1 + false).mean((1, 2)), ~same)
+
+
+def coins(images: int, device: torch.device) -> Tensor:
+    """``same`` for `asynchronous`, each with probability one half, drawn on the CPU from the global generator."""
+    return send(torch.rand(images) < 0.5, device)
+
+
+def _mean(values: Tensor, chosen: Tensor) -> Tensor:
+    """Over the chosen of values [B]; 0 if there is none, without asking the device."""
+    return (values * chosen).sum() / chosen.sum().clamp(min=1)
