@@ -6,9 +6,12 @@ import torchvision
 from torch import nn
 
 from lib.encoders import build_encoder
+from lib.encoders.resnet import cifar_stem
 from lib.methods import build_method
 from lib.methods.base import count_parameters
-from tests.examples import pretraining
+from tests.examples import ROOT, pretraining
+
+ENCODERS = sorted(path.stem for path in (ROOT / "lib/encoders").glob("[a-z]*.py") if "def build(" in path.read_text())
 
 
 @pytest.mark.parametrize("name, count, width", [("resnet50", 23_500_352, 2048), ("resnet18", 11_168_832, 512)])
@@ -52,6 +55,28 @@ def test_resnet18_weights_give_the_same_features_in_torchvision():
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(encoder(images).mean((2, 3)), other.eval()(images), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_other_inputs_and_widths(name):
+    with torch.device("meta"):
+        whole, half = build_encoder(name), build_encoder(name, inputs=2, width=0.5)
+        expected = whole(torch.empty(2, 3, 32, 32)).shape
+        assert half(torch.empty(2, 2, 32, 32)).shape == (2, whole.width // 2, *expected[2:])
+    assert half.conv1.weight.shape[1] == 2 and count_parameters(half) < 0.5 * count_parameters(whole)
+    for (one, wide), (other, narrow) in zip(whole.named_parameters(), half.named_parameters()):
+        assert one == other and wide.shape[0] == 2 * narrow.shape[0]
+
+
+def test_at_their_usual_width_the_weights_are_drawn_in_torchvisions_order():
+    torch.manual_seed(0)
+    encoder = build_encoder("resnet18")
+    torch.manual_seed(0)
+    stem = cifar_stem(3, 1.0)
+    plain = torchvision.models.resnet18()
+    assert stem.weight.shape == encoder.conv1.weight.shape
+    for name, weight in encoder.layer4.named_parameters():
+        assert torch.equal(weight, plain.layer4.get_parameter(name))
 
 
 def test_the_stem_is_recorded():

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from lib.params.spec import load_yaml
-from tests.examples import study_params
+from tests.examples import every_variant, study_params
 from tests.import_closure import ROOT, closure, has_code, imported_files
 
 PIPELINE = load_yaml(ROOT / "dvc.yaml")["stages"]
-PARAMS = study_params()
+STUDY = study_params()
+PARAMS = {**STUDY, "variants": every_variant()}
 ENCODERS = [path.relative_to(ROOT) for path in (ROOT / "lib/encoders").glob("[a-z]*.py") if path.stem != "resnet"]
 # From the top. A module may import its own layer and those below.
 LAYERS = [["stages"], ["lib/side_by_side.py"], ["lib/plan.py"],
@@ -19,8 +20,11 @@ LAYERS = [["stages"], ["lib/side_by_side.py"], ["lib/plan.py"],
           ["lib/core"], ["lib/losses"], ["lib/views"], ["lib/encoders"], ["lib/data"],
           ["lib/params", "lib/machine.py", "lib/files.py", "lib/seeds.py", "lib/errors.py", "lib/stage.py",
            "lib/tiles.py"]]
-INSTANCES = [(name, variant) for name, stage in PIPELINE.items()
-             for variant in (PARAMS["variants"] if stage.get("foreach") == "${variants}" else [None])]
+
+
+def instances(variants: dict) -> list[tuple[str, str | None]]:
+    return [(name, variant) for name, stage in PIPELINE.items()
+            for variant in (variants if stage.get("foreach") == "${variants}" else [None])]
 
 
 def declared(name: str, variant: str | None) -> set[Path]:
@@ -60,14 +64,15 @@ def chosen() -> list[Path]:
     return [Path(f"lib/encoders/{PARAMS['encoder']}.py")]
 
 
-@pytest.mark.parametrize("name, variant", INSTANCES)
+@pytest.mark.parametrize("name, variant", instances(PARAMS["variants"]))
 def test_a_stage_declares_what_it_imports(name, variant):
     missing = imported(name, variant, chosen()) - declared(name, variant)
     assert not missing, f"dvc.yaml: {name} imports but does not declare {sorted(map(str, missing))}"
 
 
-@pytest.mark.parametrize("name, variant", INSTANCES)
+@pytest.mark.parametrize("name, variant", instances(STUDY["variants"]))
 def test_a_stage_declares_nothing_else(name, variant):
+    """Of the study's variants; another method may do without one of the files that those share."""
     idle = declared(name, variant) - imported(name, variant, ENCODERS)
     assert not idle, f"dvc.yaml: {name} declares but does not import {sorted(map(str, idle))}"
 

@@ -9,20 +9,30 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 
 
+BASE = 64  # channels of torchvision's stem and first stage
+
+
 class ResNetMap(resnet.ResNet):
-    """A ResNet that returns its last feature map.
+    """A ResNet that returns its last feature map; all its channels grow with those of its stem.
 
     Shape:
         images [B, 3, S, S] -> map [B, width, S / stride, S / stride].
     """
 
     def __init__(self, block: type[nn.Module], layers: list[int], stem: nn.Conv2d) -> None:
+        self.base = stem.out_channels
         super().__init__(block, layers)
         self.conv1 = stem
+        self.bn1 = nn.BatchNorm2d(self.base)
         self.maxpool = nn.Identity()
-        self.width = 512 * block.expansion
+        self.width = 8 * self.base * block.expansion
         del self.avgpool, self.fc
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+
+    def _make_layer(self, block: type[nn.Module], planes: int, *rest: Any, **more: Any) -> nn.Sequential:
+        if planes == BASE:  # the first stage, behind the stem
+            self.inplanes = self.base
+        return super()._make_layer(block, planes * self.base // BASE, *rest, **more)
 
     def _forward_impl(self, images: Tensor) -> Tensor:
         features = self.relu(self.bn1(self.conv1(images)))
@@ -43,6 +53,6 @@ class ResNetMap(resnet.ResNet):
         }
 
 
-def cifar_stem() -> nn.Conv2d:
+def cifar_stem(inputs: int, width: float) -> nn.Conv2d:
     """3x3, stride 1: the stem that keeps a 32x32 image whole (as in leftthomas/SimCLR)."""
-    return nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+    return nn.Conv2d(inputs, round(BASE * width), kernel_size=3, stride=1, padding=1, bias=False)

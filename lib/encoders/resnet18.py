@@ -5,5 +5,5 @@ from torchvision.models.resnet import BasicBlock
 from lib.encoders.resnet import ResNetMap, cifar_stem
 
 
-def build() -> ResNetMap:
-    return ResNetMap(BasicBlock, [2, 2, 2, 2], cifar_stem())
+def build(inputs: int = 3, width: float = 1.0) -> ResNetMap:
+    return ResNetMap(BasicBlock, [2, 2, 2, 2], cifar_stem(inputs, width))

@@ -5,5 +5,5 @@ from torchvision.models.resnet import Bottleneck
 from lib.encoders.resnet import ResNetMap, cifar_stem
 
 
-def build() -> ResNetMap:
-    return ResNetMap(Bottleneck, [3, 4, 6, 3], cifar_stem())
+def build(inputs: int = 3, width: float = 1.0) -> ResNetMap:
+    return ResNetMap(Bottleneck, [3, 4, 6, 3], cifar_stem(inputs, width))

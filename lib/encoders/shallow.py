@@ -12,12 +12,12 @@ FILTERS, SIZE = 256, 6
 
 
 class Shallow(nn.Module):
-    """Shape: images [B, 3, S, S] -> map [B, 256, s, s], s = (S - 5) // 2 with pooling, S - 5 without."""
+    """Shape: images [B, inputs, S, S] -> map [B, 256 width, s, s], s = (S - 5) // 2 with pooling, S - 5 without."""
 
-    def __init__(self, pool: bool = True) -> None:
+    def __init__(self, pool: bool = True, inputs: int = 3, width: float = 1.0) -> None:
         super().__init__()
-        self.width = FILTERS
-        self.conv1 = nn.Conv2d(3, FILTERS, SIZE)
+        self.width = round(FILTERS * width)
+        self.conv1 = nn.Conv2d(inputs, self.width, SIZE)
         self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
 
@@ -30,5 +30,5 @@ class Shallow(nn.Module):
                 "max_pool": isinstance(self.pool, nn.MaxPool2d), "width": self.width}
 
 
-def build() -> Shallow:
-    return Shallow()
+def build(inputs: int = 3, width: float = 1.0) -> Shallow:
+    return Shallow(inputs=inputs, width=width)

@@ -15,17 +15,17 @@ WIDTH = 512
 
 
 class SmallResNet(nn.Module):
-    """Shape: images [B, 3, S, S] -> map [B, 512, S / 8, S / 8]."""
+    """Shape: images [B, inputs, S, S] -> map [B, 512 width, S / 8, S / 8]."""
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: int = 3, width: float = 1.0) -> None:
         super().__init__()
-        self.width = WIDTH
-        self.conv1 = nn.Conv2d(3, STAGES[0], kernel_size=4, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(STAGES[0])
+        *stages, self.width = (round(channels * width) for channels in (*STAGES, WIDTH))
+        self.conv1 = nn.Conv2d(inputs, stages[0], kernel_size=4, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stages[0])
         self.relu = nn.ReLU(inplace=True)
-        inputs = (STAGES[0], *STAGES[:-1])
-        self.stages = nn.Sequential(*(_block(*channels) for channels in zip(inputs, STAGES)))
-        self.widen = nn.Sequential(conv1x1(STAGES[-1], WIDTH), nn.BatchNorm2d(WIDTH), nn.ReLU(inplace=True))
+        before = (stages[0], *stages[:-1])
+        self.stages = nn.Sequential(*(_block(*channels) for channels in zip(before, stages)))
+        self.widen = nn.Sequential(conv1x1(stages[-1], self.width), nn.BatchNorm2d(self.width), nn.ReLU(inplace=True))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -46,5 +46,5 @@ def _block(inputs: int, outputs: int) -> BasicBlock:
     return BasicBlock(inputs, outputs, 2, nn.Sequential(conv1x1(inputs, outputs, 2), nn.BatchNorm2d(outputs)))
 
 
-def build() -> SmallResNet:
-    return SmallResNet()
+def build(inputs: int = 3, width: float = 1.0) -> SmallResNet:
+    return SmallResNet(inputs, width)

@@ -5,13 +5,15 @@ that a loss can be tested without a network. Whatever a method remembers between
 so that a checkpoint holds it without knowing it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lib.encoders import build_encoder
+from lib.errors import UserError
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
 
@@ -49,7 +51,7 @@ class Method(nn.Module):
         self.encoder = self.network(params)
 
     def network(self, params: Pretraining) -> nn.Module:
-        """What images go through first; ``self.options`` is set. A method with `own_encoder` overrides this."""
+        """What images go through first; ``self.options`` is set. A method with another network overrides this."""
         return build_encoder(params.encoder)
 
     def embed(self, views: list[Tensor]) -> Named:
@@ -129,6 +131,16 @@ def pool(features: Tensor) -> Tensor:
 def unit(rows: Tensor) -> Tensor:
     """Rows of length one, in fp32: [B, D] -> [B, D]."""
     return functional.normalize(rows.float(), dim=1)
+
+
+def require_effect(options: Any, variant: str, names: Iterable[str], with_what: str, remedy: str) -> None:
+    """Raise UserError if an option of ``names`` that changes nothing has another value than its default."""
+    usual = {field.name: field.default for field in fields(options)}
+    for name in names:
+        given = getattr(options, name)
+        if given != usual[name]:
+            raise UserError(f"params.yaml: variants.{variant}.{name} is {given}, which has no effect with {with_what}; "
+                            f"{remedy}, or {name} to {usual[name]}")
 
 
 def count_parameters(module: nn.Module) -> int:
