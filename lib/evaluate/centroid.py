@@ -1,0 +1,25 @@
+"""The nearest class centroid, the readout with which EmbedderSDR scores its codes (docs/methods.md, 12)."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lib.evaluate.codes import k_winners
+
+
+def centroids(rows: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Mean row of each class: rows [M, D], labels int64 [M] -> float32 [classes, D]; 0 for a class without rows."""
+    sums = torch.zeros(classes, rows.shape[1]).index_add_(0, labels, rows.float())
+    return sums / torch.bincount(labels, minlength=classes).clamp(min=1)[:, None]
+
+
+def centroid_scores(bank: Tensor, labels: Tensor, queries: Tensor, classes: int, count: int = 0) -> Tensor:
+    """Cosine of queries [N, D] with the centroid of each class in ``bank`` [M, D]: [N, classes].
+
+    With ``count`` above 0 the centroids are made codes again, of their ``count`` most frequent units. A class
+    without rows in the bank scores 0.
+    """
+    means = centroids(bank, labels, classes)
+    if count:
+        means = k_winners(means, count) * (means.sum(1, keepdim=True) != 0)
+    return functional.normalize(queries.float(), dim=1) @ functional.normalize(means, dim=1).T
