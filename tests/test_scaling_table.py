@@ -68,7 +68,7 @@ def test_published_speeds_are_images_over_seconds():
 
 
 def test_work_and_activations_of_one_convolution(monkeypatch):
-    monkeypatch.setattr(scaling, "build_encoder", lambda name: nn.Sequential(cifar_stem()))
+    monkeypatch.setattr(scaling, "build_encoder", lambda name: nn.Sequential(cifar_stem(3, 1.0)))
     multiplications = 64 * 32 * 32 * 27
     assert scaling.work("stem", 32) == 2 * 2 * multiplications  # forward and the weights' gradient; images have none
     assert scaling.activations("stem", 32) == 3 * 32 * 32 * 2  # its input in bf16
