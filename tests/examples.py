@@ -18,9 +18,11 @@ CPU = Machine(device="cpu", processes=1, threads=1, precision="fp32", checkpoint
 
 
 def study_params() -> dict[str, Any]:
-    """params.yaml as a mapping, with the study's settings whatever preset it holds now."""
+    """params.yaml as a mapping, with the study's settings and variants whatever it holds now."""
     text, _ = overlay((ROOT / "params.yaml").read_text(), read_preset("study", ROOT / "presets"))
-    return yaml.load(text, Loader=Loader)
+    raw = yaml.load(text, Loader=Loader)
+    names = load_yaml(ROOT / "presets/study.yaml")["variants"]
+    return {**raw, "variants": {name: block for name, block in raw["variants"].items() if name in names}}
 
 
 def every_variant() -> dict[str, Any]:

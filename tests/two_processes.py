@@ -65,8 +65,8 @@ class SharedStatistics(nn.Module):
         mean = SumOverProcesses.apply(features.sum(places)) / count
         centred = features - mean.view(shape)
         variance = SumOverProcesses.apply(centred.square().sum(places)) / count
-        scale = self.norm.weight / (variance + self.norm.eps).sqrt()
-        return centred * scale.view(shape) + self.norm.bias.view(shape)
+        normal = centred / (variance + self.norm.eps).sqrt().view(shape)
+        return normal * self.norm.weight.view(shape) + self.norm.bias.view(shape) if self.norm.affine else normal
 
 
 def with_shared_statistics(module: nn.Module) -> None:
