@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import conv2d, relu, triplet_margin_with_distance_loss
 
+from lib import tiles
 from lib.encoders.shallow import Shallow
 from lib.errors import UserError
 from lib.losses.patch_triplets import patch_triplets, semi_hard, squared_distances
@@ -129,3 +130,12 @@ def test_other_squares_are_refused_by_name(pixels):
     with pytest.raises(UserError, match=f"augment.crop_pixels of patch_filters is {pixels}; allowed for the method "
                                         "patch_filters: 8 to 10"):
         build_method(params)
+
+
+def test_what_is_chosen_does_not_depend_on_tiles(monkeypatch):
+    patches = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(4))
+    torch.manual_seed(0)
+    whole = patch_triplets(patches, 2.0)
+    monkeypatch.setattr(tiles, "ELEMENTS", 100)
+    torch.manual_seed(0)
+    assert [value.item() for value in patch_triplets(patches, 2.0)] == [value.item() for value in whole]

@@ -7,6 +7,8 @@ each unordered pair once, its first patch the anchor.
 import torch
 from torch import Tensor
 
+from lib.tiles import tiles
+
 
 def patch_triplets(patches: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """One semi-hard negative for each pair of patches of an image, chosen at random.
@@ -24,12 +26,14 @@ def patch_triplets(patches: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """
     patches = patches if patches.dtype == torch.float64 else patches.float()
     count, each, _ = patches.shape
-    first, second = torch.triu_indices(each, each, 1)
+    first, second = torch.triu_indices(each, each, 1, device=patches.device)
     distances = squared_distances(patches.flatten(0, 1))  # [B P, B P]
     rows = torch.arange(count, device=patches.device)[:, None] * each
     anchors, positives = (rows + first).flatten(), (rows + second).flatten()
     near = distances[anchors, positives]  # [A]
-    chosen, found = semi_hard(distances.detach()[anchors], near.detach(), anchors // each, each, margin)
+    parts = [semi_hard(distances.detach()[anchors[part]], near.detach()[part], anchors[part] // each, each, margin)
+             for part in tiles(len(anchors), len(distances))]  # A x B P numbers are never held at once
+    chosen, found = map(torch.cat, zip(*parts))
     losses = torch.relu(near - distances[anchors, chosen] + margin)
     return (losses * found).sum() / found.sum().clamp(min=1), found.float().mean()
 
