@@ -139,6 +139,7 @@ def _exchange_variants(text: str, name: str, folder: Path) -> tuple[str, list[st
         present = blocks(text, "params.yaml")
         if variant not in present:
             end = max(block.end for block in present.values())
+            source = source if text[end - 1] == "\n" else "\n" + source  # the file ends there, without a line end
             text = text[:end] + source + text[end:]
             lines.append(f"variants.{variant}: added")
     return text, lines

@@ -106,6 +106,15 @@ def test_whole_variants_come_and_go_with_their_preset(params):
     assert params.read_bytes() == before
 
 
+def test_a_file_that_ends_with_its_variants_and_no_line_end_takes_more(params):
+    head, _, rest = params.read_text().partition("variants:\n")
+    variants, _, tail = rest.partition("\nlinear:\n")
+    params.write_text(f"{head}\nlinear:\n{tail}\nvariants:\n{variants}".rstrip())
+    assert params.read_text().endswith("number: gamma")
+    apply_preset("all", [], params)
+    assert "kwta" in load_yaml(params)["variants"]
+
+
 def test_a_whole_variant_that_was_changed_stays(params):
     apply_preset("all", ["variants.random.temperature=0.3"], params)
     lines = apply_preset(BASE, [], params)
