@@ -47,7 +47,8 @@ class Arm:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Percent: validation after every epoch, test after the last; and the first layer at the end."""
+    """Percent: validation after every epoch, beside the mean loss of an image in it; test after the last; and the
+    first layer at the end."""
 
     name: str
     curve: list[dict[str, float]]
@@ -147,6 +148,7 @@ def _train(arm: Arm, data: ImageData, params: Transfer, machine: Machine, seed: 
         for group in optimizer.param_groups:
             group["lr"] = params.lr * (1 if 3 * (epoch - 1) < 2 * params.epochs else 0.1)
         network.train()
+        total, count = torch.zeros((), device=machine.device), 0
         for inputs, labels in augmented_batches(*train, recipe, batch_size=params.batch_size, seed=seed,
                                                 purpose="transfer", epoch=epoch):
             with computing(machine):
@@ -155,9 +157,12 @@ def _train(arm: Arm, data: ImageData, params: Transfer, machine: Machine, seed: 
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            total += loss.detach() * len(labels)
+            count += len(labels)
+        mean = (total / count).item()
         top1 = score(data.train_images[data.validation], data.train_labels[data.validation])
-        curve.append({"epoch": epoch, "loss": loss.item(), "validation_top1": round(top1, 2)})
-        lines.epoch(epoch, loss=loss.item(), top1=top1)
+        curve.append({"epoch": epoch, "loss": mean, "validation_top1": round(top1, 2)})
+        lines.epoch(epoch, loss=mean, top1=top1)
     layer = {name: getattr(network.first, name).detach().cpu().contiguous() for name in LAYER}
     return Outcome(arm.name, curve, round(score(data.test_images, data.test_labels), 2), layer)
 
