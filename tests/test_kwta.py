@@ -294,6 +294,7 @@ def test_the_supervised_method_has_images_of_a_class_together():
     ({"loss": "contrast", "triplets": "random"}, "variants.kwta.triplets is random, which has no effect with loss con"),
     ({"loss": "positives", "margin": 0.4}, "variants.kwta.margin is 0.4, which has no effect with loss positives"),
     ({"scaling": "off", "scaling_strength": 2.0}, "scaling_strength is 2.0, which has no effect with scaling off"),
+    ({"scaling": "off", "usage_rate": 0.5}, "usage_rate is 0.5, which has no effect with scaling off"),
     ({"training_code": "hard", "hardness": 5.0}, "hardness is 5.0, which has no effect with training_code hard")])
 def test_options_that_cannot_work_are_refused(options, words):
     with pytest.raises(UserError, match=words):

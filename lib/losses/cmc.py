@@ -4,6 +4,8 @@ Legend: N images of a batch, D features, n images of the bank, m negatives of ea
 direction, one view's rows that look for those of the other; an objective is the sum of both.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -50,7 +52,7 @@ def nce_error(scores: Tensor, normalizer: Tensor, images: int) -> Tensor:
         normalizer: [], a constant: `first_normalizer` of the first batch.
         images: n.
     """
-    noise = torch.log(torch.tensor((scores.shape[1] - 1) / images, dtype=scores.dtype, device=scores.device))
+    noise = math.log((scores.shape[1] - 1) / images)  # a plain number: a tensor of it would make the host wait
     odds = scores - normalizer.log() - noise  # log of P n / m
     return (functional.softplus(-odds[:, 0]) + functional.softplus(odds[:, 1:]).sum(1)).mean()
 

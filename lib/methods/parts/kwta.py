@@ -179,7 +179,7 @@ def _check(options: Options, variant: str) -> None:
     if options.loss == "positives":
         require_effect(options, variant, ("margin",), "loss positives", "set loss to triplet or contrast")
     if options.scaling == "off":
-        require_effect(options, variant, ("scaling_strength",), "scaling off", "set scaling to additive")
+        require_effect(options, variant, ("scaling_strength", "usage_rate"), "scaling off", "set scaling to additive")
     if options.training_code == "hard":
         require_effect(options, variant, ("hardness", "hardness_start"), "training_code hard",
                        "set training_code to sigmoid")
