@@ -24,6 +24,9 @@ class TinyMethod(nn.Module):
         self.projector = nn.Linear(8, 4)
         self.images = 0
 
+    def join_layers(self) -> None:
+        """Gradients pass already."""
+
     def latents(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         self.images += len(images)
         halves = nn.functional.adaptive_avg_pool2d(self.encoder(images), (len(self.names), 1))

@@ -125,6 +125,18 @@ def test_coins_are_fair():
     assert tossed.mean(0).std() > 0  # not the same in every step
 
 
+def test_joined_layers_learn_from_the_last_latent_and_others_do_not():
+    def learning(clapp) -> set[str]:
+        clapp.zero_grad()
+        next(iter(clapp.latents(views()[0]).values())).sum().backward()
+        return {name for name, weight in clapp.encoder.named_parameters() if weight.grad is not None}
+
+    clapp = method()
+    assert learning(clapp) == {"layers.5.weight", "layers.5.bias"}
+    clapp.join_layers()
+    assert learning(clapp) == set(dict(clapp.encoder.named_parameters()))
+
+
 def both_kinds() -> None:
     """Seed so that six coins fall on both sides."""
     torch.manual_seed(0)

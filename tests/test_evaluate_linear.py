@@ -246,3 +246,11 @@ def test_finetuning_starts_at_the_probe():
             module.momentum = 0.0
     scores = finetuned_scores(method, "both", probe, data, Augment(), still, MACHINE, 0)
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_finetuning_lets_gradients_pass_through_the_whole_network(monkeypatch):
+    joined = []
+    monkeypatch.setattr(type(tiny_method()), "join_layers", lambda method: joined.append(method))
+    evaluate(method := tiny_method(), about(), tiny_data(), Linear(mode="finetune", epochs=1, batch_size=32,
+                                                                   study_epochs=0), KNN, MACHINE)
+    assert len(joined) == 1 and joined[0] is not method

@@ -31,6 +31,7 @@ def finetuned_scores(method: nn.Module, latent: str, probe: Probe, data: ImageDa
     crops and flips are used. ``method`` itself is not touched.
     """
     network = copy.deepcopy(method).to(machine.device, memory_format=torch.channels_last).requires_grad_(True)
+    network.join_layers()
     layer = _layer(probe).to(machine.device)
     parameters = [*network.parameters(), *layer.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=linear.finetune_lr)

@@ -79,6 +79,9 @@ class Method(nn.Module):
     def after_step(self, step: int, steps: int) -> None:
         """Called after the optimiser's step number ``step``, from 0, of ``steps``: momentum copies, queues, rates."""
 
+    def join_layers(self) -> None:
+        """Called before fine-tuning: a method that holds gradients back inside its encoder lets them pass."""
+
     def latents(self, images: Tensor) -> Named:
         """What evaluation sees: images [B, 3, S, S] -> {name: [B, D]}; the main latent first."""
         raise TypeError(f"{type(self).__name__} does not define latents")

@@ -104,6 +104,9 @@ class CLAPP(Method):
             sizes.append(true.detach().abs().mean())
         return torch.stack(losses).mean(), torch.stack(sizes).mean()
 
+    def join_layers(self) -> None:
+        self.encoder.local = False
+
     def latents(self, images: Tensor) -> Named:
         means = {name: codes.mean((1, 2)) for name, codes in self._codes(images).items()}
         last = means.pop(self.names[-1])
