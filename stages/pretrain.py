@@ -23,11 +23,12 @@ def main(raw: dict, variant: str) -> None:
     from lib.seeds import generator
 
     params, machine, about = pretraining_params(raw, variant), read_machine(), read_about(IMAGES_FILE)
-    check_batch(params, about["counts"]["train"], machine.processes)
-    try_method(params)
+    images, classes = about["counts"]["train"], len(about["classes"])
+    for name in [variant, *variant_names(raw)]:  # a slip in a later variant must not wait for this one's end
+        wanted = pretraining_params(raw, name)
+        check_batch(wanted, images, machine.processes)
+        try_method(wanted, images, classes)
     store = CheckpointStore(variant, fingerprint(params.resolved(), about["checksum"]))
-    for name in variant_names(raw):  # a slip in a later variant must not wait for this one's end
-        try_method(pretraining_params(raw, name))
     processes.start(machine, "stages.pretrain", [variant])
     data = load_data(IMAGES_FILE)
     torch.manual_seed(generator(params.seed, "initial weights").initial_seed())

@@ -184,6 +184,24 @@ def test_a_method_names_the_losses_that_it_imports(name):
     assert imported - {"__init__"} == set(kind.losses)
 
 
+@pytest.mark.parametrize(("variant", "given", "words"), [
+    ("supervised", (64, 11), "variants.supervised.classes is 10; allowed: at least the number of classes of the data"),
+    ("moco", (15, 2), "variants.moco.queue is 32, keys of 16 images; allowed: keys of at most the number of training"),
+    ("cmc_bank", (64, 2), None)])
+def test_options_are_held_against_the_data_before_any_training(variant, given, words):
+    if words:
+        with pytest.raises(UserError, match=words):
+            try_method(pretraining(variant), *given)
+    else:
+        try_method(pretraining(variant), *given)
+
+
+@pytest.mark.parametrize("variant", ["dual", "cpc"])
+def test_squares_that_a_network_cannot_take_are_refused_by_name(variant):
+    with pytest.raises(UserError, match=f"augment.crop_pixels of {variant} is 8, which its network cannot take"):
+        try_method(pretraining(variant, augment__crop_pixels=8))
+
+
 def test_dual_refuses_a_map_without_two_halves():
     with pytest.raises(UserError, match="image_size is 8, which gives the encoder's final map 1 row"):
         try_method(pretraining("dual", image_size=8))

@@ -41,15 +41,25 @@ def check_method(params: Pretraining) -> Any:
     return parse(kind.Options, params.options, where)
 
 
-def try_method(params: Pretraining) -> None:
-    """Check a variant whole without computing anything: its options, and that its latents fit the images.
+def try_method(params: Pretraining, images: int = 0, classes: int = 0) -> None:
+    """Check a variant whole without computing anything: its options, and that its latents fit images and views.
+
+    With ``images``, the number of training images, also whether the options fit to so many, of ``classes`` classes.
 
     Raises:
-        UserError: what `check_method` refuses, or an image size that the method cannot work with.
+        UserError: what `check_method` or ``see_data`` refuses, or a size that the method cannot work with.
     """
     with torch.device("meta"), torch.no_grad():
         method = build_method(params).eval()
         method.latents(torch.empty(1, 3, params.image_size, params.image_size))
+        if square := params.augment.crop_pixels:
+            try:
+                method.latents(torch.empty(1, 3, square, square))
+            except (UserError, RuntimeError):
+                raise UserError(f"params.yaml: augment.crop_pixels of {params.variant} is {square}, which its network "
+                                "cannot take; allowed: 0 (no squares), or a size that would do as image_size") from None
+    if images:
+        method.see_data(torch.zeros(3), torch.ones(3), images, classes)
 
 
 def build_method(params: Pretraining) -> Method:
