@@ -24,6 +24,7 @@ from lib.params.spec import PARAMS_FILE, Loader, read_yaml, read_yaml_text
 
 PRESETS_FOLDER = Path("presets")
 BASE = "study"
+INDENT = 2  # spaces before the name of a variant
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,10 @@ def _exchange_variants(text: str, name: str, folder: Path) -> tuple[str, list[st
     lines, wanted = [], whole_variants(folder, name)
     if not blocks(text, "params.yaml"):
         raise UserError("params.yaml: variants is missing or empty; write at least one variant below it")
+    indents = {text[block.start:].index(variant) for variant, block in blocks(text, "params.yaml").items()}
+    if wanted and indents != {INDENT}:
+        raise UserError(f"params.yaml: the variants are not indented by {INDENT} spaces, as those that preset {name} "
+                        f"adds are; indent them by {INDENT}")
     for other in preset_names(folder):
         for variant, (_, value) in whole_variants(folder, other).items():
             found = blocks(text, "params.yaml").get(variant)

@@ -17,18 +17,20 @@ def main(raw: dict, variant: str) -> None:
     from lib.evaluate.monitor import knn_monitor
     from lib.files import read_about
     from lib.machine import read_machine
-    from lib.methods import build_method, try_method
+    from lib.methods import alike, build_method, try_method
     from lib.methods.export import encoder_file, save_method
     from lib.params.pretraining import pretraining_params, variant_names
     from lib.seeds import generator
 
     params, machine, about = pretraining_params(raw, variant), read_machine(), read_about(IMAGES_FILE)
     images, classes = about["counts"]["train"], len(about["classes"])
-    for name in [variant, *variant_names(raw)]:  # a slip in a later variant must not wait for this one's end
-        wanted = pretraining_params(raw, name)
-        check_batch(wanted, images, machine.processes)
-        try_method(wanted, images, classes)
-    store = CheckpointStore(variant, fingerprint(params.resolved(), about["checksum"]))
+    check_batch(params, images, machine.processes)
+    try_method(params, images, classes)
+    store = CheckpointStore(variant, fingerprint(params.resolved(), about["checksum"]))  # of the code loaded so far
+    others = [pretraining_params(raw, name) for name in variant_names(raw)]
+    for other in others:  # a slip in a later variant must not wait for this one's end
+        check_batch(other, images, machine.processes)
+        try_method(other, images, classes)
     processes.start(machine, "stages.pretrain", [variant])
     data = load_data(IMAGES_FILE)
     torch.manual_seed(generator(params.seed, "initial weights").initial_seed())
@@ -37,7 +39,7 @@ def main(raw: dict, variant: str) -> None:
     with store.held() if lead else nullcontext():
         processes.wait()  # nobody reads a checkpoint before the lead holds the right to train
         curve, monitor = Path("plots/curves") / f"{variant}.csv", knn_monitor(data, params, machine)
-        pretrain(trainer, store, curve, monitor, variants=len(variant_names(raw)))
+        pretrain(trainer, store, curve, monitor, variants=alike(others))
         if lead:
             save_method(encoder_file(variant), trainer.method, params, data.about)
     processes.stop()

@@ -129,3 +129,10 @@ def test_embeddings_name_every_array():
     assert arrays["upper"].shape == (60, 8) and arrays["upper"].dtype == "float32"
     assert arrays["z_lower"].shape == (60, 4)
     assert arrays["indices"].tolist() == list(range(60)) and arrays["labels"].tolist() == data.test_labels.tolist()
+
+
+def test_a_main_latent_that_joins_the_others_is_not_joined_with_them_again():
+    first, second = torch.randn(5, 3), torch.randn(5, 2)
+    joined = torch.cat([first, second], 1)
+    assert latent_names({"h": joined, "l": first, "ab": second}) == ("h", "l", "ab")
+    assert latent_names({"h": joined + 1, "l": first, "ab": second}) == ("h", "l", "ab", "both")

@@ -8,7 +8,7 @@ from lib.encoders.small import SmallResNet
 from lib.errors import UserError
 from lib.files import read_tensors, write_tensors
 from lib.methods import build_method
-from lib.methods.export import FINGERPRINT, fixed_images, load_method, save_method
+from lib.methods.export import FINGERPRINT, _agree, fixed_images, load_method, save_method
 from tests.examples import params_file, pretraining
 
 VARIANTS = list(params_file()["variants"])
@@ -49,6 +49,14 @@ def test_another_stem_cannot_pass(file, monkeypatch):
     monkeypatch.setattr(SmallResNet, "__init__", other)
     monkeypatch.setattr(SmallResNet, "about", lambda self: read_tensors(file)[1]["network"])  # not even noted down
     assert "the latents h of the fixed images differ" in refusal(file)
+
+
+def test_a_turned_unit_of_a_binary_code_passes_and_another_code_does_not():
+    codes = (torch.arange(200).view(1, 200) % 20 == torch.arange(4).view(4, 1)).float()  # 10 active units in each
+    turned = codes.clone()
+    turned[0, 0], turned[0, 1] = 0, 1
+    assert _agree(turned, codes) and not _agree(codes.roll(1, 1), codes)
+    assert not _agree(codes * 0, codes) and not _agree(codes + 0.01, codes * 0.5)
 
 
 def test_another_padding_that_is_noted_down_cannot_pass(file, monkeypatch):

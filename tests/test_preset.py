@@ -134,6 +134,16 @@ def test_variants_in_braces_are_refused_in_one_line(params):
         apply_preset("all", [], params)
 
 
+def test_variants_of_another_indentation_are_refused_in_one_line(params):
+    text = params.read_text()
+    start, end = text.index("variants:\n") + len("variants:\n"), text.index("\nlinear:")
+    deeper = "".join("  " + line for line in text[start:end].splitlines(keepends=True))
+    params.write_text(text[:start] + deeper + text[end:])
+    with pytest.raises(UserError, match="the variants are not indented by 2 spaces"):
+        apply_preset("all", [], params)
+    assert params.read_text() == text[:start] + deeper + text[end:]
+
+
 def test_keys_of_presets_exist_in_params():
     known = scalars(PARAMS_FILE.read_text(), str(PARAMS_FILE))
     assert set(read_preset(BASE)) <= set(known)

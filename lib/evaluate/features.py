@@ -73,11 +73,19 @@ def _extract(method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machi
 
 
 def latent_names(latents: dict[str, Tensor]) -> tuple[str, ...]:
-    """The latents that are scored: those given, and of several also `COMBINATIONS`, without a mean of unlike widths."""
+    """The latents that are scored: those given, and of several also `COMBINATIONS`.
+
+    Without a mean of unlike widths, and without both where the main latent joins the others already.
+    """
     if len(latents) == 1:
         return tuple(latents)
-    alike = len({values.shape[1] for values in latents.values()}) == 1
-    return (*latents, *(name for name in COMBINATIONS if alike or name != "mean"))
+    main, *others = latents.values()
+    left_out = set()
+    if any(values.shape[1] != main.shape[1] for values in others):
+        left_out.add("mean")
+    if main.shape[1] == sum(values.shape[1] for values in others) and torch.equal(main, torch.cat(others, 1)):
+        left_out.add("both")  # the main latent is the others' concatenation already
+    return (*latents, *(name for name in COMBINATIONS if name not in left_out))
 
 
 def one_latent(latents: dict[str, Tensor], name: str) -> Tensor:

@@ -62,6 +62,12 @@ def try_method(params: Pretraining, images: int = 0, classes: int = 0) -> None:
         method.see_data(torch.zeros(3), torch.ones(3), images, classes)
 
 
+def alike(variants: list[Pretraining]) -> int:
+    """How many there are, if the time of one tells that of all: same batch, epochs and kind of encoder; else 1."""
+    kinds = {(each.batch_size, each.epochs, method_class(each.method).own_encoder) for each in variants}
+    return len(variants) if len(kinds) == 1 else 1
+
+
 def build_method(params: Pretraining) -> Method:
     """A freshly initialised method of one variant, from torch's global generator."""
     options = check_method(params)
