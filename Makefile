@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 help:
 	@echo "make demo     install, run the whole pipeline on small embedded data, show the table"
 	@echo "make test     install, run the tests"
-	@echo "make faults   the fault tests in full: over 100 kills of trainings, full disks, bad files; about 25 minutes"
+	@echo "make faults   the fault tests in full: over 100 kills, full disks, bad files; about 20 minutes"
 	@echo "make test-oldest, make test-newest"
 	@echo "              the tests with the oldest or newest light dependencies that pyproject.toml allows;"
 	@echo "              TESTS=\"tests/test_report.py\" narrows them"
@@ -54,7 +54,8 @@ scaling: install
 		tests/test_scaling_slow.py
 
 faults: install
-	@FAULTS=all FAULTS_LINES=.pytest_cache/refused.txt python -m pytest tests/faults
+	@FAULTS=all FAULTS_LINES=.pytest_cache/refused.txt python -m pytest tests/faults \
+		--durations 12 -o tmp_path_retention_policy=failed
 
 # An environment of its own for each end of the ranges, made anew when the ranges change.
 .venv.oldest/tried.txt .venv.newest/tried.txt: .venv.%/tried.txt: pyproject.toml requirements.txt tests/versions.py

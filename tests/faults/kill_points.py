@@ -38,6 +38,7 @@ LIBRARIES = ("torch", "torchvision", "pandas", "safetensors.torch", "rich.progre
 # Where a stage computes: module, class or none, function, and how many calls there are for each moment.
 COMPUTING = {"pretrain": ("lib.core.trainer", "Pretrainer", "step", 1),
              "linear": ("lib.evaluate.progress", "Lines", "epoch", 1),
+             "transfer": ("lib.evaluate.progress", "Lines", "epoch", 1),
              "tsne": ("sklearn.manifold._t_sne", None, "_kl_divergence_bh", MOVEMENTS)}
 
 

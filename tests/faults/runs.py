@@ -22,6 +22,7 @@ import yaml
 from lib.methods import method_class
 from lib.methods.base import WIDEST
 from lib.params.pretraining import pretraining_params
+from lib.params.spec import load_yaml
 from tests.examples import ROOT, params_file, study_params
 from tests.make_archives import two_level, write_folder
 
@@ -31,18 +32,21 @@ SETTINGS = {"ENGRAM_DEVICE": "cpu", "ENGRAM_PROCESSES": "1", "ENGRAM_THREADS": "
             "ENGRAM_CHECKPOINT_MINUTES": "0", "OMP_NUM_THREADS": "1"}
 SMALL = {"dataset": "images", "images_path": "pictures", "epochs": 2, "batch_size": 8, "knn__k": 5,
          "linear__epochs": 2, "linear__study_epochs": 1,
-         "tsne__points": 12, "tsne__perplexity": 5.0, "tsne__iterations": 250}
+         "tsne__points": 12, "tsne__perplexity": 5.0, "tsne__iterations": 250,
+         "transfer__epochs": 1, "transfer__batch_size": 8}
 # What the stages of one variant write.
 OUTPUTS = {
     "pretrain": ("data/encoders/{}.safetensors", "plots/curves/{}.csv"),
     "linear": ("metrics/{}.json", "data/scores/{}.json", "data/scores/{}.npz"),
     "embed": ("data/embeddings/{}.npz",),
     "tsne": ("data/tsne/{}.npz", "plots/tsne/{}/*.png"),
+    "transfer": ("data/filters/{}.safetensors", "metrics/transfer/{}.json", "plots/transfer/{}.*",
+                 "plots/filters/{}.png"),
     "download": ("data/images.safetensors",),
     "overview": ("plots/tsne/overview.png",),
     "results": ("metrics/results.*", "plots/accuracy.*", "plots/confusion.*", "plots/curves.*"),
 }
-PER_VARIANT = ("pretrain", "linear", "embed", "tsne")
+PER_VARIANT = ("pretrain", "linear", "embed", "tsne", "transfer")
 WIDE = 256  # units of a layer, at most
 
 
@@ -58,13 +62,19 @@ def narrow(raw: dict) -> dict:
 
 
 def small_params(**changes) -> dict:
-    """params.yaml with every variant, made small."""
-    return narrow(params_file(**{**SMALL, **changes}))
+    """params.yaml with every variant, made small; no queue has more keys than `write_pictures` has images."""
+    raw = narrow(params_file(**{**SMALL, **changes}))
+    for block in raw["variants"].values():
+        if "queue" in block:
+            block["queue"] = 2 * raw["batch_size"]  # two views of a batch
+    return raw
 
 
 # Every variant that trains; each method has one (tests/test_methods.py).
 VARIANTS = tuple(name for name in params_file()["variants"] if pretraining_params(small_params(), name).epochs)
 LAST = tuple(study_params()["variants"])[-1]  # the one of params.yaml that stands for all where one is enough
+SEVERAL = (VARIANTS[0], LAST, VARIANTS[-1])  # and where a few are
+TRANSFERRED = load_yaml(ROOT / "presets/all.yaml")["transfer"]["variants"][0]  # whose encoder is one layer of filters
 
 
 @dataclass(frozen=True)
@@ -202,8 +212,8 @@ def reference() -> Path:
 @functools.cache
 def undisturbed(stage: str, variant: str = "") -> list[str]:
     """Run a stage in `reference`, after those whose outputs it reads; its moments."""
-    needs = {"linear": ("pretrain",), "embed": ("pretrain",), "tsne": ("embed",), "overview": ("tsne",),
-             "results": ("linear",)}
+    needs = {"linear": ("pretrain",), "embed": ("pretrain",), "tsne": ("embed",), "transfer": ("pretrain",),
+             "overview": ("tsne",), "results": ("linear",)}
     for name in needs.get(stage, ()):
         for each in [variant] if variant else small_params()["variants"]:
             undisturbed(name, each)

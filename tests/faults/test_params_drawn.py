@@ -295,10 +295,10 @@ def test_every_option_of_a_method_changes_its_variant():
     """An option that a method's class has and never uses would be one without effect; one that others switch
     off is refused for that reason."""
     for name in VARIANTS:
-        options = check_method(pretraining_params(small_params(), name))
-        same = after_two_steps(small_params(), name)
+        options = check_method(pretraining_params(small_params(batch_size=16), name))
+        same = after_two_steps(small_params(batch_size=16), name)
         for option in dataclasses.fields(options):
-            raw = small_params()
+            raw = small_params(batch_size=16)
             value = another_value(raw, name, option, getattr(options, option.name))
             if value is None:
                 continue
