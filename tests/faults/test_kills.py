@@ -98,7 +98,7 @@ def test_a_training_stopped_at_moments_of_the_clock_ends_the_same(tmp_path):
     for number in range(6):
         project, sent = copy(template(), tmp_path / str(number)), ("KILL", "TERM", "INT")[number % 3]
         run = server().start(project, "pretrain", variant)
-        run.wait_for("variants from the start")
+        run.wait_for("images on")
         time.sleep(2 * draw.random())
         os.killpg(run.process, signal.Signals[f"SIG{sent}"])
         ended = run.end()

@@ -228,7 +228,7 @@ def test_machine_settings_that_vanish(project, tmp_path):
     (project / "machine.yaml").write_text("checkpoint_minutes: 0\n")
     unset = {"ENGRAM_CHECKPOINT_MINUTES": None}
     run = server().start(project, "pretrain", LAST, "STOP", "pretrain step 2#1", **unset)
-    run.wait_for("variants from the start")
+    run.wait_for("steps of 8 images on")
     run.halted()
     stopped = copy(project, tmp_path / "stopped")
     (project / "machine.yaml").unlink()
