@@ -124,6 +124,16 @@ def test_rows_that_are_no_self_supervised_training_are_named(records):
     assert "rained" not in "".join(line for line in explanations(records) if line.startswith(("**Trained", "**Not")))
 
 
+def test_many_curves_have_their_legend_beside_them_and_losses_of_unlike_size_a_logarithmic_axis(records):
+    many = [dataclasses.replace(records[0], variant=f"v{number}", curve=records[0].curve.assign(
+        loss=records[0].curve["loss"] * 10.0**(number % 3))) for number in range(10)]
+    figure, few = figures.curves_figure(many), figures.curves_figure(records)
+    assert figure.axes[0].get_yscale() == "log" and few.axes[0].get_yscale() == "linear"
+    assert figure.axes[0].yaxis.get_major_formatter()(100) == "100"
+    assert figure.axes[0].get_legend() is None and few.axes[0].get_legend() is not None
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"v{number}" for number in range(10)]
+
+
 def test_standard_error_is_the_binomial_one():
     assert standard_error(85.0, 10_000) == pytest.approx(0.357, abs=5e-4)
     draws = numpy.random.default_rng(0).binomial(TEST_IMAGES, 0.7, size=200_000) / TEST_IMAGES * 100

@@ -18,6 +18,8 @@ DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
 SHADES = {"probe top-1": "#0072B2", "fine-tuned top-1": "#0072B2",
           "kNN top-1": "#56B4E9", "best top-1, study's protocol": "#E69F00"}
 MARKED = 25  # markers on a long line
+INSIDE = 4  # with more variants the legend would cover the curves
+WIDE = 20  # times the smallest loss
 CONFUSION_LABELS = 20  # with more classes their names would overlap
 
 STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11,
@@ -53,7 +55,16 @@ def curves_figure(records: Sequence[Record]) -> Figure:
         panel.set_ylabel(value)
         panel.grid(alpha=0.25)
         panel.xaxis.get_major_locator().set_params(integer=True)
-    panels[0].legend(handlelength=3.5)
+    if len(records) <= INSIDE:
+        panels[0].legend(handlelength=3.5)
+        return figure
+    lowest, highest = (pick(line.get_ydata()[index] for line in panels[0].lines if len(line.get_ydata())
+                            for index in (0, -1)) for pick in (min, max))
+    if lowest > 0 and highest > WIDE * lowest:
+        panels[0].set_yscale("log")  # on one scale the largest objective would flatten all others
+        panels[0].yaxis.set_major_formatter("{x:g}")  # the usual one writes formulas, which `STYLE` shows as text
+    figure.set_size_inches(12.5, max(4.0, 0.9 + 0.22 * len(records)))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", handlelength=3.5)
     return figure
 
 
