@@ -222,9 +222,9 @@ def test_the_fingerprint_follows_parameters_data_and_code(tmp_path, monkeypatch)
 
 
 def test_a_batch_larger_than_the_data_is_refused():
-    with pytest.raises(UserError, match="batch_size is 65; allowed: at most the number of training images, 64"):
+    with pytest.raises(UserError, match="batch_size of simclr is 65; allowed: at most the number of"):
         trainer(batch_size=65)
-    with pytest.raises(UserError, match="batch_size is 16; allowed with the machine setting processes 3: a multiple"):
+    with pytest.raises(UserError, match="of simclr is 16; allowed with the machine setting processes 3: a multiple"):
         check_batch(pretraining("simclr"), 64, 3)
 
 

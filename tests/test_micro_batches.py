@@ -100,7 +100,7 @@ def test_what_is_drawn_in_a_forward_pass_is_the_same_in_both():
 
 @pytest.mark.parametrize("size", [16, 3, 32])
 def test_a_size_that_does_not_divide_the_batch_is_refused(size):
-    with pytest.raises(UserError, match=f"micro_batch_size is {size}; allowed: 0 .* divides .* share of the batch, 16"):
+    with pytest.raises(UserError, match=f"size of simclr is {size}; allowed: 0 .* divides .* share of the batch, 16"):
         check_batch(pretraining("simclr", micro_batch_size=size), 64, 1)
 
 

@@ -113,6 +113,20 @@ def test_bad_lists_of_variants_are_refused_in_one_line(names):
         check_params(raw)
 
 
+@pytest.mark.parametrize("changes, words", [
+    ({"transfer": ["simclr"]}, "transfer.variants names simclr, whose encoder is small; allowed: variants with the "
+     "encoder shallow"),
+    ({"transfer": ["clapp"]}, "transfer.variants names clapp, whose encoder is vgg6; allowed: "),
+    ({"transfer": ["patch_filters"], "image_size": 15}, "image_size is 15; allowed with transfer.variants: at least 1"),
+])
+def test_filters_that_cannot_be_moved_are_refused_before_the_first_stage(changes, words):
+    raw = {**params_file(), **changes}
+    raw["transfer"] = {**params_file()["transfer"], "variants": changes["transfer"]}
+    with pytest.raises(UserError) as refusal:
+        check_params(raw)
+    assert str(refusal.value).startswith(f"params.yaml: {words}")
+
+
 def test_pictures_are_drawn(own, outcomes):
     rows = [{"arm": outcome.name, **row} for outcome in outcomes for row in outcome.curve]
     axes = transfer_figure(rows, "patch_filters").axes[0]

@@ -44,17 +44,17 @@ class Position:
 
 def check_batch(params: Pretraining, images: int, processes_wanted: int) -> None:
     """Raise UserError if the batch is larger than the data or cannot be shared evenly."""
-    size, part = params.batch_size, params.micro_batch_size
+    size, part, of = params.batch_size, params.micro_batch_size, f"of {params.variant}"
     if size > images:
-        raise UserError(f"params.yaml: batch_size is {size}; "
+        raise UserError(f"params.yaml: batch_size {of} is {size}; "
                         f"allowed: at most the number of training images, {images}")
     if size % processes_wanted:
-        raise UserError(f"params.yaml: batch_size is {size}; allowed with the machine setting "
+        raise UserError(f"params.yaml: batch_size {of} is {size}; allowed with the machine setting "
                         f"processes {processes_wanted}: a multiple of {processes_wanted}")
     share = size // processes_wanted
     if part and (share % part or part == share):
-        raise UserError(f"params.yaml: micro_batch_size is {part}; allowed: 0 (the whole batch at once), or a smaller "
-                        f"number that divides each process's share of the batch, {share}")
+        raise UserError(f"params.yaml: micro_batch_size {of} is {part}; allowed: 0 (the whole batch at once), or a "
+                        f"smaller number that divides each process's share of the batch, {share}")
 
 
 def micro_batches(rows: slice, size: int) -> list[slice]:

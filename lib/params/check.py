@@ -12,6 +12,8 @@ from lib.params.spec import unknown_key
 BLOCKS = ("variants", "linear", "knn", "tsne", "transfer")
 EMPTY = '""'  # as params.yaml writes it
 JITTERS = ("brightness", "contrast", "saturation", "hue")
+CROPS = ("crop_scale_min", "crop_scale_max")
+SHALLOW, SMALLEST_TRANSFER = "shallow", 16  # the encoder whose filters can be moved, and the images' least size
 
 
 def check_params(raw: dict[str, Any]) -> None:
@@ -25,7 +27,7 @@ def check_params(raw: dict[str, Any]) -> None:
     evaluation.knn_params(raw)
     linear, tsne = evaluation.linear_params(raw), evaluation.tsne_params(raw)
     evaluation.transfer_params(raw)
-    evaluation.transfer_variants(raw, pretraining.variant_names(raw))
+    _check_transfer(raw, variants, dataset.image_size)
     if tsne.perplexity >= tsne.points:
         raise UserError(f"params.yaml: tsne.perplexity is {tsne.perplexity:.12g}; allowed: below tsne.points "
                         f"({tsne.points})")
@@ -36,22 +38,43 @@ def check_params(raw: dict[str, Any]) -> None:
                "set dataset to images")
     _effective("linear.finetune_lr", linear.finetune_lr, evaluation.Linear().finetune_lr, mode == "finetune",
                f"linear.mode {mode}", "set linear.mode to finetune")
-    _check_jitters(raw, variants)
+    _check_augment(raw, variants)
     gamma = raw.get("gamma", pretraining._Shared().gamma)
     _effective("gamma", gamma, pretraining._Shared().gamma, any(variant.gamma is not None for variant in variants),
                "these variants", "set a variant's method to one that reads it")
 
 
-def _check_jitters(raw: dict[str, Any], variants: list[pretraining.Pretraining]) -> None:
-    """Strengths of a jitter that never comes, in the shared block or in a variant's own."""
-    usual, remedy = pretraining.Augment(), "set augment.jitter above 0"
-    blocks = [("augment", raw.get("augment", {}), any(variant.augment.jitter > 0 for variant in variants))]
-    blocks += [(f"variants.{variant.variant}.augment", raw["variants"][variant.variant].get("augment", {}),
-                variant.augment.jitter > 0) for variant in variants]
-    for where, block, jitters in blocks:
-        for name in JITTERS:
-            value = float(block.get(name, getattr(usual, name)))
-            _effective(f"{where}.{name}", value, getattr(usual, name), jitters, "augment.jitter 0", remedy)
+def _check_augment(raw: dict[str, Any], variants: list[pretraining.Pretraining]) -> None:
+    """Strengths of a jitter that never comes, sizes of a crop that squares replace; shared or a variant's own."""
+    blocks = [("augment", raw.get("augment", {}), variants)]
+    blocks += [(f"variants.{variant.variant}.augment", raw["variants"][variant.variant].get("augment", {}), [variant])
+               for variant in variants]
+    for where, block, readers in blocks:
+        _check_strengths(where, block, JITTERS, any(reader.augment.jitter > 0 for reader in readers),
+                         "augment.jitter 0", "set augment.jitter above 0")
+        _check_strengths(where, block, CROPS, any(not reader.augment.crop_pixels for reader in readers),
+                         "augment.crop_pixels above 0", "set augment.crop_pixels to 0")
+
+
+def _check_strengths(where: str, block: dict[str, Any], names: tuple[str, ...], effective: bool, without: str,
+                     remedy: str) -> None:
+    usual = pretraining.Augment()
+    for name in names:
+        value = float(block.get(name, getattr(usual, name)))
+        _effective(f"{where}.{name}", value, getattr(usual, name), effective, without, remedy)
+
+
+def _check_transfer(raw: dict[str, Any], variants: list[pretraining.Pretraining], image_size: int) -> None:
+    """Filters can be moved to a classifier from one encoder alone."""
+    chosen = evaluation.transfer_variants(raw, [variant.variant for variant in variants])
+    for variant in variants:
+        encoder = variant.watch.part.removeprefix("encoders/") if "encoders/" in variant.watch.part else variant.encoder
+        if variant.variant in chosen and encoder != SHALLOW:
+            raise UserError(f"params.yaml: transfer.variants names {variant.variant}, whose encoder is {encoder}; "
+                            f"allowed: variants with the encoder {SHALLOW}")
+    if chosen and image_size < SMALLEST_TRANSFER:
+        raise UserError(f"params.yaml: image_size is {image_size}; allowed with transfer.variants: at least "
+                        f"{SMALLEST_TRANSFER}")
 
 
 def _effective(key: str, value: Any, usual: Any, effective: bool, where: str, remedy: str) -> None:

@@ -61,9 +61,7 @@ def transfer_variants(raw: dict[str, Any], known: list[str]) -> list[str]:
 
 
 def transfer_params(raw: dict[str, Any]) -> Transfer:
-    block = raw.get("transfer", {})
-    return parse(Transfer, {key: value for key, value in block.items() if key != "variants"}
-                 if isinstance(block, dict) else block, "transfer")
+    return parse(Transfer, raw.get("transfer", {}), "transfer", also=("variants",))
 
 
 def linear_params(raw: dict[str, Any]) -> Linear:

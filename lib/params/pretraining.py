@@ -80,9 +80,9 @@ class Watch:
     every variant reads. ``part`` is a path below lib, without ``.py``. Checked against the method's code.
     """
 
-    loss: str = param()
-    term: str = param()
-    part: str = param()
+    loss: str = param(words="the name of a file in lib/losses, without .py")
+    term: str = param(words="the name of a file in lib/losses, without .py")
+    part: str = param(words="the path of a file below lib, without .py")
     number: str = param(choices=SHARED_NUMBERS)
 
 

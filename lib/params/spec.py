@@ -99,25 +99,30 @@ def _reason(error: yaml.YAMLError) -> str:
 
 
 def param(default: Any = dataclasses.MISSING, *, low: float | None = None, high: float | None = None,
-          above: float | None = None, choices: Sequence[str] | None = None) -> Any:
-    """A field with what it allows: ``low <= value <= high``, ``value > above``, or one of ``choices``."""
-    allowed = {"low": low, "high": high, "above": above, "choices": choices}
+          above: float | None = None, choices: Sequence[str] | None = None, words: str | None = None) -> Any:
+    """A field with what it allows: ``low <= value <= high``, ``value > above``, or one of ``choices``.
+
+    ``words`` say what is allowed where neither can.
+    """
+    allowed = {"low": low, "high": high, "above": above, "choices": choices, "words": words}
     return dataclasses.field(default=default, metadata=allowed)
 
 
-def parse(kind: type[T], raw: Any, where: str = "") -> T:
+def parse(kind: type[T], raw: Any, where: str = "", also: Sequence[str] = ()) -> T:
     """Fill dataclass ``kind`` from the mapping ``raw``; ``where`` is its place in params.yaml.
+
+    ``also`` are keys that may be there and are read elsewhere.
 
     Raises:
         UserError: an unknown or missing key, a wrong type or a value that is not allowed.
     """
     if not isinstance(raw, Mapping):
-        names = ", ".join(sorted(field.name for field in dataclasses.fields(kind)))
+        names = ", ".join(sorted([*(field.name for field in dataclasses.fields(kind)), *also]))
         raise UserError(f"params.yaml: {where} is {shown(raw)}; allowed: a block of keys and values ({names})")
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for key in raw:
-        if key not in fields:
-            raise unknown_key(key, fields, where)
+        if key not in fields and key not in also:
+            raise unknown_key(key, [*fields, *also], where)
     values = {}
     for name, field in fields.items():
         if name in raw:
@@ -174,6 +179,8 @@ def _allowed(field: dataclasses.Field) -> str:
     rule = field.metadata
     if dataclasses.is_dataclass(field.type):
         return "a block of " + ", ".join(inner.name for inner in dataclasses.fields(field.type))
+    if rule["words"] is not None:
+        return rule["words"]
     if rule["choices"] is not None:
         return ", ".join(repr(choice) for choice in rule["choices"])
     kind = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[field.type]
