@@ -7,13 +7,17 @@ SECTIONS = {
     "ceiling": "The machine's ceiling",
     "data": "Data path alone",
     "step": "Whole SimCLR step",
+    "parts": "What each part of the step gives",
     "embed": "Embedding and nearest neighbours",
     "probe": "Linear probe",
     "tsne": "t-SNE",
     "accuracy": "Time to accuracy",
 }
 NAMES = {"ours": "ours", "leftthomas": "leftthomas/SimCLR recipe", "with_lightly": "lightly", "with_kornia": "kornia",
-         "with_scikit": "scikit-learn, all threads"}
+         "with_scikit": "scikit-learn, all threads", "ceiling": "matrix products"}
+PARTS = {"parts.fp32": "in fp32", "parts.contiguous": "not channels last", "parts.one_by_one": "augmented one by one",
+         "parts.plain_adam": "Adam not fused", "parts.one_forward": "both views in one forward (another training)",
+         "parts.compiled": "encoder compiled", "parts.side_by_side": "a training on each processor"}
 PEERS = ("leftthomas", "with_lightly")  # those with a data loader and workers
 ACCURACY_TARGET = 4.0
 
@@ -84,6 +88,12 @@ def _step(sizes: Sizes) -> list[Row]:
             for (encoder, goal), batch in zip(goals.items(), sizes.step_batches, strict=True)]
 
 
+def _parts(sizes: Sizes) -> list[Row]:
+    return [Row("parts", f"{encoder}, batch {batch}", "one step", ("ours.step", *PARTS),
+                _common(sizes, encoder, batch), batch)
+            for encoder, batch in zip(("small", "resnet18"), sizes.step_batches)]
+
+
 def _embed(sizes: Sizes) -> list[Row]:
     count = sizes.train + sizes.test
     return [Row("embed", f"{count:,} images, small encoder; kNN of {sizes.test:,} among {sizes.train:,}", "the whole",
@@ -101,7 +111,13 @@ def _tsne(sizes: Sizes) -> list[Row]:
             for points in sizes.points]
 
 
-_SECTION_ROWS = {"ceiling": _ceiling, "data": _data, "step": _step, "embed": _embed, "probe": _probe, "tsne": _tsne}
+def name_of(arm: str) -> str:
+    """What readers call an arm."""
+    return PARTS.get(arm) or NAMES[arm.split(".")[0]]
+
+
+_SECTION_ROWS = {"ceiling": _ceiling, "data": _data, "step": _step, "parts": _parts, "embed": _embed, "probe": _probe,
+                 "tsne": _tsne}
 
 
 def worker_counts(processors: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bench.plan import ACCURACY_TARGET, NAMES, SECTIONS
+from bench.plan import ACCURACY_TARGET, NAMES, SECTIONS, name_of
 from bench.ratios import Race, Spread, fractions, race, race_verdict, ratios, spread, verdict
 
 Record = dict[str, Any]
@@ -13,6 +13,8 @@ NOTES = {
     "step": "Views, forward of each view, loss, backward, optimiser; the same encoder for all. Ours computes in the "
             "machine's precision, the peers in fp32 as they come. The share is of the matrix products' ceiling in the "
             "arm's own precision, by the FLOPs of convolutions and matrix products.",
+    "parts": "The same step with one thing done otherwise. A ratio above 1 is what our way gains; below 1, what it "
+             "costs.",
     "embed": "One pass over all images without augmentation, and nearest neighbours with k 200.",
     "probe": "Two ways to a linear evaluation: ours embeds once and fits a grid of settings, the recipe trains one "
              "layer for 100 epochs through the frozen encoder; its steps are timed and multiplied.",
@@ -70,7 +72,7 @@ def _summary(record: Record) -> list[str]:
     for row in record["rows"]:
         for arm, target in row["targets"].items():
             found = spread(_ratios(row, arm))
-            lines.append(f"| {SECTIONS[row['section']]}, {row['name']} | {_name(arm)} | {_times(found)} | "
+            lines.append(f"| {SECTIONS[row['section']]}, {row['name']} | {name_of(arm)} | {_times(found)} | "
                          f"{target:g} | {verdict(found, target)} |")
     outcome = _race(record["accuracy"])
     ratio, word = "not run", "not run"
@@ -90,15 +92,15 @@ def _row_table(row: Record, record: Record) -> str:
     for arm, runs in row["runs"].items():
         found, target = _seconds(row, arm), row["targets"].get(arm)
         ratio = spread(_ratios(row, arm)) if arm != row["arms"][0] else None
-        cells = [_name(arm), _duration(spread(found))]
+        cells = [name_of(arm), _duration(spread(found))]
         cells += [_number(spread([None if s is None else row["images"] / s for s in found]))] if rate else []
         cells += [_times(ratio) if arm != row["arms"][0] else "1", "" if target is None else f"{target:g}",
                   verdict(ratio, target), *(_memory(runs, key) for key in ("memory", "workers_memory"))]
         cells += [_percent(spread(_shares(row, arm, record)))] if share else []
         lines.append(_line(cells))
-        notes += [f"{_name(arm)}: {runs[0]['extrapolated']}."] if runs and "extrapolated" in runs[0] else []
+        notes += [f"{name_of(arm)}: {runs[0]['extrapolated']}."] if runs and "extrapolated" in runs[0] else []
         failed = sum("error" in run for run in runs)
-        notes += [f"{_name(arm)}: {failed} of {len(runs)} repetitions failed."] if failed else []
+        notes += [f"{name_of(arm)}: {failed} of {len(runs)} repetitions failed."] if failed else []
     if share:
         notes.append(f"One step has {row['flops'] / 1e9:.4g} GFLOP.")
     return "\n".join([*lines, *(["", " ".join(notes)] if notes else [])])
@@ -189,10 +191,6 @@ def _flat(settings: Record, prefix: str = "") -> list[str]:
     for key, value in settings.items():
         found += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key} {value}"]
     return found
-
-
-def _name(arm: str) -> str:
-    return NAMES[arm.split(".")[0]]
 
 
 def _line(cells: list[str]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from bench import machine as facts
 from bench.ours import preset_params
-from bench.plan import FULL, NAMES, QUICK, SECTIONS, Row, Sizes, rows, sweep_of, worker_counts
+from bench.plan import FULL, NAMES, QUICK, SECTIONS, Row, Sizes, name_of, rows, sweep_of, worker_counts
 from bench.report import document
 from lib.data.store import IMAGES_FILE
 from lib.errors import UserError
@@ -70,7 +70,7 @@ class Bench:
         found = self.child(arm, settings)
         shown = found.get("error") or (f"{found['seconds']:.4g} s for {row.unit}" if "seconds" in found else "done")
         say(f"{repetition + 1}/{self.arguments.repetitions}  {SECTIONS[row.section]}, {row.name}, "
-            f"{NAMES.get(arm.split('.')[0], 'matrix products')}: {shown}")
+            f"{name_of(arm)}: {shown}")
         return {**found, **({"workers": settings["workers"]} if "workers" in settings else {})}
 
     def workers(self, arm: str, settings: Record) -> int:

@@ -7,13 +7,14 @@ import torch
 from torch.nn.functional import conv2d, relu, triplet_margin_with_distance_loss
 
 from lib import tiles
+from lib.core.trainer import Pretrainer
 from lib.encoders.shallow import Shallow
 from lib.errors import UserError
 from lib.losses.patch_triplets import patch_triplets, semi_hard, squared_distances
 from lib.methods import build_method
-from lib.params.pretraining import Augment
+from lib.params.pretraining import Augment, Pretraining
 from lib.views.augment import augment, draw
-from tests.examples import pretraining
+from tests.examples import CPU, images, pretraining
 
 
 def squared(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -128,7 +129,7 @@ def test_other_squares_are_refused_by_name(pixels):
     params = pretraining("patch_filters")
     params = dataclasses.replace(params, augment=dataclasses.replace(params.augment, crop_pixels=pixels))
     with pytest.raises(UserError, match=f"augment.crop_pixels of patch_filters is {pixels}; allowed for the method "
-                                        "patch_filters: 8 to 10"):
+                                        "patch_filters with 1 layer.s.: 8 to 10"):
         build_method(params)
 
 
@@ -139,3 +140,64 @@ def test_what_is_chosen_does_not_depend_on_tiles(monkeypatch):
     monkeypatch.setattr(tiles, "ELEMENTS", 100)
     torch.manual_seed(0)
     assert [value.item() for value in patch_triplets(patches, 2.0)] == [value.item() for value in whole]
+
+
+def two_layers(**changes) -> Pretraining:
+    return pretraining("patch_filters_two", **changes)
+
+
+def test_the_second_layers_patches_are_windows_of_the_firsts_map():
+    method = build_method(two_layers())
+    method.after_step(3, 8)
+    square = torch.randn(2, 3, 15, 15, generator=torch.Generator().manual_seed(0))
+    rows = method.embed([square])["e"].view(2, 4, 512)
+    first, layer = method.encoder.maps(square)[0], method.encoder.conv2
+    assert first.shape == (2, 256, 5, 5)
+    whole = conv2d(first, layer.weight, layer.bias)  # [2, 512, 3, 3]
+    for place, (top, left) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+        window = relu(whole[:, :, top:top + 2, left:left + 2].amax((2, 3)))
+        torch.testing.assert_close(rows[:, place], window, atol=1e-5, rtol=1e-5)
+
+
+def test_the_first_layers_patches_are_in_the_middle_of_the_larger_square():
+    one, two = build_method(pretraining("patch_filters")), build_method(two_layers())
+    two.encoder.conv1.load_state_dict(one.encoder.conv1.state_dict())
+    square = torch.randn(2, 3, 15, 15, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(two.embed([square])["e"], one.embed([square[:, :, 3:11, 3:11]])["e"])
+
+
+def test_the_first_layer_learns_in_the_first_half_and_the_second_in_the_second():
+    params = two_layers()
+    torch.manual_seed(0)
+    run = Pretrainer(build_method(params), images(), params, CPU)
+    assert run.steps == 8
+    seen = []
+    for number in range(run.steps):
+        epoch, step = divmod(number, run.steps_per_epoch)
+        run.step(epoch, step, run.order(epoch)[step])
+        seen.append([layer.weight.detach().clone() for layer in (run.method.encoder.conv1, run.method.encoder.conv2)])
+    for before, after, half in zip(seen, seen[1:], [1, 1, 1, 2, 2, 2, 2]):
+        moved = [not torch.equal(*pair) for pair in zip(before, after)]
+        assert moved == [half == 1, half == 2]
+
+
+def test_a_training_goes_on_with_the_layer_that_it_was_at():
+    params = two_layers()
+    method, resumed = build_method(params), build_method(params)
+    method.after_step(3, 8)
+    resumed.load_state_dict(method.state_dict())
+    assert (resumed.now, resumed.learning.item()) == (2, 2)
+
+
+def test_latents_of_both_layers():
+    method = build_method(two_layers()).eval()
+    found = method.latents(torch.randn(3, 3, 16, 16))
+    assert {name: rows.shape for name, rows in found.items()} == {"h": (3, 512), "first": (3, 256)}
+
+
+@pytest.mark.parametrize("pixels", [0, 14, 21])
+def test_squares_without_patches_for_the_second_layer_are_refused(pixels):
+    params = two_layers()
+    params = dataclasses.replace(params, augment=dataclasses.replace(params.augment, crop_pixels=pixels))
+    with pytest.raises(UserError, match=f"crop_pixels of patch_filters_two is {pixels}; .* 2 layer.s.: 15 to 20"):
+        build_method(params)

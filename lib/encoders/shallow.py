@@ -1,33 +1,55 @@
-"""One layer of 6x6 filters, as shallow-conv learns it from patches (docs/methods.md, 13).
+"""One layer of 6x6 filters, as shallow-conv learns it from patches, and a second of 3x3 (docs/methods.md, 13).
 
-The convolution has no padding. With pooling, a 7x7 patch becomes one place: 2x2 responses, of which the
-largest counts. torch's default initialisation, and a bias, as in the source.
+The convolutions have no padding. With pooling, a 7x7 patch becomes one place: 2x2 responses, of which the
+largest counts; for the second layer so does a patch of 4x4 places of the first one's map. torch's default
+initialisation, and a bias, as in the source. The second layer has the size of its classifier's.
 """
 
 from typing import Any
 
 from torch import Tensor, nn
 
-FILTERS, SIZE = 256, 6
+FILTERS, SIZE = (256, 512), (6, 3)
 
 
 class Shallow(nn.Module):
-    """Shape: images [B, inputs, S, S] -> map [B, 256 width, s, s], s = (S - 5) // 2 with pooling, S - 5 without."""
+    """Shape: images [B, inputs, S, S] -> map [B, 256 width, s, s], s = (S - 5) // 2 with pooling, S - 5 without.
 
-    def __init__(self, pool: bool = True, inputs: int = 3, width: float = 1.0) -> None:
+    With two layers -> [B, 512 width, t, t], t = (s - 2) // 2 with pooling, s - 2 without.
+    """
+
+    def __init__(self, pool: bool = True, inputs: int = 3, width: float = 1.0, layers: int = 1) -> None:
         super().__init__()
-        self.width = round(FILTERS * width)
-        self.conv1 = nn.Conv2d(inputs, self.width, SIZE)
+        self.widths = [round(filters * width) for filters in FILTERS[:layers]]
+        self.width = self.widths[-1]
+        self.conv1 = nn.Conv2d(inputs, self.widths[0], SIZE[0])
+        if layers == 2:
+            self.conv2 = nn.Conv2d(*self.widths, SIZE[1])
         self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.relu(self.pool(self.conv1(images)))
+        return self.maps(images)[-1]
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """The map of each layer, the first one's first."""
+        first = self.layer(1, images)
+        return [first] if len(self.widths) == 1 else [first, self.layer(2, first)]
+
+    def layer(self, number: int, inputs: Tensor) -> Tensor:
+        """The map of layer ``number``, from 1, of images or of the map before."""
+        return self.relu(self.pool((self.conv1 if number == 1 else self.conv2)(inputs)))
+
+    def side(self, pixels: int, layers: int) -> int:
+        """Rows of the map of layer ``layers`` for images of so many pixels a side."""
+        for size in SIZE[:layers]:
+            pixels = (pixels - size + 1) // (2 if isinstance(self.pool, nn.MaxPool2d) else 1)
+        return pixels
 
     def about(self) -> dict[str, Any]:
         """The stem and what follows it, for the exported file."""
-        return {"stem_kernel": SIZE, "stem_stride": 1, "stem_padding": 0, "padding_mode": "zeros",
-                "max_pool": isinstance(self.pool, nn.MaxPool2d), "width": self.width}
+        return {"stem_kernel": SIZE[0], "stem_stride": 1, "stem_padding": 0, "padding_mode": "zeros",
+                "max_pool": isinstance(self.pool, nn.MaxPool2d), "widths": self.widths}
 
 
 def build(inputs: int = 3, width: float = 1.0) -> Shallow:

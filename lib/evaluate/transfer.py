@@ -29,7 +29,7 @@ from lib.seeds import generator
 from lib.views.augment import normalize
 
 PADDING = 4  # black pixels around an image that is cropped
-SECOND, HIDDEN = 512, 512
+HIDDEN = 512
 LAYER = ("weight", "bias")
 ENCODER = "shallow"
 
@@ -61,12 +61,12 @@ class Classifier(nn.Module):
 
     def __init__(self, image_size: int, classes: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(3, FILTERS, SIZE)
-        side = ((image_size - SIZE + 1) // 2 - 2) // 2
+        self.first = nn.Conv2d(3, FILTERS[0], SIZE[0])
+        side = ((image_size - SIZE[0] + 1) // 2 - SIZE[1] + 1) // 2
         self.rest = nn.Sequential(
-            nn.MaxPool2d(2), nn.BatchNorm2d(FILTERS), nn.ReLU(inplace=True),
-            nn.Conv2d(FILTERS, SECOND, 3), nn.MaxPool2d(2), nn.BatchNorm2d(SECOND), nn.ReLU(inplace=True),
-            nn.Flatten(), nn.Linear(SECOND * side * side, HIDDEN), nn.ReLU(inplace=True), nn.BatchNorm1d(HIDDEN),
+            nn.MaxPool2d(2), nn.BatchNorm2d(FILTERS[0]), nn.ReLU(inplace=True),
+            nn.Conv2d(*FILTERS, SIZE[1]), nn.MaxPool2d(2), nn.BatchNorm2d(FILTERS[1]), nn.ReLU(inplace=True),
+            nn.Flatten(), nn.Linear(FILTERS[1] * side * side, HIDDEN), nn.ReLU(inplace=True), nn.BatchNorm1d(HIDDEN),
             nn.Linear(HIDDEN, classes),
         )
 
@@ -90,8 +90,8 @@ def first_layer(path: Path, variant: str) -> Layer:
 
 def _layer(tensors: dict[str, Tensor], where: str, path: Path) -> Layer:
     found = {name: tensors.get(f"{where}.{name}") for name in LAYER}
-    expected = {name: value.shape for name, value in nn.Conv2d(3, FILTERS, SIZE, device="meta").named_parameters()}
-    for name, shape in expected.items():
+    expected = nn.Conv2d(3, FILTERS[0], SIZE[0], device="meta").state_dict()
+    for name, shape in ((name, value.shape) for name, value in expected.items()):
         if found[name] is None or found[name].shape != shape:
             raise UserError(f"{path} holds no tensor {where}.{name} of shape {'x'.join(map(str, shape))}; name a file "
                             "that the stage transfer or pretrain wrote")

@@ -1,0 +1,101 @@
+"""This project's training step with one thing done otherwise, to see what each part gives."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.images import image_data
+from bench.ours import new_trainer, positions, study_params
+from bench.timing import steady
+from lib.core.trainer import Pretrainer
+from lib.errors import UserError
+from lib.machine import Machine
+from lib.methods.base import Method, Named
+from lib.views.augment import augment
+
+
+def fp32(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """Without bf16."""
+    return _step(settings, replace(machine, precision="fp32"))
+
+
+def contiguous(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """Without channels last: images and weights in torch's usual layout, colours before rows."""
+    def change(trainer: Pretrainer) -> None:
+        views = trainer.views
+        trainer.method.to(memory_format=torch.contiguous_format)
+        trainer.views = lambda *given: [view.contiguous() for view in views(*given)]
+
+    return _step(settings, machine, change)
+
+
+def one_by_one(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """Without batched augmentation: the same operations, image by image."""
+    def change(trainer: Pretrainer) -> None:
+        def views(draws: list, indices: Tensor, rows: slice) -> list[Tensor]:
+            places = range(rows.start, rows.stop)
+            return [torch.cat([augment(trainer.images[indices[place:place + 1]], drawn.rows(slice(place, place + 1)),
+                                       trainer.mean, trainer.std) for place in places])
+                    .contiguous(memory_format=torch.channels_last) for drawn in draws]
+
+        trainer.views = views
+
+    return _step(settings, machine, change)
+
+
+def plain_adam(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """Without the fused optimiser: Adam as torch computes it on a CPU unasked."""
+    def change(trainer: Pretrainer) -> None:
+        rule = trainer.params.optimizer
+        trainer.optimizer = torch.optim.Adam(trainer.method.parameters(), lr=rule.lr, weight_decay=rule.weight_decay)
+
+    return _step(settings, machine, change)
+
+
+def one_forward(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """Both views in one forward pass, and so with shared BatchNorm statistics: another training, timed alone."""
+    def change(trainer: Pretrainer) -> None:
+        trainer.method.embed = lambda views: _joined(trainer.method, views)
+
+    return _step(settings, machine, change)
+
+
+def compiled(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """With torch.compile of the encoder."""
+    return _step(settings, replace(machine, compile="on"))
+
+
+def _step(settings: dict[str, Any], machine: Machine,
+          change: Callable[[Pretrainer], None] = lambda trainer: None) -> dict[str, Any]:
+    trainer = new_trainer(study_params(settings), image_data(settings["train"], settings["test"]), machine)
+    change(trainer)
+    place = positions(trainer)
+    return {**steady(lambda: trainer.step(*next(place)), settings), "precision": machine.precision}
+
+
+def _joined(method: Method, views: list[Tensor]) -> Named:
+    together = method.project(method.latents(torch.cat(views)))["z"]
+    return dict(zip(("z_a", "z_b"), together.chunk(2), strict=True))
+
+
+def side_by_side(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """As many trainings as threads, each on a processor of its own: the time in which one step of one is done."""
+    processors = sorted(os.sched_getaffinity(0))[:machine.threads]
+    trainings = [subprocess.Popen(
+        [sys.executable, "-m", "bench.arm", "ours.step", json.dumps(settings)], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "ENGRAM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        preexec_fn=partial(os.sched_setaffinity, 0, {processor})) for processor in processors]
+    printed = [training.communicate()[0] for training in trainings]
+    if any(training.returncode for training in trainings):
+        raise UserError("a training beside others failed; what went wrong is above")
+    found = [json.loads(text.splitlines()[-1]) for text in printed]
+    together = sum(1 / run["seconds"] for run in found)  # steps in a second
+    return {"seconds": 1 / together, "calls": sum(run["calls"] for run in found), "precision": machine.precision}
