@@ -46,8 +46,9 @@ def _head(record: Record) -> list[str]:
         lines.append("**A quick run with tiny sizes, to see that everything works. Its numbers mean nothing.**")
     elif not record["whole"]:
         lines.append("**A part of the benchmark, or one that was interrupted.**")
-    if not machine["quiet"]:
-        lines.append(f"**The machine was not quiet: {machine['load']} running processes on {machine['processors']} "
+    if not machine["quiet"] or not all(run["quiet"] for run in record["before"]):
+        loads = [machine["load"], *(run["load"] for run in record["before"])]
+        lines.append(f"**The machine was not quiet: {max(loads)} running processes on {machine['processors']} "
                      "processors over the minute before. The numbers are not to be relied on.**")
     flags = ", ".join(machine["flags"]) or "none of those looked for"
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
@@ -58,13 +59,20 @@ def _head(record: Record) -> list[str]:
         f"- threads: {machine['threads']}; load before the start: {machine['load']}; ours in {machine['precision']}",
         f"- {versions}",
         "- pictures: random pixels in CIFAR-10's sizes, but for the time to accuracy",
-        f"- repetitions: {record['repetitions']}; in each all arms in turn, every one in a fresh process that warms up",
+        *(f"- measured before, {run['date']}, commit {run['commit']}, load before the start {run['load']}: "
+          f"{', '.join(SECTIONS[name] for name in run['sections'])}" for run in record["before"]),
+        f"- repetitions: {_repetitions(record)}; in each all arms in turn, every one in a fresh process that warms up",
     ]))
     lines.append("A ratio is the peer's time divided by ours, taken within each repetition: its median, and in "
                  "brackets the lowest and the highest. A target is met if the median reaches it. Memory is the peak "
                  "resident size of the main process, Python and torch included, and beside it what the running workers "
                  "hold for themselves at the end of the measurement.")
     return lines
+
+
+def _repetitions(record: Record) -> str:
+    counts = {len(runs) for row in record["rows"] for runs in row["runs"].values()} or {0}
+    return str(max(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
 
 
 def _summary(record: Record) -> list[str]:

@@ -2,7 +2,8 @@
 
 Every measurement has a process of its own. A repetition goes through all arms of all rows in turn, so that
 what is compared is measured close together; ratios are taken within it. A whole run writes
-bench/results.json and bench/results.md, any other bench/partial.*. The CPU is measured, on Linux.
+bench/results.json and bench/results.md, any other bench/partial.*; with --add it keeps the other sections
+that are in bench/partial.json, and what is then whole is written as such. The CPU is measured, on Linux.
 """
 
 import argparse
@@ -20,10 +21,11 @@ from bench.plan import FULL, NAMES, QUICK, SECTIONS, Row, Sizes, name_of, rows, 
 from bench.report import document
 from lib.data.store import IMAGES_FILE
 from lib.errors import UserError
-from lib.files import read_about, write_json, write_text
+from lib.files import read_about, read_json, write_json, write_text
 from lib.machine import read_machine
 
 FOLDER = Path("bench")
+PARTIAL = FOLDER / "partial.json"
 Record = dict[str, Any]
 
 
@@ -41,26 +43,32 @@ class Bench:
         self.rows = rows(self.sizes, self.sections)
         self.record: Record = {
             "date": facts.today(), "commit": facts.commit(), "quick": arguments.quick, "whole": False,
-            "repetitions": 0, "sizes": asdict(self.sizes),
+            "sections": self.sections, "repetitions": 0, "sizes": asdict(self.sizes),
             "machine": facts.describe_machine(machine.threads, machine.precision, self.processors),
             "versions": facts.versions(), "workers": {}, "accuracy": {"skipped": "not asked for"},
             "rows": [{**asdict(row), "flops": None, "runs": {arm: [] for arm in row.arms}} for row in self.rows],
+            "before": [],
         }
+        self.kept = kept(read_json(PARTIAL), self.record, self.sections) if arguments.add else None
 
     def measure(self) -> None:
         """All of it; what is there is written after every repetition."""
-        for row, record in zip(self.rows, self.record["rows"]):
+        own = list(self.record["rows"])
+        if self.kept:
+            self.record.update(self.kept, rows=sorted(own + self.kept["rows"], key=_place))
+        for row, record in zip(self.rows, own):
             if row.section == "step":
                 record["flops"] = self.child("ceiling.flops", row.settings).get("flops")
         for repetition in range(self.arguments.repetitions if self.rows else 0):
-            for row, record in zip(self.rows, self.record["rows"]):
+            for row, record in zip(self.rows, own):
                 for arm in row.arms:
                     record["runs"][arm].append(self.arm(row, arm, repetition))
             self.record["repetitions"] = repetition + 1
             self.write("partial")
         if "accuracy" in self.sections:
             self.record["accuracy"] = self.accuracy()
-        self.record["whole"] = not self.arguments.quick and set(self.sections) == set(SECTIONS)
+        measured = {*self.sections, *(section for run in self.record["before"] for section in run["sections"])}
+        self.record["whole"] = not self.arguments.quick and measured == set(SECTIONS)
         self.write("results" if self.record["whole"] else "partial")
 
     def arm(self, row: Row, arm: str, repetition: int) -> Record:
@@ -126,6 +134,30 @@ class Bench:
         return uncounted or any("error" in run for run in runs)
 
 
+def kept(earlier: Record, now: Record, sections: list[str]) -> Record:
+    """What a run of ``sections`` keeps of an ``earlier`` record.
+
+    Raises:
+        UserError: it was measured on another machine, with other versions or sizes.
+    """
+    same = [({**found["machine"], "load": None, "quiet": None}, found["versions"], found["sizes"])
+            for found in (earlier, now)]
+    if same[0] != same[1]:
+        raise UserError(f"{PARTIAL} was measured on another machine, or with other versions or sizes; --add needs the "
+                        "same: run all sections again")
+    last = {**{key: earlier[key] for key in ("date", "commit", "sections")},
+            **{key: earlier["machine"][key] for key in ("load", "quiet")}}
+    runs = [*earlier["before"], last]
+    runs = [{**run, "sections": [name for name in run["sections"] if name not in sections]} for run in runs]
+    return {"before": [run for run in runs if run["sections"]], "workers": earlier["workers"],
+            "rows": [row for row in earlier["rows"] if row["section"] not in sections],
+            "accuracy": now["accuracy"] if "accuracy" in sections else earlier["accuracy"]}
+
+
+def _place(row: Record) -> int:
+    return list(SECTIONS).index(row["section"])
+
+
 def unusable(path: Path) -> str:
     """Why time to accuracy cannot be measured with the images of ``path``; empty if it can."""
     how = "`python -m lib.preset cpu && dvc repro download` gets CIFAR-10 (or set dataset and images_path)"
@@ -146,6 +178,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__.split("\n", 1)[0])
     parser.add_argument("sections", nargs="*", metavar="section", help=f"{', '.join(SECTIONS)}; without one, all")
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--add", action="store_true", help="to the sections in bench/partial.json, of this machine")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works: numbers mean nothing")
     race = parser.add_argument_group("time to accuracy")
     race.add_argument("--goal", type=float, default=55.0, help="validation kNN in percent (55)")

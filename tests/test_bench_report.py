@@ -8,6 +8,8 @@ import pytest
 from bench.plan import FULL, QUICK, SECTIONS, rows, sweep_of, worker_counts
 from bench.ratios import Race, Spread, fractions, race, race_verdict, ratios, spread, verdict
 from bench.report import document
+from bench.run import kept
+from lib.errors import UserError
 
 
 def test_ratios_are_taken_within_a_repetition():
@@ -81,7 +83,8 @@ def record(**changes):
                "precision": "fp32", "memory_gib": 8.0, "load": 0.1, "quiet": True, "system": "Linux"}
     return {"date": "today", "commit": "abc", "quick": False, "whole": True, "repetitions": 2, "machine": machine,
             "versions": {"torch": "2"}, "workers": {"a": {"chosen": 1, "seconds": {"0": 2.0, "1": 1.0}}},
-            "accuracy": {"skipped": "no images"}, "rows": [ceiling, *found], **changes}
+            "accuracy": {"skipped": "no images"}, "rows": [ceiling, *found], "before": [], "sizes": vars(QUICK),
+            "sections": ["ceiling", "data", "step"], **changes}
 
 
 def test_the_page_says_what_was_met_and_what_was_not_run():
@@ -119,6 +122,26 @@ def test_a_failed_arm_is_marked():
     found["rows"][1]["runs"]["with_kornia.data"] = [{"error": "failed with status 1"}] * 2
     page = document(found)
     assert "| kornia | not measured | 4 | not measured |" in page and "kornia: 2 of 2 repetitions failed." in page
+
+
+def test_sections_are_added_to_those_of_the_same_machine():
+    earlier, now = record(date="yesterday"), record(accuracy={"skipped": "not asked for"})
+    found = kept(earlier, now, ["step", "parts"])
+    assert [row["section"] for row in found["rows"]] == ["ceiling", "data"]
+    assert [(run["date"], run["sections"]) for run in found["before"]] == [("yesterday", ["ceiling", "data"])]
+    assert found["accuracy"] == earlier["accuracy"] and found["workers"] == earlier["workers"]
+    page = document({**now, **found, "rows": [*found["rows"], now["rows"][2]]})
+    assert "- measured before, yesterday, commit abc, load before the start 0.1: The machine's ceiling, D" in page
+    earlier["machine"] = {**earlier["machine"], "load": 2.0, "quiet": False}
+    found = kept(earlier, now, ["step"])
+    assert "was not quiet: 2.0" in document({**now, **found})
+
+
+@pytest.mark.parametrize("change", [{"versions": {"torch": "1"}}, {"sizes": {}},
+                                    {"machine": {**record()["machine"], "threads": 8}}])
+def test_sections_of_another_machine_are_not_mixed(change):
+    with pytest.raises(UserError, match="--add needs the same"):
+        kept(record(**change), record(), ["step"])
 
 
 def test_no_peer_is_needed_to_report():
