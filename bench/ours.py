@@ -15,6 +15,7 @@ from lib.evaluate.features import extract
 from lib.evaluate.knn import knn_scores
 from lib.evaluate.probe import fit_probe
 from lib.evaluate.tsne import embed_plane
+from lib.losses import ntxent
 from lib.machine import Machine
 from lib.methods import build_method
 from lib.methods.base import Method
@@ -77,6 +78,33 @@ def step(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     trainer = _trainer(settings, machine)
     place = positions(trainer)
     return {**steady(lambda: trainer.step(*next(place)), settings), "precision": machine.precision}
+
+
+def nt_xent(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """The loss and its gradient, in tiles."""
+    first, second = pairs_of_rows(settings["rows"])
+    return steady(lambda: ntxent.nt_xent(first, second, 0.5).backward(), settings)
+
+
+def nt_xent_once(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """The same, a single time."""
+    first, second = pairs_of_rows(settings["rows"])
+    return once(lambda: ntxent.nt_xent(first, second, 0.5).backward())
+
+
+def large_batch(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """One step of a batch that is taken in parts; its memory is what is asked for."""
+    changes = [f"{key}={value}" for key, value in (("encoder", settings["encoder"]), ("batch_size", settings["batch"]),
+                                                   ("micro_batch_size", settings["micro_batch_size"]))]
+    trainer = new_trainer(preset_params(BASE, changes), _images(settings), machine)
+    place = positions(trainer)
+    return {**once(lambda: trainer.step(*next(place))), "precision": machine.precision}
+
+
+def pairs_of_rows(count: int) -> list[torch.Tensor]:
+    """Two views [count / 2, 128] of random unit rows, which want a gradient."""
+    rows = torch.randn(2, count // 2, 128, generator=torch.Generator().manual_seed(0))
+    return [torch.nn.functional.normalize(view, dim=1).requires_grad_() for view in rows]
 
 
 def embed(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:

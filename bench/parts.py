@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from bench.images import image_data
-from bench.ours import new_trainer, positions, study_params
+from bench.ours import new_trainer, pairs_of_rows, positions, study_params
 from bench.timing import steady
 from lib.core.trainer import Pretrainer
 from lib.errors import UserError
@@ -86,6 +87,21 @@ def _joined(method: Method, views: list[Tensor]) -> Named:
     return dict(zip(("z_a", "z_b"), together.chunk(2), strict=True))
 
 
+def whole_matrix(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """NT-Xent and its gradient from the matrix of all pairs, as it is usually written."""
+    first, second = pairs_of_rows(settings["rows"])
+    count = len(first)
+    partner = torch.arange(2 * count).roll(count)
+
+    def work() -> None:
+        rows = torch.cat([first, second])
+        similarity = rows @ rows.T / 0.5
+        similarity.fill_diagonal_(-torch.inf)
+        functional.cross_entropy(similarity, partner).backward()
+
+    return steady(work, settings)
+
+
 def side_by_side(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     """As many trainings as threads, each on a processor of its own: the time in which one step of one is done."""
     processors = sorted(os.sched_getaffinity(0))[:machine.threads]
@@ -98,4 +114,5 @@ def side_by_side(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
         raise UserError("a training beside others failed; what went wrong is above")
     found = [json.loads(text.splitlines()[-1]) for text in printed]
     together = sum(1 / run["seconds"] for run in found)  # steps in a second
-    return {"seconds": 1 / together, "calls": sum(run["calls"] for run in found), "precision": machine.precision}
+    return {"seconds": 1 / together, "calls": sum(run["calls"] for run in found), "precision": machine.precision,
+            "workers_memory": sum(run["memory"] for run in found)}

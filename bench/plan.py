@@ -8,6 +8,7 @@ SECTIONS = {
     "data": "Data path alone",
     "step": "Whole SimCLR step",
     "parts": "What each part of the step gives",
+    "memory": "Memory, and NT-Xent in tiles",
     "embed": "Embedding and nearest neighbours",
     "probe": "Linear probe",
     "tsne": "t-SNE",
@@ -17,7 +18,8 @@ NAMES = {"ours": "ours", "leftthomas": "leftthomas/SimCLR recipe", "with_lightly
          "with_scikit": "scikit-learn, all threads", "ceiling": "matrix products"}
 PARTS = {"parts.fp32": "in fp32", "parts.contiguous": "not channels last", "parts.one_by_one": "augmented one by one",
          "parts.plain_adam": "Adam not fused", "parts.one_forward": "both views in one forward (another training)",
-         "parts.compiled": "encoder compiled", "parts.side_by_side": "a training on each processor"}
+         "parts.compiled": "encoder compiled", "parts.side_by_side": "a training on each processor",
+         "parts.whole_matrix": "the whole matrix at once"}
 PEERS = ("leftthomas", "with_lightly")  # those with a data loader and workers
 ACCURACY_TARGET = 4.0
 
@@ -32,6 +34,9 @@ class Sizes:
     step_batches: tuple[int, int, int] = (256, 128, 64)  # small, resnet18, resnet50
     points: tuple[int, ...] = (5_000, 10_000)
     iterations: int = 1_000
+    rows: tuple[int, ...] = (512, 4_096, 16_384)  # of NT-Xent's matrix, where it can be held whole
+    most_rows: int = 65_536
+    large_batch: tuple[int, int] = (4_096, 128)  # ResNet-18's, and its micro-batches
     squares: tuple[int, ...] = (1024, 2048, 4096)
     warm: float = 8.0
     seconds: float = 20.0
@@ -41,7 +46,8 @@ class Sizes:
 
 FULL = Sizes()
 QUICK = Sizes(train=400, test=100, data_batch=32, step_batches=(8, 4, 4), points=(100, 200), iterations=250,
-              squares=(128,), warm=0.0, seconds=0.1, least=1, sweep_seconds=0.0)
+              rows=(16,), most_rows=32, large_batch=(8, 4), squares=(128,),
+              warm=0.0, seconds=0.1, least=1, sweep_seconds=0.0)
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,18 @@ def _parts(sizes: Sizes) -> list[Row]:
             for encoder, batch in zip(("small", "resnet18"), sizes.step_batches)]
 
 
+def _memory(sizes: Sizes) -> list[Row]:
+    times = {"warm": sizes.warm / 4, "seconds": sizes.seconds / 4, "least": sizes.least}
+    losses = [Row("memory", f"NT-Xent and its gradient, 2N = {rows:,}, D = 128", "one loss",
+                  ("ours.nt_xent", "parts.whole_matrix"), {"rows": rows, **times}) for rows in sizes.rows]
+    most = Row("memory", f"NT-Xent and its gradient, 2N = {sizes.most_rows:,}, D = 128", "one loss",
+               ("ours.nt_xent_once",), {"rows": sizes.most_rows})
+    batch, part = sizes.large_batch
+    large = Row("memory", f"resnet18, batch {batch:,} in micro-batches of {part}", "one step", ("ours.large_batch",),
+                {**_common(sizes, "resnet18", batch), "micro_batch_size": part}, batch)
+    return [*losses, most, large]
+
+
 def _embed(sizes: Sizes) -> list[Row]:
     count = sizes.train + sizes.test
     return [Row("embed", f"{count:,} images, small encoder; kNN of {sizes.test:,} among {sizes.train:,}", "the whole",
@@ -116,8 +134,8 @@ def name_of(arm: str) -> str:
     return PARTS.get(arm) or NAMES[arm.split(".")[0]]
 
 
-_SECTION_ROWS = {"ceiling": _ceiling, "data": _data, "step": _step, "parts": _parts, "embed": _embed, "probe": _probe,
-                 "tsne": _tsne}
+_SECTION_ROWS = {"ceiling": _ceiling, "data": _data, "step": _step, "parts": _parts, "memory": _memory,
+                 "embed": _embed, "probe": _probe, "tsne": _tsne}
 
 
 def worker_counts(processors: int) -> list[int]:

@@ -13,8 +13,11 @@ NOTES = {
     "step": "Views, forward of each view, loss, backward, optimiser; the same encoder for all. Ours computes in the "
             "machine's precision, the peers in fp32 as they come. The share is of the matrix products' ceiling in the "
             "arm's own precision, by the FLOPs of convolutions and matrix products.",
-    "parts": "The same step with one thing done otherwise. A ratio above 1 is what our way gains; below 1, what it "
-             "costs.",
+    "parts": "The same step with one thing done otherwise: a ratio above 1 is what our way gains. The last three are "
+             "other ways to train: below 1 is what they would gain. Where a training runs on each processor, the time "
+             "is that in which any of them does a step, and their memory is with the workers.",
+    "memory": "Random unit rows, and a large batch; a single cold call of the two that have no peer. What counts here "
+              "is the memory, torch itself included.",
     "embed": "One pass over all images without augmentation, and nearest neighbours with k 200.",
     "probe": "Two ways to a linear evaluation: ours embeds once and fits a grid of settings, the recipe trains one "
              "layer for 100 epochs through the frozen encoder; its steps are timed and multiplied.",
@@ -184,13 +187,14 @@ def _ceiling(row: Record, precision: str) -> list[float | None]:
 
 
 def _shares(row: Record, arm: str, record: Record) -> list[float | None]:
-    """Of the ceiling in the arm's precision, by repetition; nothing if no ceiling was measured."""
+    """Of the median ceiling in the arm's precision, by repetition; nothing if no ceiling was measured."""
     ceilings = [other for other in record["rows"] if other["section"] == "ceiling"]
     runs = row["runs"][arm]
     if not ceilings:
         return []
-    most = [_ceiling(ceilings[0], run.get("precision", ""))[number] for number, run in enumerate(runs)]
-    return fractions(row["flops"], _seconds(row, arm), most)
+    most = {run.get("precision", ""): spread(_ceiling(ceilings[0], run.get("precision", ""))) for run in runs}
+    return fractions(row["flops"], _seconds(row, arm),
+                     [found.median if (found := most[run.get("precision", "")]) else None for run in runs])
 
 
 def _flat(settings: Record, prefix: str = "") -> list[str]:

@@ -3,7 +3,7 @@
 Every measurement has a process of its own. A repetition goes through all arms of all rows in turn, so that
 what is compared is measured close together; ratios are taken within it. A whole run writes
 bench/results.json and bench/results.md, any other bench/partial.*; with --add it keeps the other sections
-that are in bench/partial.json, and what is then whole is written as such. The CPU is measured, on Linux.
+that are in bench/partial.json, which every run writes. The CPU is measured, on Linux.
 """
 
 import argparse
@@ -43,7 +43,7 @@ class Bench:
         self.rows = rows(self.sizes, self.sections)
         self.record: Record = {
             "date": facts.today(), "commit": facts.commit(), "quick": arguments.quick, "whole": False,
-            "sections": self.sections, "repetitions": 0, "sizes": asdict(self.sizes),
+            "sections": [], "repetitions": 0, "sizes": asdict(self.sizes),
             "machine": facts.describe_machine(machine.threads, machine.precision, self.processors),
             "versions": facts.versions(), "workers": {}, "accuracy": {"skipped": "not asked for"},
             "rows": [{**asdict(row), "flops": None, "runs": {arm: [] for arm in row.arms}} for row in self.rows],
@@ -64,12 +64,17 @@ class Bench:
                 for arm in row.arms:
                     record["runs"][arm].append(self.arm(row, arm, repetition))
             self.record["repetitions"] = repetition + 1
+            self.record["sections"] = [section for section in self.sections if section != "accuracy"]
             self.write("partial")
         if "accuracy" in self.sections:
             self.record["accuracy"] = self.accuracy()
-        measured = {*self.sections, *(section for run in self.record["before"] for section in run["sections"])}
+            self.record["sections"] = self.sections
+        runs = [self.record, *self.record["before"]]
+        measured = {section for run in runs for section in run["sections"]}
         self.record["whole"] = not self.arguments.quick and measured == set(SECTIONS)
-        self.write("results" if self.record["whole"] else "partial")
+        self.write("partial")
+        if self.record["whole"]:
+            self.write("results")
 
     def arm(self, row: Row, arm: str, repetition: int) -> Record:
         settings = dict(row.settings)
@@ -123,8 +128,9 @@ class Bench:
         return json.loads(done.stdout.splitlines()[-1])
 
     def write(self, name: str) -> None:
+        page = document(self.record)
         write_json(FOLDER / f"{name}.json", self.record)
-        write_text(FOLDER / f"{name}.md", document(self.record))
+        write_text(FOLDER / f"{name}.md", page)
         self.written = FOLDER / f"{name}.md"
 
     def failed(self) -> bool:
@@ -140,7 +146,12 @@ def kept(earlier: Record, now: Record, sections: list[str]) -> Record:
     Raises:
         UserError: it was measured on another machine, with other versions or sizes.
     """
-    same = [({**found["machine"], "load": None, "quiet": None}, found["versions"], found["sizes"])
+    if not {"before", "sections", "sizes", "machine", "versions", "rows"} <= earlier.keys():
+        raise UserError(f"{PARTIAL} is of another version of this benchmark; --add needs one of this: run all sections "
+                        "again")
+    sizes = earlier["sizes"].keys() & now["sizes"].keys()  # a section that is new may bring a size of its own
+    same = [json.dumps([{**found["machine"], "load": None, "quiet": None}, found["versions"],
+                        {name: found["sizes"][name] for name in sorted(sizes)}], sort_keys=True)
             for found in (earlier, now)]
     if same[0] != same[1]:
         raise UserError(f"{PARTIAL} was measured on another machine, or with other versions or sizes; --add needs the "

@@ -95,6 +95,12 @@ def test_the_page_says_what_was_met_and_what_was_not_run():
     assert "50 %" in page  # 1 GFLOP in 0.5 s of 4 GFLOP/s
 
 
+def test_the_ceiling_may_have_been_measured_less_often_than_a_step():
+    found = record()
+    found["rows"][0]["runs"]["ceiling.measure"] = [{"fp32": 8e9}]
+    assert "25 %" in document(found)
+
+
 def test_the_page_warns_of_a_busy_machine_and_of_a_quick_run():
     busy = {**record()["machine"], "quiet": False, "load": 3.0}
     page = document(record(machine=busy, quick=True))
@@ -129,6 +135,8 @@ def test_sections_are_added_to_those_of_the_same_machine():
     found = kept(earlier, now, ["step", "parts"])
     assert [row["section"] for row in found["rows"]] == ["ceiling", "data"]
     assert [(run["date"], run["sections"]) for run in found["before"]] == [("yesterday", ["ceiling", "data"])]
+    with pytest.raises(UserError, match="another version of this benchmark"):
+        kept({"rows": []}, now, ["step"])
     assert found["accuracy"] == earlier["accuracy"] and found["workers"] == earlier["workers"]
     page = document({**now, **found, "rows": [*found["rows"], now["rows"][2]]})
     assert "- measured before, yesterday, commit abc, load before the start 0.1: The machine's ceiling, D" in page
@@ -137,7 +145,7 @@ def test_sections_are_added_to_those_of_the_same_machine():
     assert "was not quiet: 2.0" in document({**now, **found})
 
 
-@pytest.mark.parametrize("change", [{"versions": {"torch": "1"}}, {"sizes": {}},
+@pytest.mark.parametrize("change", [{"versions": {"torch": "1"}}, {"sizes": vars(FULL)},
                                     {"machine": {**record()["machine"], "threads": 8}}])
 def test_sections_of_another_machine_are_not_mixed(change):
     with pytest.raises(UserError, match="--add needs the same"):

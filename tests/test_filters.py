@@ -1,6 +1,7 @@
 """Filters from overlapping patches (docs/methods.md, 13): squares, triplets against a slow twin, the layer."""
 
 import dataclasses
+import io
 
 import pytest
 import torch
@@ -129,7 +130,7 @@ def test_other_squares_are_refused_by_name(pixels):
     params = pretraining("patch_filters")
     params = dataclasses.replace(params, augment=dataclasses.replace(params.augment, crop_pixels=pixels))
     with pytest.raises(UserError, match=f"augment.crop_pixels of patch_filters is {pixels}; allowed for the method "
-                                        "patch_filters with 1 layer.s.: 8 to 10"):
+                                        "patch_filters with layers 1: 8 to 10"):
         build_method(params)
 
 
@@ -146,12 +147,18 @@ def two_layers(**changes) -> Pretraining:
     return pretraining("patch_filters_two", **changes)
 
 
+def trainer(**changes) -> Pretrainer:
+    params = two_layers(**changes)
+    torch.manual_seed(0)
+    return Pretrainer(build_method(params), images(), params, CPU)
+
+
 def test_the_second_layers_patches_are_windows_of_the_firsts_map():
     method = build_method(two_layers())
     method.after_step(3, 8)
     square = torch.randn(2, 3, 15, 15, generator=torch.Generator().manual_seed(0))
     rows = method.embed([square])["e"].view(2, 4, 512)
-    first, layer = method.encoder.maps(square)[0], method.encoder.conv2
+    first, layer = method.encoder(square, layer=1), method.encoder.conv2
     assert first.shape == (2, 256, 5, 5)
     whole = conv2d(first, layer.weight, layer.bias)  # [2, 512, 3, 3]
     for place, (top, left) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
@@ -167,26 +174,54 @@ def test_the_first_layers_patches_are_in_the_middle_of_the_larger_square():
 
 
 def test_the_first_layer_learns_in_the_first_half_and_the_second_in_the_second():
-    params = two_layers()
-    torch.manual_seed(0)
-    run = Pretrainer(build_method(params), images(), params, CPU)
+    run, seen = trainer(), []
     assert run.steps == 8
-    seen = []
     for number in range(run.steps):
-        epoch, step = divmod(number, run.steps_per_epoch)
-        run.step(epoch, step, run.order(epoch)[step])
+        steps(run, number, number + 1)
         seen.append([layer.weight.detach().clone() for layer in (run.method.encoder.conv1, run.method.encoder.conv2)])
     for before, after, half in zip(seen, seen[1:], [1, 1, 1, 2, 2, 2, 2]):
         moved = [not torch.equal(*pair) for pair in zip(before, after)]
         assert moved == [half == 1, half == 2]
 
 
-def test_a_training_goes_on_with_the_layer_that_it_was_at():
-    params = two_layers()
-    method, resumed = build_method(params), build_method(params)
-    method.after_step(3, 8)
-    resumed.load_state_dict(method.state_dict())
-    assert (resumed.now, resumed.learning.item()) == (2, 2)
+def steps(run: Pretrainer, first: int, last: int) -> None:
+    for number in range(first, last):
+        epoch, step = divmod(number, run.steps_per_epoch)
+        run.step(epoch, step, run.order(epoch)[step])
+
+
+@pytest.mark.parametrize("stop", [3, 4, 5])
+def test_a_training_goes_on_with_the_layer_that_it_was_at(stop):
+    whole, stopped, resumed = (trainer() for _ in range(3))
+    steps(whole, 0, whole.steps)
+    steps(stopped, 0, stop)
+    kept = io.BytesIO()
+    torch.save(stopped.state(), kept)
+    kept.seek(0)
+    resumed.restore(torch.load(kept, weights_only=True))
+    assert resumed.method.now == (2 if stop >= 4 else 1)
+    steps(resumed, stop, resumed.steps)
+    for name, value in whole.method.state_dict().items():
+        assert torch.equal(resumed.method.state_dict()[name], value), name
+
+
+def test_micro_batches_of_the_second_half_have_the_gradient_of_the_whole():
+    found = []
+    for size in (0, 4):
+        run = trainer(micro_batch_size=size)
+        run.method.after_step(3, 8)
+        values = run.gradient(1, 0, run.order(1)[0])
+        found.append([values, run.method.encoder.conv2.weight.grad])
+        assert run.method.encoder.conv1.weight.grad is None
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_compiled_encoder_is_used_in_training():
+    run = trainer()
+    calls = []
+    run.method.encoder.register_forward_hook(lambda *_: calls.append(run.method.now))
+    steps(run, 3, 5)
+    assert calls == [1, 2, 2]
 
 
 def test_latents_of_both_layers():
@@ -199,5 +234,5 @@ def test_latents_of_both_layers():
 def test_squares_without_patches_for_the_second_layer_are_refused(pixels):
     params = two_layers()
     params = dataclasses.replace(params, augment=dataclasses.replace(params.augment, crop_pixels=pixels))
-    with pytest.raises(UserError, match=f"crop_pixels of patch_filters_two is {pixels}; .* 2 layer.s.: 15 to 20"):
+    with pytest.raises(UserError, match=f"crop_pixels of patch_filters_two is {pixels}; .* with layers 2: 15 to 20"):
         build_method(params)

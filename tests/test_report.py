@@ -120,7 +120,7 @@ def test_rows_that_are_no_self_supervised_training_are_named(records):
     taught = dataclasses.replace(records[0], variant="taught", supervised=True)
     text = "\n".join(explanations([*records, untrained, taught]))
     assert "**Trained with labels**: taught, all others without any" in text
-    assert "**Not trained**: random. Its encoder is as it was drawn" in text
+    assert "**Not trained**: random. With 0 epochs" in text
     assert "rained" not in "".join(line for line in explanations(records) if line.startswith(("**Trained", "**Not")))
 
 

@@ -166,7 +166,10 @@ class Pretrainer:
         return learning_rate(number, self.steps, warmup, rule.lr, rule.schedule)
 
     def estimate(self) -> float:
-        """Seconds that the whole training will take, from one timed step of a copy: a few images on a CPU."""
+        """Seconds that the whole training will take, from two timed steps of a copy: a few images on a CPU.
+
+        One is as the training stands, one as in its second half, which a method may spend on other layers.
+        """
         trial = copy.copy(self)
         trial.method = copy.deepcopy(self.method)
         if torch.device(self.machine.device).type == "cpu":
@@ -174,11 +177,17 @@ class Pretrainer:
             trial.rows = slice(self.rows.start, self.rows.start + count)
             trial.micro_batches = micro_batches(trial.rows, max(1, count // 2) if len(self.micro_batches) > 1 else 0)
         indices = torch.arange(self.params.batch_size, device=self.machine.device)
-        for _ in range(2):  # the first call warms up
-            started = time.monotonic()
-            trial.gradient(0, 0, indices).tolist()  # waits for the device
+        seconds = [trial._timed(indices) for _ in range(2)][1]  # the first call warms up
+        trial.method.after_step(max(0, self.steps // 2 - 1), self.steps)
+        seconds = (seconds + [trial._timed(indices) for _ in range(2)][1]) / 2
         share = (self.rows.stop - self.rows.start) / (trial.rows.stop - trial.rows.start)
-        return (time.monotonic() - started) * share * self.steps
+        return seconds * share * self.steps
+
+    def _timed(self, indices: Tensor) -> float:
+        """Seconds for the gradient of the batch at ``indices`` [B]."""
+        started = time.monotonic()
+        self.gradient(0, 0, indices).tolist()  # waits for the device
+        return time.monotonic() - started
 
     def state(self) -> dict[str, Any]:
         return {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(),

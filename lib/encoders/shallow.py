@@ -28,17 +28,13 @@ class Shallow(nn.Module):
         self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.maps(images)[-1]
-
-    def maps(self, images: Tensor) -> list[Tensor]:
-        """The map of each layer, the first one's first."""
-        first = self.layer(1, images)
-        return [first] if len(self.widths) == 1 else [first, self.layer(2, first)]
-
-    def layer(self, number: int, inputs: Tensor) -> Tensor:
-        """The map of layer ``number``, from 1, of images or of the map before."""
-        return self.relu(self.pool((self.conv1 if number == 1 else self.conv2)(inputs)))
+    def forward(self, inputs: Tensor, layer: int = 0) -> Tensor:
+        """Through all layers; or through one, ``layer`` 1 or 2, which takes images or the map of layer 1."""
+        if layer != 2:
+            inputs = self.relu(self.pool(self.conv1(inputs)))
+        if layer == 2 or (layer == 0 and len(self.widths) == 2):
+            inputs = self.relu(self.pool(self.conv2(inputs)))
+        return inputs
 
     def side(self, pixels: int, layers: int) -> int:
         """Rows of the map of layer ``layers`` for images of so many pixels a side."""
@@ -49,7 +45,8 @@ class Shallow(nn.Module):
     def about(self) -> dict[str, Any]:
         """The stem and what follows it, for the exported file."""
         return {"stem_kernel": SIZE[0], "stem_stride": 1, "stem_padding": 0, "padding_mode": "zeros",
-                "max_pool": isinstance(self.pool, nn.MaxPool2d), "widths": self.widths}
+                "max_pool": isinstance(self.pool, nn.MaxPool2d), "widths": self.widths,
+                "kernels": list(SIZE[:len(self.widths)])}
 
 
 def build(inputs: int = 3, width: float = 1.0) -> Shallow:

@@ -63,8 +63,9 @@ def try_method(params: Pretraining, images: int = 0, classes: int = 0) -> None:
 
 
 def alike(variants: list[Pretraining]) -> int:
-    """How many there are, if the time of one tells that of all: same batch, epochs and kind of encoder; else 1."""
-    kinds = {(each.batch_size, each.epochs, method_class(each.method).own_encoder) for each in variants}
+    """How many there are, if the time of one tells that of all: same batch, epochs and encoder; else 1."""
+    kinds = {(each.batch_size, each.epochs, own, str(each.options) if own else "")
+             for each in variants for own in [method_class(each.method).own_encoder]}
     return len(variants) if len(kinds) == 1 else 1
 
 

@@ -52,8 +52,8 @@ class PatchFilters(Method):
                    if 1 < self.encoder.side(pixels, options.layers - 1) - PATCH[options.layers] + 1 <= MOST]
         if params.augment.crop_pixels not in allowed:
             raise UserError(f"params.yaml: augment.crop_pixels of {params.variant} is {params.augment.crop_pixels}; "
-                            f"allowed for the method {params.method} with {options.layers} layer(s): {allowed[0]} to "
-                            f"{allowed[-1]}, of which it takes patches")
+                            f"allowed for the method {params.method} with layers {options.layers}: {allowed[0]} to "
+                            f"{allowed[-1]}")
         self.register_buffer("learning", torch.ones((), dtype=torch.int64))  # the layer that learns, from 1
         self.now = 1  # the same, known without asking the device
         self.register_load_state_dict_post_hook(_resume)
@@ -66,13 +66,13 @@ class PatchFilters(Method):
         inputs = views[0]
         if self.now == 2:
             with torch.no_grad():
-                inputs = self.encoder.layer(1, inputs)
+                inputs = self.encoder(inputs, layer=1)
         elif self.options.layers == 2:
             inputs = _middle(inputs, SQUARE)
         size = PATCH[self.now]
         patches = inputs.unfold(2, size, 1).unfold(3, size, 1)  # [B, C, P', P', size, size], P = P' P'
         patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-        return {"e": self.encoder.layer(self.now, patches).flatten(1).view(len(inputs), -1)}
+        return {"e": self.encoder(patches, layer=self.now).flatten(1).view(len(inputs), -1)}
 
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
         rows = embeddings["e"]
@@ -86,8 +86,10 @@ class PatchFilters(Method):
             self.learning.fill_(2)
 
     def latents(self, images: Tensor) -> Named:
-        *before, last = map(pool, self.encoder.maps(images))
-        return {"h": last, **dict(zip(["first"], before))}
+        first = self.encoder(images, layer=1)
+        if self.options.layers == 1:
+            return {"h": pool(first)}
+        return {"h": pool(self.encoder(first, layer=2)), "first": pool(first)}
 
     def project(self, latents: Named) -> Named:
         return {}

@@ -38,22 +38,26 @@ def check_params(raw: dict[str, Any]) -> None:
                "set dataset to images")
     _effective("linear.finetune_lr", linear.finetune_lr, evaluation.Linear().finetune_lr, mode == "finetune",
                f"linear.mode {mode}", "set linear.mode to finetune")
-    _check_augment(raw, variants)
+    _check_augment(raw, variants, linear)
     gamma = raw.get("gamma", pretraining._Shared().gamma)
     _effective("gamma", gamma, pretraining._Shared().gamma, any(variant.gamma is not None for variant in variants),
                "these variants", "set a variant's method to one that reads it")
 
 
-def _check_augment(raw: dict[str, Any], variants: list[pretraining.Pretraining]) -> None:
-    """Strengths of a jitter that never comes, sizes of a crop that squares replace; shared or a variant's own."""
+def _check_augment(raw: dict[str, Any], variants: list[pretraining.Pretraining], linear: evaluation.Linear) -> None:
+    """Strengths of a jitter that never comes, sizes of a crop that squares replace; shared or a variant's own.
+
+    Fine-tuning and the study's protocol crop whatever pretraining does.
+    """
+    crops_later = linear.mode == "finetune" or linear.study_epochs > 0
     blocks = [("augment", raw.get("augment", {}), variants)]
     blocks += [(f"variants.{variant.variant}.augment", raw["variants"][variant.variant].get("augment", {}), [variant])
                for variant in variants]
     for where, block, readers in blocks:
         _check_strengths(where, block, JITTERS, any(reader.augment.jitter > 0 for reader in readers),
                          "augment.jitter 0", "set augment.jitter above 0")
-        _check_strengths(where, block, CROPS, any(not reader.augment.crop_pixels for reader in readers),
-                         "augment.crop_pixels above 0", "set augment.crop_pixels to 0")
+        _check_strengths(where, block, CROPS, crops_later or any(not reader.augment.crop_pixels for reader in readers),
+                         "augment.crop_pixels above 0 and linear.study_epochs 0", "set augment.crop_pixels to 0")
 
 
 def _check_strengths(where: str, block: dict[str, Any], names: tuple[str, ...], effective: bool, without: str,
@@ -65,7 +69,10 @@ def _check_strengths(where: str, block: dict[str, Any], names: tuple[str, ...], 
 
 
 def _check_transfer(raw: dict[str, Any], variants: list[pretraining.Pretraining], image_size: int) -> None:
-    """Filters can be moved to a classifier from one encoder alone."""
+    """Filters can be moved to a classifier from one encoder alone.
+
+    Which encoder a variant has is read from its watch block; the stage transfer looks into the trained file.
+    """
     chosen = evaluation.transfer_variants(raw, [variant.variant for variant in variants])
     for variant in variants:
         encoder = variant.watch.part.removeprefix("encoders/") if "encoders/" in variant.watch.part else variant.encoder

@@ -97,7 +97,7 @@ def _kinds(records: Sequence[Record]) -> list[str]:
         lines.append(f"**Trained with labels**: {supervised}, all others without any. It shows what the encoder, the "
                      "augmentation and the epochs can give.")
     if random:
-        lines.append(f"**Not trained**: {random}. Its encoder is as it was drawn (0 epochs): the floor.")
+        lines.append(f"**Not trained**: {random}. With 0 epochs an encoder is as it was drawn: the floor of its kind.")
     return lines
 
 

@@ -279,9 +279,9 @@ def changed(raw: dict[str, Any], **changes: Any) -> dict[str, Any]:
     ({"on_bad_image": "skip"}, "on_bad_image is 'skip', which has no effect with dataset cifar10"),
     ({"augment__jitter": 0, "augment__hue": 0.2}, "augment.hue is 0.2, which has no effect with augment.jitter 0"),
     ({"augment__jitter": 0.0, "augment__contrast": 0}, "augment.contrast is 0, which has no effect with augment."),
-    ({"augment__crop_pixels": 8, "augment__crop_scale_min": 0.2},
-     "augment.crop_scale_min is 0.2, which has no effect with augment.crop_pixels above 0; set augment.crop_pixels "),
-    ({"variants__simclr__augment": {"crop_pixels": 8, "crop_scale_max": 0.5}},
+    ({"augment__crop_pixels": 8, "augment__crop_scale_min": 0.2, "linear__study_epochs": 0},
+     "augment.crop_scale_min is 0.2, which has no effect with augment.crop_pixels above 0 and linear.s"),
+    ({"variants__simclr__augment": {"crop_pixels": 8, "crop_scale_max": 0.5}, "linear__study_epochs": 0},
      "variants.simclr.augment.crop_scale_max is 0.5, which has no effect with augment.crop_pixels above 0"),
 ])
 def test_an_option_without_effect_is_refused(changes, words):
@@ -292,7 +292,8 @@ def test_the_same_options_with_an_effect_are_taken():
     for changes in ({"variants__simclr": None, "gamma": 0.1}, {"linear__mode": "finetune", "linear__finetune_lr": 0.01},
                     {"dataset": "images", "images_path": "x", "on_bad_image": "skip"}, {"augment__jitter": 0.0},
                     {"augment__hue": 0.2}, {"variants__joint": None, "variants__dual": None},
-                    {"augment__crop_scale_min": 0.2, "variants__simclr__augment": {"crop_pixels": 8}}):
+                    {"augment__crop_scale_min": 0.2, "variants__simclr__augment": {"crop_pixels": 8}},
+                    {"augment__crop_pixels": 8, "augment__crop_scale_min": 0.2}):
         check_params(changed(study_params(), **changes))
 
 
