@@ -23,6 +23,14 @@ from lib.methods.base import Method, Named
 from lib.views.augment import augment
 
 
+class _PlainAdam(torch.optim.Adam):
+    """Adam that does not know of ``found_inf``, which only the fused one reads."""
+
+    def step(self, closure: Callable | None = None) -> None:
+        self.found_inf = None
+        super().step(closure)
+
+
 def fp32(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     """Without bf16."""
     return _step(settings, replace(machine, precision="fp32"))
@@ -56,7 +64,7 @@ def plain_adam(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     """Without the fused optimiser: Adam as torch computes it on a CPU unasked."""
     def change(trainer: Pretrainer) -> None:
         rule = trainer.params.optimizer
-        trainer.optimizer = torch.optim.Adam(trainer.method.parameters(), lr=rule.lr, weight_decay=rule.weight_decay)
+        trainer.optimizer = _PlainAdam(trainer.method.parameters(), lr=rule.lr, weight_decay=rule.weight_decay)
 
     return _step(settings, machine, change)
 

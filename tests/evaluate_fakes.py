@@ -19,7 +19,7 @@ class TinyMethod(nn.Module):
 
     def __init__(self, latents: tuple[str, ...] = ("h",)) -> None:
         super().__init__()
-        self.names = latents
+        self.names, self.halves = latents, len(latents) > 1
         self.encoder = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU())
         self.projector = nn.Linear(8, 4)
         self.images = 0

@@ -1,15 +1,18 @@
 """The benchmark's arithmetic and its page, from made-up measurements; no peer is imported and nothing is timed."""
 
+import ast
 import subprocess
 import sys
 
 import pytest
 
-from bench.plan import FULL, QUICK, SECTIONS, rows, sweep_of, worker_counts
+from bench import parts
+from bench.plan import FULL, PARTS, QUICK, SECTIONS, name_of, rows, sweep_of, worker_counts
 from bench.ratios import Race, Spread, fractions, race, race_verdict, ratios, spread, verdict
 from bench.report import document
 from bench.run import kept
 from lib.errors import UserError
+from tests.examples import CPU, ROOT
 
 
 def test_ratios_are_taken_within_a_repetition():
@@ -57,6 +60,21 @@ def test_the_plan_holds_every_target():
         ("step", "resnet50", "leftthomas.step"): 2.5, ("step", "resnet50", "with_lightly.step"): 2.5,
     }
     assert {row.section for row in rows(FULL, ["tsne", "data"])} == {"tsne", "data"}
+
+
+def test_every_arm_is_a_function_with_a_name_of_its_own():
+    for row in rows(FULL, list(SECTIONS)):
+        assert len({name_of(arm) for arm in row.arms}) == len(row.arms)
+        for arm in row.arms:
+            module, function = arm.split(".")
+            tree = ast.parse((ROOT / f"bench/{module}.py").read_text())
+            assert function in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+
+
+@pytest.mark.parametrize("arm", [arm for arm in PARTS if arm not in ("parts.compiled", "parts.side_by_side")])
+def test_a_step_with_a_part_done_otherwise_runs(arm):
+    settings = {"encoder": "small", "batch": 4, "train": 16, "test": 4, "warm": 0.0, "seconds": 0.0, "least": 1}
+    assert getattr(parts, arm.removeprefix("parts."))(settings, CPU)["calls"] == 1
 
 
 def test_workers_are_chosen_for_arms_that_have_them():

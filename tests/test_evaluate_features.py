@@ -56,14 +56,15 @@ def test_extract_says_that_pretraining_diverged():
 def test_combinations():
     upper, lower = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 6.0]])
     latents = {"upper": upper, "lower": lower}
-    assert latent_names(latents) == ("upper", "lower", "both", "mean")
-    found = {name: one_latent(latents, name) for name in latent_names(latents)}
+    names = latent_names(latents, halves=True)
+    assert names == ("upper", "lower", "both", "mean")
+    found = {name: one_latent(latents, name) for name in names}
     assert torch.equal(found["upper"], upper) and torch.equal(found["lower"], lower)
     assert found["both"].tolist() == [[1, 2, 3, 6]] and found["mean"].tolist() == [[2, 4]]
     assert latent_names({"h": upper}) == ("h",)
 
 
-def test_latents_of_unlike_widths_have_no_mean():
+def test_latents_that_are_no_halves_have_no_mean():
     latents = {"last": torch.tensor([[1.0, 2.0, 3.0]]), "first": torch.tensor([[4.0]])}
     assert latent_names(latents) == ("last", "first", "both")
     assert one_latent(latents, "both").tolist() == [[1, 2, 3, 4]]
@@ -135,4 +136,4 @@ def test_a_main_latent_that_joins_the_others_is_not_joined_with_them_again():
     first, second = torch.randn(5, 3), torch.randn(5, 2)
     joined = torch.cat([first, second], 1)
     assert latent_names({"h": joined, "l": first, "ab": second}) == ("h", "l", "ab")
-    assert latent_names({"h": joined + 1, "l": first, "ab": second}) == ("h", "l", "ab", "both")
+    assert latent_names({"h": joined + 1, "l": first, "ab": second}) == ("h", "l", "ab", "all")

@@ -124,6 +124,13 @@ def test_rows_that_are_no_self_supervised_training_are_named(records):
     assert "rained" not in "".join(line for line in explanations(records) if line.startswith(("**Trained", "**Not")))
 
 
+def test_the_confusion_of_some_variants_leaves_no_empty_panel(records):
+    four = [dataclasses.replace(records[0], variant=f"v{number}") for number in range(4)]
+    figure = figures.confusion_figure(four)
+    assert [axes.get_title("left") for axes in figure.axes] == ["v0", "v1", "v2", "v3", ""], "the last is the scale"
+    assert [axes.get_ylabel() for axes in figure.axes] == ["actual", "", "", "actual", "% of the actual class"]
+
+
 def test_many_curves_have_their_legend_beside_them_and_losses_of_unlike_size_a_logarithmic_axis(records):
     many = [dataclasses.replace(records[0], variant=f"v{number}", curve=records[0].curve.assign(
         loss=records[0].curve["loss"] * 10.0**(number % 3))) for number in range(10)]

@@ -18,7 +18,8 @@ from tests.examples import ROOT
 
 
 def step(encoder: str, batch: int, *runs: dict) -> dict:
-    return {"settings": {"encoder": encoder, "batch": batch}, "runs": {"ours.step": list(runs), "peer.step": []}}
+    return {"section": "step", "settings": {"encoder": encoder, "batch": batch},
+            "runs": {"ours.step": list(runs), "peer.step": []}}
 
 
 def run(seconds: float, memory: float = 100.0) -> dict:
@@ -29,7 +30,9 @@ def run(seconds: float, memory: float = 100.0) -> dict:
 def bench() -> dict:
     """As ``make bench`` writes it, with one arm that failed."""
     return {"quick": False, "date": "2026-01-31", "machine": {"processor": "Example", "threads": 2, "load": 0.1},
-            "rows": [{"settings": {"encoder": "small", "batch": 256}, "runs": {"ours.data": [run(0.001)]}},
+            "sections": ["parts"], "before": [{"date": "2026-01-30", "load": 0.2, "sections": ["data", "step"]}],
+            "rows": [{**step("small", 256), "section": "data", "runs": {"ours.data": [run(1.0)]}},
+                     {**step("small", 256, run(9.0)), "section": "parts"},
                      step("small", 256, run(2.0), run(1.0, 300.0), run(4.0)),
                      step("resnet18", 128, {"error": "failed with status 1"})]}
 
@@ -38,7 +41,7 @@ def test_a_benched_speed_is_the_median_step_of_this_code(bench, tmp_path):
     write_json(tmp_path / "bench.json", bench)
     note = "batch 256, peak memory of the whole process 314.6 MB"
     speeds = [Speed("small", "cpu x1, 2 threads, bf16", 128.0, "measured", note)]
-    assert scaling.measured_speeds(tmp_path / "bench.json") == (speeds, "make bench, 2026-01-31, Example, load 0.1")
+    assert scaling.measured_speeds(tmp_path / "bench.json") == (speeds, "make bench, 2026-01-30, Example, load 0.2")
 
 
 @pytest.mark.parametrize("change", [{"quick": True}, {"rows": []}])

@@ -9,7 +9,7 @@ from lib.errors import UserError
 from lib.machine import Machine, computing
 from lib.views.augment import normalize
 
-COMBINATIONS = ("both", "mean")
+BOTH, ALL, MEAN = "both", "all", "mean"  # combinations of latents
 
 Named = dict[str, Tensor]
 
@@ -72,29 +72,26 @@ def _extract(method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machi
     return found
 
 
-def latent_names(latents: dict[str, Tensor]) -> tuple[str, ...]:
-    """The latents that are scored: those given, and of several also `COMBINATIONS`.
+def latent_names(latents: dict[str, Tensor], halves: bool = False) -> tuple[str, ...]:
+    """The latents that are scored: those given, and of several also a combination.
 
-    Without a mean of unlike widths, and without both where the main latent joins the others already.
+    Their concatenation is `BOTH` of two and `ALL` of more; it is left out where the main latent joins the others
+    already. Their mean comes with ``halves`` of one pooling alone.
     """
     if len(latents) == 1:
         return tuple(latents)
     main, *others = latents.values()
-    left_out = set()
-    if any(values.shape[1] != main.shape[1] for values in others):
-        left_out.add("mean")
-    if main.shape[1] == sum(values.shape[1] for values in others) and torch.equal(main, torch.cat(others, 1)):
-        left_out.add("both")  # the main latent is the others' concatenation already
-    return (*latents, *(name for name in COMBINATIONS if name not in left_out))
+    joined = main.shape[1] == sum(values.shape[1] for values in others) and torch.equal(main, torch.cat(others, 1))
+    return (*latents, *([] if joined else [BOTH if len(others) == 1 else ALL]), *([MEAN] if halves else []))
 
 
 def one_latent(latents: dict[str, Tensor], name: str) -> Tensor:
     """One of `latent_names` [N, D], combinations built when they are asked for: at once they may not fit into memory.
 
-    "both" is the concatenation of all latents in order. "mean" is their mean, the control of the same width
-    as one of them: for two halves of a map it is the global average.
+    `BOTH` and `ALL` are the concatenation of all latents in order. `MEAN` is their mean, the control of the same
+    width as one of them: for two halves of a map it is the global average.
     """
     if name in latents:
         return latents[name]
     values = list(latents.values())
-    return {"both": lambda: torch.cat(values, dim=1), "mean": lambda: torch.stack(values).mean(0)}[name]()
+    return torch.stack(values).mean(0) if name == MEAN else torch.cat(values, dim=1)

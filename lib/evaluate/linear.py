@@ -67,7 +67,7 @@ def evaluate(method: nn.Module, about: dict[str, Any], data: ImageData, linear: 
     train, test = (extract(method, images, data.mean, data.std, machine)
                    for images in (data.train_images, data.test_images))
     latents, predictions = {}, {}
-    for name in latent_names(train):
+    for name in latent_names(train, method.halves):
         latents[name], predictions[name] = _latent(task, name, one_latent(train, name), one_latent(test, name))
     del train, test
     own = None

@@ -42,6 +42,7 @@ class Method(nn.Module):
     reads_gamma: ClassVar[bool] = False
     views: ClassVar[int] = 2  # augmented views of each image in a step
     own_encoder: ClassVar[str] = ""  # the file of lib/encoders of a method that does not take the shared encoder
+    halves: ClassVar[bool] = False  # its latents are parts of one pooling, so that their mean is the whole one
     needs: ClassVar[tuple[str, ...]] = ()  # of `GIVEN`: what ``loss`` finds among the embeddings beside them
 
     def __init__(self, options: Any, params: Pretraining) -> None:

@@ -23,6 +23,7 @@ class Dual(Method):
     Options = ContrastiveOptions
     losses = ("ntxent", "view_distance")
     reads_gamma = True
+    halves = True
 
     def __init__(self, options: ContrastiveOptions, params: Pretraining) -> None:
         super().__init__(options, params)

@@ -84,7 +84,7 @@ def accuracy_figure(records: Sequence[Record]) -> Figure:
     chance = 100 / len(records[0].classes)
     axes.axvline(chance, color="0.35", linestyle=":", linewidth=1.2, label=f"chance ({chance:.3g} %)")
     axes.set_yticks(range(len(models)), models)
-    axes.invert_yaxis()
+    axes.set_ylim(len(models) - 0.4, -0.6)
     axes.set_xlim(0, 106)
     axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("accuracy on test images, %")
@@ -96,10 +96,10 @@ def confusion_figure(records: Sequence[Record]) -> Figure:
     """One matrix per variant: percent of each actual class that the main latent's probe calls what."""
     names = records[0].classes
     legible = len(names) <= CONFUSION_LABELS
-    columns = min(3, len(records))
+    columns = min(3 if len(records) <= 9 else 4, len(records))
     lines = -(-len(records) // columns)
     figure = Figure(figsize=(1 + 4.6 * columns, 5.0 * lines))
-    panels = figure.subplots(lines, columns, squeeze=False).flat
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for panel, record in zip(panels, records):
         counts = confusion_counts(record)
         percent = 100 * counts / counts.sum(1, keepdims=True).clip(1)
@@ -111,10 +111,11 @@ def confusion_figure(records: Sequence[Record]) -> Figure:
             panel.set_xticks(range(len(names)), names, rotation=90)
             panel.set_yticks(range(len(names)), names)
             _write_cells(panel, percent)
-    for panel in list(panels)[len(records):]:
-        panel.set_visible(False)
-    figure.axes[0].set_ylabel("actual")
-    figure.colorbar(image, ax=figure.axes, shrink=0.7, label="% of the actual class")
+    for panel in panels[len(records):]:
+        panel.remove()
+    for panel in panels[:len(records):columns]:
+        panel.set_ylabel("actual")
+    figure.colorbar(image, ax=panels[:columns], shrink=0.7, label="% of the actual class")
     return figure
 
 

@@ -93,7 +93,7 @@ def measured_speeds(path: Path) -> tuple[list[Speed], str]:
     bench, speeds = read_json(path), []
     for row in bench["rows"]:
         runs = [run for run in row["runs"].get("ours.step", []) if "seconds" in run]
-        if runs:
+        if runs and row["section"] == "step":
             batch, memory = row["settings"]["batch"], max(run["memory"] for run in runs) * 2**20
             device = f"cpu x1, {bench['machine']['threads']} threads, {runs[0]['precision']}"
             rate = batch / statistics.median(run["seconds"] for run in runs)
@@ -101,7 +101,9 @@ def measured_speeds(path: Path) -> tuple[list[Speed], str]:
             speeds.append(Speed(row["settings"]["encoder"], device, rate, "measured", note))
     if bench["quick"] or not speeds:
         raise UserError(f"{path} holds no step of a run that is not quick; make one with make bench BENCH=step")
-    return speeds, f"make bench, {bench['date']}, {bench['machine']['processor']}, load {bench['machine']['load']}"
+    last = {"date": bench["date"], "load": bench["machine"]["load"], "sections": bench["sections"]}
+    when = next(run for run in [*bench["before"], last] if "step" in run["sections"])
+    return speeds, f"make bench, {when['date']}, {bench['machine']['processor']}, load {when['load']}"
 
 
 @cache
