@@ -153,8 +153,9 @@ def test_nt_xent_in_tiles_has_the_value_and_gradient_of_the_whole_matrix(monkeyp
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-5)
 
 
-def test_nt_xent_passes_the_numerical_check_of_its_gradient(monkeypatch):
-    monkeypatch.setattr(tiles, "ELEMENTS", 30)
+@pytest.mark.parametrize("elements", [30, 100])  # three rows, all ten rows at a time
+def test_nt_xent_passes_the_numerical_check_of_its_gradient(monkeypatch, elements):
+    monkeypatch.setattr(tiles, "ELEMENTS", elements)
     first, second = (rows.requires_grad_() for rows in random_pair(5, 4, dtype=torch.float64))
     assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, 0.3), (first, second))
 

@@ -16,7 +16,8 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     """Each row must find its other view among the 2N - 1 other rows of the batch.
 
     The 2N x 2N similarities are computed a tile at a time, in the loss and again in its gradient, and
-    never held: memory grows with N, not with its square. There is no second derivative.
+    never held unless one tile holds them all: memory grows with N, not with its square. There is no
+    second derivative.
 
     Args:
         first, second: unit rows of the two views, [N, D] each; row i of both is image i.
@@ -36,7 +37,8 @@ class _TiledNTXent(torch.autograd.Function):
     """With s_ij = z_i . z_j / T and p(i) the positive of row i, the loss is mean_i(lse_i - s_ip(i)).
 
     Its gradient at z_i is (sum_j (P_ij + P_ji) z_j - 2 z_p(i)) / 2NT, where P_ij = exp(s_ij - lse_i)
-    and P_ii = 0: s is symmetric, so that one tile holds the terms of its rows as well as of its columns.
+    and P_ii = 0: s is symmetric, so that one tile holds the terms of its rows as well as of its columns. Where all
+    fits into one tile it is kept for the gradient; of several each is computed again.
     """
 
     @staticmethod
@@ -44,18 +46,22 @@ class _TiledNTXent(torch.autograd.Function):
         normalizers = torch.empty_like(rows[:, 0])  # lse, [2N]
         with torch.autocast(rows.device.type, enabled=False):
             for part in tiles(len(rows), len(rows)):
-                normalizers[part] = _similarity(rows, part, temperature).logsumexp(1)
-        context.save_for_backward(rows, normalizers)
+                similarity = _similarity(rows, part, temperature)
+                normalizers[part] = similarity.logsumexp(1)
+        context.save_for_backward(rows, normalizers, similarity if len(similarity) == len(rows) else None)
         context.temperature = temperature
         return (normalizers - (rows * _partners(rows)).sum(1) / temperature).mean()
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, slope: Tensor) -> tuple[Tensor, None]:
-        rows, normalizers = context.saved_tensors
+        rows, normalizers, whole = context.saved_tensors
         gradient = torch.empty_like(rows)
         with torch.autocast(rows.device.type, enabled=False):
-            for part in tiles(len(rows), len(rows)):
+            if whole is not None:
+                weights = (whole - normalizers[:, None]).exp_()
+                torch.mm(weights + weights.T, rows, out=gradient)
+            for part in tiles(len(rows), len(rows)) if whole is None else ():
                 similarity = _similarity(rows, part, context.temperature)  # [R, 2N]
                 weights = (similarity - normalizers[part, None]).exp_()
                 weights += similarity.sub_(normalizers).exp_()
