@@ -48,7 +48,7 @@ def all_checks(raw: dict[str, Any]) -> None:
         check_method(params)
     check_batch(every[0], IMAGES, 1)
     for params in every:
-        network = repr((params.method, params.options, params.encoder, params.image_size))
+        network = repr((params.method, params.options, params.encoder, params.image_size, params.augment.crop_pixels))
         if network not in _tested:  # builds it, without its numbers
             try_method(params)
             _tested.add(network)
@@ -323,7 +323,8 @@ def another_value(raw: dict[str, Any], variant: str, option: dataclasses.Field, 
         refusals.append(outcome(candidate))
         if refusals[-1] is None:
             return type(usual)(value)
-    assert any("has no effect" in line for line in refusals), f"no other value of {variant}.{option.name} is allowed"
+    words = ("has no effect", "augment.crop_pixels")  # or it wants squares of another size with it
+    assert any(word in line for word in words for line in refusals), f"no other value of {variant}.{option.name}"
     return None
 
 

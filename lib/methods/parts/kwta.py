@@ -172,7 +172,7 @@ def _check(options: Options, variant: str) -> None:
     for name in ("sparsity", "sparsity_start"):
         share, units = getattr(options, name), options.units
         if active_units(share, units) >= units:
-            raise UserError(f"params.yaml: variants.{variant}.{name} is {share:g}, which makes all {units} units "
+            raise UserError(f"params.yaml: variants.{variant}.{name} is {share}, which makes all {units} units "
                             "active; allowed: a share that leaves at least one inactive")
     if options.loss != "triplet":
         require_effect(options, variant, ("triplets",), f"loss {options.loss}", "set loss to triplet")
