@@ -18,7 +18,7 @@ from lib.evaluate.tsne import embed_plane
 from lib.losses import ntxent
 from lib.machine import Machine
 from lib.methods import build_method
-from lib.methods.base import Method
+from lib.methods.base import Method, unit
 from lib.params.check import check_params
 from lib.params.evaluation import Knn, Linear, Tsne
 from lib.params.pretraining import Pretraining, pretraining_params
@@ -104,7 +104,7 @@ def large_batch(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
 def pairs_of_rows(count: int) -> list[torch.Tensor]:
     """Two views [count / 2, 128] of random unit rows, which want a gradient."""
     rows = torch.randn(2, count // 2, 128, generator=torch.Generator().manual_seed(0))
-    return [torch.nn.functional.normalize(view, dim=1).requires_grad_() for view in rows]
+    return [unit(view).requires_grad_() for view in rows]
 
 
 def embed(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from lib.core.trainer import Pretrainer
 from lib.errors import UserError
 from lib.machine import Machine
 from lib.methods.base import Method, Named
-from lib.views.augment import augment
+from lib.shares import Share
 
 
 class _PlainAdam(torch.optim.Adam):
@@ -49,13 +48,13 @@ def contiguous(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
 def one_by_one(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     """Without batched augmentation: the same operations, image by image."""
     def change(trainer: Pretrainer) -> None:
-        def views(draws: list, indices: Tensor, rows: slice) -> list[Tensor]:
-            places = range(rows.start, rows.stop)
-            return [torch.cat([augment(trainer.images[indices[place:place + 1]], drawn.rows(slice(place, place + 1)),
-                                       trainer.mean, trainer.std) for place in places])
-                    .contiguous(memory_format=torch.channels_last) for drawn in draws]
+        views = trainer.views
 
-        trainer.views = views
+        def one_at_a_time(draws: list, indices: Tensor, rows: slice) -> list[Tensor]:
+            each = [views(draws, indices, slice(place, place + 1)) for place in range(rows.start, rows.stop)]
+            return [torch.cat(view).contiguous(memory_format=torch.channels_last) for view in zip(*each)]
+
+        trainer.views = one_at_a_time
 
     return _step(settings, machine, change)
 
@@ -113,10 +112,12 @@ def whole_matrix(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
 def side_by_side(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     """As many trainings as threads, each on a processor of its own: the time in which one step of one is done."""
     processors = sorted(os.sched_getaffinity(0))[:machine.threads]
-    trainings = [subprocess.Popen(
-        [sys.executable, "-m", "bench.arm", "ours.step", json.dumps(settings)], stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "ENGRAM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-        preexec_fn=partial(os.sched_setaffinity, 0, {processor})) for processor in processors]
+    command = [sys.executable, "-m", "bench.arm", "ours.step", json.dumps(settings)]
+    environment = {**os.environ, "ENGRAM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    trainings = []
+    for processor in processors:
+        with Share((processor,), ()).held():
+            trainings.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
     printed = [training.communicate()[0] for training in trainings]
     if any(training.returncode for training in trainings):
         raise UserError("a training beside others failed; what went wrong is above")

@@ -14,7 +14,6 @@ from tests.examples import ROOT
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from Linux's /proc")
 
 GROWTH = """
-import sys
 import torch
 from bench.timing import peak_memory
 torch.set_num_threads(1)

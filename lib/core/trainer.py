@@ -177,17 +177,15 @@ class Pretrainer:
             trial.rows = slice(self.rows.start, self.rows.start + count)
             trial.micro_batches = micro_batches(trial.rows, max(1, count // 2) if len(self.micro_batches) > 1 else 0)
         indices = torch.arange(self.params.batch_size, device=self.machine.device)
-        seconds = [trial._timed(indices) for _ in range(2)][1]  # the first call warms up
-        trial.method.after_step(max(0, self.steps // 2 - 1), self.steps)
-        seconds = (seconds + [trial._timed(indices) for _ in range(2)][1]) / 2
+        seconds = 0.0
+        for _ in range(2):  # halves of the training
+            for _ in range(2):  # the first call warms up
+                started = time.monotonic()
+                trial.gradient(0, 0, indices).tolist()  # waits for the device
+            seconds += (time.monotonic() - started) / 2
+            trial.method.after_step(max(0, self.steps // 2 - 1), self.steps)
         share = (self.rows.stop - self.rows.start) / (trial.rows.stop - trial.rows.start)
         return seconds * share * self.steps
-
-    def _timed(self, indices: Tensor) -> float:
-        """Seconds for the gradient of the batch at ``indices`` [B]."""
-        started = time.monotonic()
-        self.gradient(0, 0, indices).tolist()  # waits for the device
-        return time.monotonic() - started
 
     def state(self) -> dict[str, Any]:
         return {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(),

@@ -36,17 +36,18 @@ class Shallow(nn.Module):
             inputs = self.relu(self.pool(self.conv2(inputs)))
         return inputs
 
-    def side(self, pixels: int, layers: int) -> int:
-        """Rows of the map of layer ``layers`` for images of so many pixels a side."""
-        for size in SIZE[:layers]:
-            pixels = (pixels - size + 1) // (2 if isinstance(self.pool, nn.MaxPool2d) else 1)
-        return pixels
-
     def about(self) -> dict[str, Any]:
         """The stem and what follows it, for the exported file."""
         return {"stem_kernel": SIZE[0], "stem_stride": 1, "stem_padding": 0, "padding_mode": "zeros",
                 "max_pool": isinstance(self.pool, nn.MaxPool2d), "widths": self.widths,
                 "kernels": list(SIZE[:len(self.widths)])}
+
+
+def map_side(pixels: int, layers: int, pool: bool = True) -> int:
+    """Rows of the map of layer ``layers`` for images of so many pixels a side."""
+    for size in SIZE[:layers]:
+        pixels = (pixels - size + 1) // (2 if pool else 1)
+    return pixels
 
 
 def build(inputs: int = 3, width: float = 1.0) -> Shallow:

@@ -94,4 +94,5 @@ def one_latent(latents: dict[str, Tensor], name: str) -> Tensor:
     if name in latents:
         return latents[name]
     values = list(latents.values())
-    return torch.stack(values).mean(0) if name == MEAN else torch.cat(values, dim=1)
+    joined = {BOTH: torch.cat, ALL: torch.cat, MEAN: lambda values, dim: torch.stack(values).mean(0)}
+    return joined[name](values, dim=1)

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lib.data.store import ImageData
-from lib.encoders.shallow import FILTERS, SIZE
+from lib.encoders.shallow import FILTERS, SIZE, map_side
 from lib.errors import UserError
 from lib.evaluate.batches import augmented_batches
 from lib.evaluate.progress import Lines
 from lib.evaluate.scores import accuracy
 from lib.files import read_tensors
 from lib.machine import Machine, computing
-from lib.params.evaluation import Transfer
+from lib.params.evaluation import FILTERS_ENCODER, Transfer, check_transfer_size
 from lib.params.pretraining import Augment
 from lib.seeds import generator
 from lib.views.augment import normalize
@@ -31,7 +31,6 @@ from lib.views.augment import normalize
 PADDING = 4  # black pixels around an image that is cropped
 HIDDEN = 512
 LAYER = ("weight", "bias")
-ENCODER = "shallow"
 
 Layer = dict[str, Tensor]
 
@@ -62,7 +61,7 @@ class Classifier(nn.Module):
     def __init__(self, image_size: int, classes: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, FILTERS[0], SIZE[0])
-        side = ((image_size - SIZE[0] + 1) // 2 - SIZE[1] + 1) // 2
+        side = map_side(image_size, layers=2)
         self.rest = nn.Sequential(
             nn.MaxPool2d(2), nn.BatchNorm2d(FILTERS[0]), nn.ReLU(inplace=True),
             nn.Conv2d(*FILTERS, SIZE[1]), nn.MaxPool2d(2), nn.BatchNorm2d(FILTERS[1]), nn.ReLU(inplace=True),
@@ -82,16 +81,17 @@ def first_layer(path: Path, variant: str) -> Layer:
         UserError: another encoder.
     """
     tensors, about = read_tensors(path)
-    if about["encoder"] != ENCODER:
+    if about["encoder"] != FILTERS_ENCODER:
         raise UserError(f"params.yaml: transfer.variants names {variant}, whose encoder is {about['encoder']}; "
-                        f"allowed: variants with the encoder {ENCODER}")
+                        f"allowed: variants with the encoder {FILTERS_ENCODER}")
     return _layer(tensors, "encoder.conv1", path)
 
 
 def _layer(tensors: dict[str, Tensor], where: str, path: Path) -> Layer:
     found = {name: tensors.get(f"{where}.{name}") for name in LAYER}
     expected = nn.Conv2d(3, FILTERS[0], SIZE[0], device="meta").state_dict()
-    for name, shape in ((name, value.shape) for name, value in expected.items()):
+    for name in LAYER:
+        shape = expected[name].shape
         if found[name] is None or found[name].shape != shape:
             raise UserError(f"{path} holds no tensor {where}.{name} of shape {'x'.join(map(str, shape))}; name a file "
                             "that the stage transfer or pretrain wrote")
@@ -116,9 +116,7 @@ def compare(found: list[Arm], data: ImageData, params: Transfer, machine: Machin
     Raises:
         UserError: images too small for the classifier.
     """
-    if data.about["image_size"] < 16:
-        raise UserError(f"params.yaml: image_size is {data.about['image_size']}; allowed with transfer.variants: at "
-                        "least 16")
+    check_transfer_size(data.about["image_size"])
     return [_train(arm, data, params, machine, seed, f"{label}, {arm.name}") for arm in found]
 
 

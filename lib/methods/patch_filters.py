@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib.encoders.shallow import Shallow
+from lib.encoders.shallow import Shallow, map_side
 from lib.errors import UserError
 from lib.losses.patch_triplets import patch_triplets
 from lib.methods.base import Method, Named, pool
@@ -49,7 +49,7 @@ class PatchFilters(Method):
     def __init__(self, options: Options, params: Pretraining) -> None:
         super().__init__(options, params)
         allowed = [pixels for pixels in range(PATCH[1], 64)
-                   if 1 < self.encoder.side(pixels, options.layers - 1) - PATCH[options.layers] + 1 <= MOST]
+                   if 1 < map_side(pixels, options.layers - 1, options.max_pool) - PATCH[options.layers] + 1 <= MOST]
         if params.augment.crop_pixels not in allowed:
             raise UserError(f"params.yaml: augment.crop_pixels of {params.variant} is {params.augment.crop_pixels}; "
                             f"allowed for the method {params.method} with layers {options.layers}: {allowed[0]} to "

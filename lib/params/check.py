@@ -13,7 +13,6 @@ BLOCKS = ("variants", "linear", "knn", "tsne", "transfer")
 EMPTY = '""'  # as params.yaml writes it
 JITTERS = ("brightness", "contrast", "saturation", "hue")
 CROPS = ("crop_scale_min", "crop_scale_max")
-SHALLOW, SMALLEST_TRANSFER = "shallow", 16  # the encoder whose filters can be moved, and the images' least size
 
 
 def check_params(raw: dict[str, Any]) -> None:
@@ -76,12 +75,11 @@ def _check_transfer(raw: dict[str, Any], variants: list[pretraining.Pretraining]
     chosen = evaluation.transfer_variants(raw, [variant.variant for variant in variants])
     for variant in variants:
         encoder = variant.watch.part.removeprefix("encoders/") if "encoders/" in variant.watch.part else variant.encoder
-        if variant.variant in chosen and encoder != SHALLOW:
+        if variant.variant in chosen and encoder != evaluation.FILTERS_ENCODER:
             raise UserError(f"params.yaml: transfer.variants names {variant.variant}, whose encoder is {encoder}; "
-                            f"allowed: variants with the encoder {SHALLOW}")
-    if chosen and image_size < SMALLEST_TRANSFER:
-        raise UserError(f"params.yaml: image_size is {image_size}; allowed with transfer.variants: at least "
-                        f"{SMALLEST_TRANSFER}")
+                            f"allowed: variants with the encoder {evaluation.FILTERS_ENCODER}")
+    if chosen:
+        evaluation.check_transfer_size(image_size)
 
 
 def _effective(key: str, value: Any, usual: Any, effective: bool, where: str, remedy: str) -> None:

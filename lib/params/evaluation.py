@@ -36,6 +36,9 @@ class Tsne:
     seed: int = param(0, low=0, high=2**31 - 1)
 
 
+FILTERS_ENCODER, SMALLEST_TRANSFER = "shallow", 16  # the encoder whose filters a classifier takes; its images' pixels
+
+
 @dataclass(frozen=True)
 class Transfer:
     """A classifier that starts from learned filters, against others; ``lr`` is a tenth of it in the last third.
@@ -49,6 +52,13 @@ class Transfer:
     batch_size: int = param(128, low=2)
     lr: float = param(1e-3, above=0, high=1)
     double_softmax: bool = param(False)
+
+
+def check_transfer_size(image_size: int) -> None:
+    """Raise UserError if images are too small for the classifier that starts from filters."""
+    if image_size < SMALLEST_TRANSFER:
+        raise UserError(f"params.yaml: image_size is {image_size}; allowed with transfer.variants: at least "
+                        f"{SMALLEST_TRANSFER}")
 
 
 def transfer_variants(raw: dict[str, Any], known: list[str]) -> list[str]:

@@ -80,8 +80,7 @@ def _latents(records: Sequence[Record]) -> list[str]:
         if len(names) == 1:
             continue
         line = f"**{record.variant}** has several latents; `{names[0]}` is the main one, used where only one is."
-        for joined in {"both", "all"}.intersection(names):
-            line += f" `{joined}` is their concatenation."
+        line += "".join(f" `{name}` is their concatenation." for name in names if name in ("both", "all"))
         if "mean" in names:
             line += " `mean` is their average, as wide as one of them."
         lines.append(line)
