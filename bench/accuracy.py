@@ -36,7 +36,8 @@ def leftthomas(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     data = load_data(Path(settings["images"]))
     torch.manual_seed(settings["seed"])
     images = data.train_images.permute(0, 2, 3, 1).contiguous().numpy()
-    training = recipe.Training(images, data.train_labels.numpy(), "small", settings["batch"], settings["workers"])
+    training = recipe.Training(images, data.train_labels.numpy(), "small", settings["batch"], settings["workers"],
+                               machine.device)
     monitor = knn_monitor(data, preset_params("cpu", []), replace(machine, precision="fp32"))
     found = _race("leftthomas", training.step, lambda: monitor(training.model), len(training.loader), None, settings)
     used = {"encoder": "small", "batch_size": settings["batch"], "workers": settings["workers"],

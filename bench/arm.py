@@ -7,7 +7,7 @@ import json
 import sys
 from importlib import import_module
 
-from bench.timing import peak_memory
+from bench.timing import device_memory, peak_memory
 from lib.errors import UserError
 from lib.machine import read_machine
 
@@ -21,7 +21,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)  # run says so
-    print(json.dumps({**found, "memory": peak_memory()}))
+    print(json.dumps({**found, "memory": peak_memory(), "device_memory": device_memory()}))
 
 
 if __name__ == "__main__":

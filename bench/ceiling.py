@@ -15,12 +15,13 @@ from lib.methods import build_method
 def measure(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     """FLOP/s of square matrix products, the best over ``sizes``; bf16 where our own arms compute in it."""
     names = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if machine.precision == "bf16" else {})
-    return {name: max(_rate(size, kind, settings) for size in settings["sizes"]) for name, kind in names.items()}
+    return {name: max(_rate(size, kind, settings, machine.device) for size in settings["sizes"])
+            for name, kind in names.items()}
 
 
-def _rate(size: int, kind: torch.dtype, settings: dict[str, Any]) -> float:
-    first, second = (torch.randn(size, size).to(kind) for _ in range(2))
-    out = torch.empty(size, size, dtype=kind)
+def _rate(size: int, kind: torch.dtype, settings: dict[str, Any], device: str) -> float:
+    first, second = (torch.randn(size, size).to(device, kind) for _ in range(2))
+    out = torch.empty(size, size, dtype=kind, device=device)
     return 2 * size**3 / steady(lambda: torch.mm(first, second, out=out), settings)["seconds"]
 
 

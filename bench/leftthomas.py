@@ -84,14 +84,16 @@ def contrast(first: Tensor, second: Tensor) -> Tensor:
 class Training:
     """The recipe's loop over one set of images, a step at a time."""
 
-    def __init__(self, images: numpy.ndarray, targets: numpy.ndarray, encoder: str, batch: int, workers: int) -> None:
+    def __init__(self, images: numpy.ndarray, targets: numpy.ndarray, encoder: str, batch: int, workers: int,
+                 device: str) -> None:
+        self.device = device
         self.loader = train_loader(images, targets, batch, workers)
         self.batches = forever(self.loader)
-        self.model = Model(encoder).train()
+        self.model = Model(encoder).to(device).train()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
 
     def step(self) -> float:
-        first, second, _ = next(self.batches)
+        first, second = (view.to(self.device, non_blocking=True) for view in next(self.batches)[:2])
         loss = contrast(self.model(first)[1], self.model(second)[1])
         self.optimizer.zero_grad()
         loss.backward()
@@ -114,7 +116,7 @@ def data(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
 def step(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     count = settings["train"]
     training = Training(pixels(count, channels_last=True), labels(count), settings["encoder"], settings["batch"],
-                        settings["workers"])
+                        settings["workers"], machine.device)
     return {**steady(training.step, settings), "precision": "fp32"}
 
 

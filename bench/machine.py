@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +17,7 @@ QUIET = 0.5  # load per processor
 CODE = ("lib", "bench", "presets", "requirements.txt", "requirements-bench.txt")
 
 
-def describe_machine(threads: int, precision: str, processors: list[int]) -> dict[str, Any]:
+def describe_machine(device: str, threads: int, precision: str, processors: list[int]) -> dict[str, Any]:
     """``load`` is the number of running processes over the last minute, before anything was started."""
     cpu = _cpu()
     return {
@@ -31,6 +32,7 @@ def describe_machine(threads: int, precision: str, processors: list[int]) -> dic
         "load": round(os.getloadavg()[0], 2),
         "quiet": os.getloadavg()[0] <= QUIET * (os.cpu_count() or 1),
         "system": f"{platform.system()} {platform.machine()}",
+        "gpu": _gpu() if device == "cuda" else None,
     }
 
 
@@ -65,6 +67,13 @@ def today() -> str:
 
 def _git(*arguments: str) -> str:
     return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _gpu() -> str:
+    """Its name and memory, asked for in a process of its own: this one must not hold the device."""
+    code = ("import torch; about = torch.cuda.get_device_properties(0); "
+            "print(f'{about.name}, {about.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}')")
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def _cpu() -> dict[str, str]:

@@ -76,6 +76,11 @@ def one_forward(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     return _step(settings, machine, change)
 
 
+def started_singly(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """Without CUDA graphs: the host starts every kernel."""
+    return _step(settings, replace(machine, compile="off"))
+
+
 def compiled(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     """With torch.compile of the encoder."""
     return _step(settings, replace(machine, compile="on"))

@@ -1,6 +1,6 @@
 """What is measured, of which size, and the ratios that are aimed at."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 SECTIONS = {
@@ -19,7 +19,9 @@ NAMES = {"ours": "ours", "leftthomas": "leftthomas/SimCLR recipe", "with_lightly
 PARTS = {"parts.fp32": "in fp32", "parts.contiguous": "not channels last", "parts.one_by_one": "augmented one by one",
          "parts.plain_adam": "Adam not fused", "parts.one_forward": "both views in one forward (another training)",
          "parts.compiled": "encoder compiled", "parts.side_by_side": "a training on each processor"}
-OTHERS = {"parts.whole_matrix": "the whole matrix at once"}
+CUDA_SECTIONS = ("ceiling", "step", "accuracy")
+CUDA_PARTS = ("parts.started_singly", "parts.compiled")
+OTHERS = {"parts.started_singly": "kernels started one by one", "parts.whole_matrix": "the whole matrix at once"}
 PEERS = ("leftthomas", "with_lightly")  # those with a data loader and workers
 ACCURACY_TARGET = 4.0
 
@@ -42,9 +44,13 @@ class Sizes:
     seconds: float = 20.0
     least: int = 3
     sweep_seconds: float = 8.0
+    cuda: bool = False
+    whole_device: tuple[tuple[str, int], ...] = ()  # encoders, and batches that keep a GPU busy
 
 
 FULL = Sizes()
+CUDA = replace(FULL, squares=(4096, 8192), warm=2.0, seconds=4.0, sweep_seconds=2.0, cuda=True,
+               whole_device=(("resnet18", 512), ("resnet50", 512)))
 QUICK = Sizes(train=400, test=100, data_batch=32, step_batches=(8, 4, 4), points=(100, 200), iterations=250,
               rows=(16,), most_rows=32, large_batch=(8, 4), squares=(128,),
               warm=0.0, seconds=0.1, least=1, sweep_seconds=0.0)
@@ -89,9 +95,13 @@ def _data(sizes: Sizes) -> list[Row]:
 
 def _step(sizes: Sizes) -> list[Row]:
     goals = {"small": 2.8, "resnet18": 3.0, "resnet50": 2.5}
-    return [Row("step", f"{encoder}, batch {batch}", "one step", ("ours.step", "leftthomas.step", "with_lightly.step"),
-                _common(sizes, encoder, batch), batch, {f"{peer}.step": goal for peer in PEERS})
-            for (encoder, goal), batch in zip(goals.items(), sizes.step_batches, strict=True)]
+    arms = ("ours.step", "leftthomas.step", "with_lightly.step", *(CUDA_PARTS[:1] if sizes.cuda else ()))
+    beside = [Row("step", f"{encoder}, batch {batch}", "one step", arms, _common(sizes, encoder, batch), batch,
+                  {f"{peer}.step": goal for peer in PEERS})
+              for (encoder, goal), batch in zip(goals.items(), sizes.step_batches, strict=True)]
+    alone = [Row("step", f"{encoder}, batch {batch}", "one step", ("ours.step", *CUDA_PARTS),
+                 _common(sizes, encoder, batch), batch) for encoder, batch in sizes.whole_device]
+    return [*beside, *alone]
 
 
 def _parts(sizes: Sizes) -> list[Row]:

@@ -3,7 +3,8 @@
 Every measurement has a process of its own. A repetition goes through all arms of all rows in turn, so that
 what is compared is measured close together; ratios are taken within it. A whole run writes
 bench/results.json and bench/results.md, any other bench/partial.*; with --add it keeps the other sections
-that are in bench/partial.json, which every run writes. The CPU is measured, on Linux.
+that are in bench/partial.json, which every run writes. With --device cuda a GPU is measured, and bench/cuda.*
+is written and added to. Linux alone.
 """
 
 import argparse
@@ -11,13 +12,14 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from bench import machine as facts
 from bench.ours import preset_params
-from bench.plan import FULL, NAMES, QUICK, SECTIONS, Row, Sizes, name_of, rows, sweep_of, worker_counts
+from bench.plan import (CUDA, CUDA_SECTIONS, FULL, NAMES, QUICK, SECTIONS, Row, Sizes, name_of, rows, sweep_of,
+                        worker_counts)
 from bench.report import document
 from lib.data.store import IMAGES_FILE
 from lib.errors import UserError
@@ -25,7 +27,6 @@ from lib.files import read_about, read_json, write_json, write_text
 from lib.machine import read_machine
 
 FOLDER = Path("bench")
-PARTIAL = FOLDER / "partial.json"
 Record = dict[str, Any]
 
 
@@ -33,23 +34,28 @@ class Bench:
     """A run: what was asked, what has been measured so far."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        os.environ["ENGRAM_DEVICE"], os.environ["ENGRAM_PROCESSES"] = "cpu", "1"
+        os.environ["ENGRAM_DEVICE"], os.environ["ENGRAM_PROCESSES"] = arguments.device, "1"
+        on_gpu = arguments.device == "cuda"
         machine = read_machine()
         preset_params("cpu", arguments.ours)  # a slip must not wait for the hours before it is read
         self.arguments, self.threads = arguments, machine.threads
         self.processors = sorted(os.sched_getaffinity(0))[:machine.threads]
-        self.sizes: Sizes = QUICK if arguments.quick else FULL
-        self.sections = arguments.sections or list(SECTIONS)
+        full = CUDA if on_gpu else FULL
+        self.sizes: Sizes = replace(QUICK, cuda=on_gpu) if arguments.quick else full
+        self.every = CUDA_SECTIONS if on_gpu else tuple(SECTIONS)
+        self.sections = arguments.sections or list(self.every)
+        self.name = "cuda" if on_gpu else "partial"
         self.rows = rows(self.sizes, self.sections)
         self.record: Record = {
             "date": facts.today(), "commit": facts.commit(), "quick": arguments.quick, "whole": False,
             "sections": [], "repetitions": 0, "sizes": asdict(self.sizes),
-            "machine": facts.describe_machine(machine.threads, machine.precision, self.processors),
+            "machine": facts.describe_machine(arguments.device, machine.threads, machine.precision, self.processors),
             "versions": facts.versions(), "workers": {}, "accuracy": {"skipped": "not asked for"},
             "rows": [{**asdict(row), "flops": None, "runs": {arm: [] for arm in row.arms}} for row in self.rows],
             "before": [],
         }
-        self.kept = kept(read_json(PARTIAL), self.record, self.sections) if arguments.add else None
+        earlier = FOLDER / f"{self.name}.json"
+        self.kept = kept(read_json(earlier), self.record, self.sections) if arguments.add else None
 
     def measure(self) -> None:
         """All of it; what is there is written after every repetition."""
@@ -65,15 +71,15 @@ class Bench:
                     record["runs"][arm].append(self.arm(row, arm, repetition))
             self.record["repetitions"] = repetition + 1
             self.record["sections"] = [section for section in self.sections if section != "accuracy"]
-            self.write("partial")
+            self.write(self.name)
         if "accuracy" in self.sections:
             self.record["accuracy"] = self.accuracy()
             self.record["sections"] = self.sections
         runs = [self.record, *self.record["before"]]
         measured = {section for run in runs for section in run["sections"]}
-        self.record["whole"] = not self.arguments.quick and measured == set(SECTIONS)
-        self.write("partial")
-        if self.record["whole"]:
+        self.record["whole"] = not self.arguments.quick and measured == set(self.every)
+        self.write(self.name)
+        if self.record["whole"] and self.name == "partial":
             self.write("results")
 
     def arm(self, row: Row, arm: str, repetition: int) -> Record:
@@ -91,6 +97,8 @@ class Bench:
         module, function = arm.split(".")
         what = f"step, {settings['encoder']}, batch {settings['batch']}" if function == "step" else "data path"
         key = f"{NAMES[module]}: {what}"
+        if self.arguments.workers is not None:
+            return self.arguments.workers
         if key not in self.record["workers"]:
             counts = worker_counts(len(self.processors))[:2 if self.arguments.quick else None]
             found = {count: self.child(arm, {**settings, "workers": count}).get("seconds") for count in counts}
@@ -147,15 +155,15 @@ def kept(earlier: Record, now: Record, sections: list[str]) -> Record:
         UserError: it was measured on another machine, with other versions or sizes.
     """
     if not {"before", "sections", "sizes", "machine", "versions", "rows"} <= earlier.keys():
-        raise UserError(f"{PARTIAL} is of another version of this benchmark; --add needs one of this: run all sections "
-                        "again")
+        raise UserError("what is there is of another version of this benchmark; --add needs one of this: run all "
+                        "sections again")
     sizes = earlier["sizes"].keys() & now["sizes"].keys()  # a section that is new may bring a size of its own
-    same = [json.dumps([{**found["machine"], "load": None, "quiet": None}, found["versions"],
+    same = [json.dumps([{"gpu": None, **found["machine"], "load": None, "quiet": None}, found["versions"],
                         {name: found["sizes"][name] for name in sorted(sizes)}], sort_keys=True)
             for found in (earlier, now)]
     if same[0] != same[1]:
-        raise UserError(f"{PARTIAL} was measured on another machine, or with other versions or sizes; --add needs the "
-                        "same: run all sections again")
+        raise UserError("what is there was measured on another machine, or with other versions or sizes; --add needs "
+                        "the same: run all sections again")
     last = {**{key: earlier[key] for key in ("date", "commit", "sections")},
             **{key: earlier["machine"][key] for key in ("load", "quiet")}}
     runs = [*earlier["before"], last]
@@ -191,6 +199,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--add", action="store_true", help="to the sections in bench/partial.json, of this machine")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works: numbers mean nothing")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--workers", type=int, help="of the peers' data loaders; without it, the fastest number")
     race = parser.add_argument_group("time to accuracy")
     race.add_argument("--goal", type=float, default=55.0, help="validation kNN in percent (55)")
     race.add_argument("--limit-minutes", type=float, default=240.0, help="training after which an arm is stopped (240)")
@@ -204,6 +214,8 @@ def parse() -> argparse.Namespace:
     for section in arguments.sections:
         if section not in SECTIONS:
             parser.error(f"there is no section {section!r}; sections: {', '.join(SECTIONS)}")
+        if arguments.device == "cuda" and section not in CUDA_SECTIONS:
+            parser.error(f"section {section} is of a CPU alone; with --device cuda: {', '.join(CUDA_SECTIONS)}")
     if arguments.repetitions < 1:
         parser.error(f"--repetitions is {arguments.repetitions}; allowed: at least 1")
     arguments.ours = arguments.ours or ["epochs=5"]
@@ -219,7 +231,7 @@ def main() -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print("interrupted; repetitions that were finished are in bench/partial.md", file=sys.stderr)
+        print(f"interrupted; repetitions that were finished are in bench/{bench.name}.md", file=sys.stderr)
         sys.exit(130)
     print(bench.written.read_text())
     say(f"written: {bench.written}, {bench.written.with_suffix('.json')}")

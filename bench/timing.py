@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 WARM_CALLS = 2
+CALLS_AHEAD = 20  # of a GPU
 
 
 def steady(work: Callable[[], Any], settings: dict[str, Any]) -> dict[str, Any]:
@@ -25,18 +28,34 @@ def once(work: Callable[[], Any]) -> dict[str, Any]:
     """Seconds of a single call."""
     started = time.perf_counter()
     work()
+    _wait()
     return {"seconds": time.perf_counter() - started, "calls": 1}
 
 
 def _repeat(work: Callable[[], Any], seconds: float, least: int) -> tuple[float, int]:
-    """Whole calls for at least ``seconds`` and ``least`` calls; returns the seconds spent and the calls."""
+    """Whole calls for at least ``seconds`` and ``least`` calls; returns the seconds spent and the calls.
+
+    Every so many calls a GPU is waited for, so that what is spent is known; the last time before the clock is read.
+    """
     started, calls = time.perf_counter(), 0
     while True:
         work()
         calls += 1
-        spent = time.perf_counter() - started
-        if calls >= least and spent >= seconds:
-            return spent, calls
+        if calls >= least and (calls % CALLS_AHEAD == 0 or not _on_a_gpu()):
+            _wait()
+            spent = time.perf_counter() - started
+            if spent >= seconds:
+                return spent, calls
+
+
+def _on_a_gpu() -> bool:
+    """Whether this process has used one: calls then return before the work is done."""
+    return torch.cuda.is_initialized()
+
+
+def _wait() -> None:
+    if _on_a_gpu():
+        torch.cuda.synchronize()
 
 
 def forever(loader: Any) -> Iterator[Any]:
@@ -51,6 +70,11 @@ def peak_memory() -> float:
     The kernel's VmHWM: unlike ru_maxrss it starts anew with a new program.
     """
     return _kibibytes(Path("/proc/self/status"), "VmHWM") / 1024
+
+
+def device_memory() -> float | None:
+    """The most that tensors took on the GPU so far, in MiB; None where none is used."""
+    return torch.cuda.max_memory_allocated() / 2**20 if _on_a_gpu() else None
 
 
 def workers_memory() -> float:

@@ -62,12 +62,12 @@ def data(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
 
 def step(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     batches = forever(_loader(settings))
-    model, criterion = Model(settings["encoder"]).train(), NTXentLoss()
+    model, criterion = Model(settings["encoder"]).to(machine.device).train(), NTXentLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
 
     def work() -> None:
         (first, second), _ = next(batches)
-        loss = criterion(model(first), model(second))
+        loss = criterion(model(first.to(machine.device)), model(second.to(machine.device)))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

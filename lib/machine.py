@@ -23,10 +23,10 @@ class Machine:
     """``precision`` is bf16 (autocast; parameters and losses stay fp32) or fp32.
 
     ``processes`` of this machine, and those of the others, share one global batch; ``threads`` are per
-    process. ``compile`` is off, on (torch.compile of the encoder) or graphs (with CUDA graphs as well); off
-    is the choice of "auto". ``torchrun`` is what torchrun has to know about several machines
-    (docs/scaling.md), empty for one alone. ``nodes`` is no setting: the number of machines that torchrun has
-    started processes on.
+    process. ``compile`` is off, on (torch.compile of the encoder) or graphs (CUDA graphs of the forward and the
+    backward pass, for one process); the choice of "auto" is graphs where they can be, else off. ``torchrun`` is
+    what torchrun has to know about several machines (docs/scaling.md), empty for one alone. ``nodes`` is no
+    setting: the number of machines that torchrun has started processes on.
     """
 
     device: str
@@ -40,7 +40,7 @@ class Machine:
 
     def __str__(self) -> str:
         nodes = f" on {self.nodes} nodes" if self.nodes > 1 else ""
-        compiled = {"off": "", "on": ", compiled", "graphs": ", compiled with graphs"}[self.compile]
+        compiled = {"off": "", "on": ", compiled", "graphs": ", CUDA graphs"}[self.compile]
         return f"{self.device} x{self.processes}{nodes}, {self.threads} threads, {self.precision}{compiled}"
 
 
@@ -62,14 +62,15 @@ def read_machine() -> Machine:
     found = {name: os.environ.get(f"ENGRAM_{name.upper()}", written.get(name, "auto")) for name in names}
     device = _device(str(found["device"]))
     processes, torchrun = _processes(found["processes"]), _torchrun(found["torchrun"])
-    _require_devices(device, processes, several=processes > 1 or bool(torchrun) or launched())
+    several = processes > 1 or bool(torchrun) or launched()
+    _require_devices(device, processes, several)
     machine = Machine(
         device=device,
         processes=processes,
         threads=_count("threads", found["threads"], max(1, _processors() // processes)),
         precision=_precision(str(found["precision"]), device),
         checkpoint_minutes=_minutes(found["checkpoint_minutes"]),
-        compile=_compile(found["compile"], device),
+        compile=_compile(found["compile"], device, several),
         torchrun=torchrun,
         nodes=int(os.environ["GROUP_WORLD_SIZE"]) if launched() else 1,
     )
@@ -164,14 +165,18 @@ def _minutes(value: object) -> float:
     return minutes
 
 
-def _compile(value: object, device: str) -> str:
-    words = {"True": "on", "False": "off", "auto": "off"}  # YAML reads on and off as true and false
+def _compile(value: object, device: str, several: bool) -> str:
+    words = {"True": "on", "False": "off"}  # YAML reads on and off as true and false
     chosen = words.get(str(value), str(value))
+    graphs = device != "cpu" and not several
+    if chosen == "auto":
+        return "graphs" if graphs else "off"
     if chosen not in ("off", "on", "graphs"):
         raise UserError(f"machine setting compile is {value!r}; allowed: auto, off, on, graphs")
-    if chosen == "graphs" and device == "cpu":
-        raise UserError("machine setting compile is 'graphs' with device 'cpu'; CUDA graphs need a CUDA device: "
-                        "allowed: auto, off, on")
+    if chosen == "graphs" and not graphs:
+        reason = f"device {device!r}" if device == "cpu" else "several processes"
+        raise UserError(f"machine setting compile is 'graphs' with {reason}; CUDA graphs need a CUDA device and one "
+                        "process: allowed: auto, off, on")
     return chosen
 
 

@@ -1,24 +1,27 @@
 """The training core on a GPU. Skipped, visibly, where there is none."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
-from lib.core.trainer import COMPILE_MODES, Pretrainer
+from lib.core.recorded import DrawsNumbers, Recorded
+from lib.core.trainer import Pretrainer
 from lib.machine import Machine
 from lib.methods import build_method
 from tests.examples import CPU, images, params_file, pretraining
 
 VARIANTS = list(params_file()["variants"])
 CUDA = Machine(device="cuda", processes=1, threads=1, precision="fp32", checkpoint_minutes=10.0)
+GRAPHS = replace(CUDA, compile="graphs")
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def trainer(machine: Machine, variant: str = "simclr", **changes) -> Pretrainer:
     torch.manual_seed(0)
     params = pretraining(variant, **changes)
-    return Pretrainer(build_method(params), images(), params, machine)
+    return Pretrainer(build_method(params), images(count=128), params, machine)
 
 
 def losses(run: Pretrainer, steps: int = 4) -> list[float]:
@@ -26,22 +29,57 @@ def losses(run: Pretrainer, steps: int = 4) -> list[float]:
     return torch.stack([run.step(0, step, order[step]) for step in range(steps)])[:, 0].tolist()
 
 
+def first_gradient(run: Pretrainer) -> tuple[float, torch.Tensor]:
+    """The first step's loss, and its gradient as one vector on the CPU."""
+    values = run.gradient(0, 0, run.order(0)[0])
+    slopes = [weight.grad.flatten().cpu() for weight in run.method.parameters() if weight.grad is not None]
+    return values[0].item(), torch.cat(slopes)
+
+
+@pytest.fixture
+def drawn_on_the_cpu(monkeypatch):
+    """Random numbers of a loss come from the CPU's stream on a GPU too: the two streams differ."""
+    def drawn(draw: Callable) -> Callable:
+        return lambda *given, device="cpu", **named: draw(*given, **named).to(device)
+
+    monkeypatch.setattr(torch, "rand_like", lambda like: torch.rand(like.shape, device=like.device))
+    for name in ("rand", "randint"):
+        monkeypatch.setattr(torch, name, drawn(getattr(torch, name)))
+
+
 @on_a_gpu
 @pytest.mark.parametrize("micro", [0, 4])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_first_steps_are_those_of_a_cpu(variant, micro):
+def test_the_first_step_is_that_of_a_cpu(variant, micro, drawn_on_the_cpu):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    expected, found = (losses(trainer(machine, variant, micro_batch_size=micro)) for machine in (CPU, CUDA))
-    assert found == pytest.approx(expected, rel=1e-3)
+    expected, slope = first_gradient(trainer(CPU, variant, micro_batch_size=micro))
+    for machine in (CUDA, GRAPHS):
+        found, own = first_gradient(trainer(machine, variant, micro_batch_size=micro))
+        assert found == pytest.approx(expected, rel=1e-4)
+        assert (own - slope).norm() <= 1e-2 * slope.norm()
 
 
 @on_a_gpu
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_recorded_steps_are_those_of_eager_ones(variant):
+    """Over half of the steps, where a method may turn to other layers, and with what it remembers between them."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    plain, recorded = (trainer(machine, variant, epochs=1) for machine in (CUDA, GRAPHS))
+    steps = plain.steps_per_epoch
+    assert steps >= 6 and recorded.recorded and losses(recorded, steps) == pytest.approx(losses(plain, steps), rel=5e-3)
+    assert recorded.recorded.of and recorded.machine == GRAPHS
+    for (name, expected), found in zip(plain.method.named_buffers(), recorded.method.buffers(), strict=True):
+        torch.testing.assert_close(found.float(), expected.float(), rtol=0.02, atol=0.02, msg=name)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("compile", ["off", "graphs"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_nothing_in_a_step_waits_for_the_device(variant, precision):
-    run = trainer(replace(CUDA, precision=precision), variant)
+def test_nothing_in_a_step_waits_for_the_device(variant, precision, compile):
+    run = trainer(replace(CUDA, precision=precision, compile=compile), variant)
     order = run.order(0)
-    run.step(0, 0, order[0])  # kernels are chosen and memory is taken
+    run.step(0, 0, order[0])  # kernels are chosen, memory is taken, graphs are recorded
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -53,16 +91,38 @@ def test_nothing_in_a_step_waits_for_the_device(variant, precision):
 
 
 @on_a_gpu
-@pytest.mark.parametrize("mode", list(COMPILE_MODES))
-def test_compiled_steps_are_those_of_eager_ones(mode):
-    expected, found = losses(trainer(CUDA)), losses(trainer(replace(CUDA, compile=mode)))
+def test_an_estimate_leaves_what_is_recorded_alone():
+    run, other = trainer(GRAPHS), trainer(GRAPHS)
+    before = losses(run, 2)
+    assert run.estimate() > 0
+    order = run.order(0)
+    after = [run.step(0, step, order[step])[0].item() for step in (2, 3)]
+    assert before + after == pytest.approx(losses(other), rel=1e-3)
+
+
+@on_a_gpu
+def test_a_forward_pass_that_draws_is_not_recorded(capsys):
+    run = trainer(GRAPHS)
+    embed = run.method.embed
+    run.method.embed = lambda views: embed([view + 0.1 * torch.randn_like(view) for view in views])
+    weights = [weight.clone() for weight in run.method.parameters()]
+    with pytest.raises(DrawsNumbers):
+        Recorded().forward(run.method, lambda inputs: run.method.embed(inputs), [torch.rand(16, 3, 16, 16).cuda()] * 2)
+    assert all(map(torch.equal, weights, run.method.parameters()))
+    assert len(losses(run)) == 4 and run.recorded is None and run.machine.compile == "off"
+    assert "draws random numbers" in capsys.readouterr().out
+
+
+@on_a_gpu
+def test_compiled_steps_are_those_of_eager_ones():
+    expected, found = losses(trainer(CUDA)), losses(trainer(replace(CUDA, compile="on")))
     assert found == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_encoder_is_compiled_where_the_machine_says_so(monkeypatch):
     asked = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, mode: asked.append((type(module).__name__, mode)))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: asked.append(type(module).__name__))
     names = set(trainer(CPU).method.state_dict())
     assert not asked
     run = trainer(replace(CPU, compile="on"))
-    assert asked == [("SmallResNet", "default")] and set(run.method.state_dict()) == names
+    assert asked == ["SmallResNet"] and set(run.method.state_dict()) == names

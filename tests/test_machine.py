@@ -61,7 +61,8 @@ def test_a_temporary_copy_finds_the_file_of_the_repository(tmp_path, monkeypatch
     ("device: cuda:99", "device is 'cuda:99'; usable here: auto, cpu"),
     ("checkpoint_minutes: -1", "checkpoint_minutes is -1; allowed"),
     ("compile: fast", "compile is 'fast'; allowed: auto, off, on, graphs"),
-    ("compile: graphs", "'graphs' with device 'cpu'; CUDA graphs need a CUDA device: allowed: auto, off, on"),
+    ("compile: graphs",
+     "'graphs' with device 'cpu'; CUDA graphs need a CUDA device and one process: allowed: auto, off, on"),
 ])
 def test_a_setting_that_cannot_be_honoured_is_refused(text, words, tmp_path):
     (tmp_path / "machine.yaml").write_text(text)

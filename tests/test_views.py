@@ -211,12 +211,24 @@ def test_images_that_do_not_fit_the_draws_are_refused():
 
 
 def test_the_host_never_reads_a_tensor():
-    """What would make a GPU's host wait, forbidden here on the CPU; the plan is made before."""
-    images, plan = some_images(64), drawn(Augment(), 64).to("cpu")
-    with NoReading():
-        augment(images, plan, MEAN, STD)
+    """What would make a GPU's host wait, forbidden here on the CPU; the draws are made ready before."""
+    images, draws = some_images(64), drawn(Augment(), 64)
+    for ready in (draws.to("cpu"), draws.table()):
+        with NoReading():
+            augment(images, ready, MEAN, STD)
     with pytest.raises(AssertionError), NoReading():
         images[images[:, 0, 0, 0] > 9]
+
+
+@pytest.mark.parametrize("changes", [{}, {"jitter": 0.0}, {"hue": 0.0}, {"grayscale": 0.0}, {"jitter": 1.0},
+                                     {"crop_pixels": 9}, {"jitter": 0.5, "grayscale": 0.7}])
+def test_what_a_gpu_computes_is_what_a_cpu_does(changes):
+    """All images through all steps, each kept where a mask says so, against the sorted runs."""
+    images, draws = some_images(200, 24, 40), drawn(replace(Augment(), **changes), 200, 24, 40)
+    table = draws.table()
+    assert len(table) == 200 and table.numbers.shape == (200, sum(draws.size) + 15)
+    masked, sorted_runs = augment(images, table, MEAN, STD), augment(images, draws, MEAN, STD)
+    assert masked.shape == sorted_runs.shape and torch.allclose(masked, sorted_runs, rtol=0, atol=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -8,7 +8,7 @@ import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,17 +17,16 @@ from torch import Tensor, nn
 from lib.core import processes
 from lib.core.health import Guard, spread
 from lib.core.optimizers import build_optimizer
+from lib.core.recorded import DrawsNumbers, Recorded
 from lib.core.schedule import learning_rate
 from lib.data.store import ImageData
 from lib.errors import UserError
 from lib.machine import Machine, computing
 from lib.params.pretraining import Pretraining
 from lib.seeds import generator
-from lib.views.augment import Draws, augment, draw
+from lib.views.augment import Draws, Plan, Table, augment, draw
 
 ESTIMATE_IMAGES = 64
-COMPILE_MODES = {"on": "default", "graphs": "reduce-overhead"}  # torch's names
-
 Named = dict[str, Tensor]
 
 
@@ -69,16 +68,20 @@ class Pretrainer:
     def __init__(self, method: nn.Module, data: ImageData, params: Pretraining, machine: Machine) -> None:
         images, self.given = _training_images(method, data, machine)
         check_batch(params, len(images), processes.world())
-        self.params, self.machine = params, machine
+        self.params = params
         self.rows = processes.own_rows(params.batch_size)
         self.micro_batches = micro_batches(self.rows, params.micro_batch_size)
+        if machine.compile == "graphs" and len(self.micro_batches) > 1:
+            machine = replace(machine, compile="off")  # what BatchNorm counts differs between the two passes
+        self.machine = machine
+        self.recorded = Recorded() if machine.compile == "graphs" else None
         self.images = images.to(machine.device)
         self.mean, self.std = data.mean.to(machine.device), data.std.to(machine.device)
         method.see_data(data.mean, data.std, len(images), len(data.classes))
         method = method.to(machine.device, memory_format=torch.channels_last).train()
         self.method = processes.share_statistics(method, machine)
-        if machine.compile != "off":
-            self.method.encoder.compile(mode=COMPILE_MODES[machine.compile])
+        if machine.compile == "on":
+            self.method.encoder.compile()
         self.optimizer = build_optimizer(self.method, params.optimizer)
         self.steps_per_epoch = len(images) // params.batch_size
         self.guard = Guard(machine.device)
@@ -102,9 +105,36 @@ class Pretrainer:
 
     def views(self, draws: list[Draws], indices: Tensor, rows: slice) -> list[Tensor]:
         """The augmented views of some rows of the batch at ``indices`` [B]: [rows, 3, S, S] each."""
-        images = self.images[indices[rows]]
-        return [augment(images, drawn.rows(rows), self.mean, self.std).contiguous(memory_format=torch.channels_last)
-                for drawn in draws]
+        return self._augmented(indices[rows], [drawn.rows(rows).to(self.machine.device) for drawn in draws])
+
+    def _augmented(self, indices: Tensor, ready: list[Plan | Table]) -> list[Tensor]:
+        images = self.images[indices]
+        return [augment(images, drawn, self.mean, self.std).contiguous(memory_format=torch.channels_last)
+                for drawn in ready]
+
+    def _embed(self, views: list[Tensor]) -> Named:
+        with computing(self.machine):
+            embeddings = self.method.embed(views)
+        return {name: values.float() for name, values in embeddings.items()}
+
+    def _recorded_or_none(self, draws: list[Draws], indices: Tensor) -> Named | None:
+        """The embeddings of the whole batch from a CUDA graph, as leaves; None where none is to be had."""
+        if not self.recorded:
+            return None
+        tables = [drawn.rows(self.rows).to(self.machine.device) for drawn in draws]
+
+        def embed(inputs: list[Tensor]) -> Named:
+            rows, *numbers = inputs
+            ready = [replace(table, numbers=own) for table, own in zip(tables, numbers, strict=True)]
+            return self._embed(self._augmented(rows, ready))
+
+        try:
+            return self.recorded.forward(self.method, embed, [indices[self.rows], *(one.numbers for one in tables)])
+        except DrawsNumbers:
+            print(f"{self.params.variant}: its forward pass draws random numbers, which a CUDA graph would repeat; "
+                  "its kernels are started one by one", flush=True)
+            self.recorded, self.machine = None, replace(self.machine, compile="off")
+            return None
 
     def gradient(self, epoch: int, step: int, indices: Tensor) -> Tensor:
         """Leave the gradient of the batch at ``indices`` [B] in the parameters.
@@ -122,18 +152,19 @@ class Pretrainer:
 
         def embed(rows: slice) -> Named:
             torch.manual_seed(generator(self.params.seed, "embed", epoch, step, rows.start).initial_seed())
-            views = self.views(draws, indices, rows)
-            with computing(self.machine):
-                embeddings = self.method.embed(views)
-            return {name: values.float() for name, values in embeddings.items()}
+            return self._embed(self.views(draws, indices, rows))
 
         several = len(self.micro_batches) > 1
-        embeddings = _detached(embed, self.micro_batches) if several else embed(self.micro_batches[0])
+        embeddings = self._recorded_or_none(draws, indices)
+        if embeddings is None:
+            embeddings = _detached(embed, self.micro_batches) if several else embed(self.micro_batches[0])
         torch.manual_seed(generator(self.params.seed, "loss", epoch, step).initial_seed())
         whole = {name: processes.gather(rows) for name, rows in embeddings.items()}
         given = {name: processes.gather(values[indices[self.rows]]) for name, values in self.given.items()}
         total, parts = self.method.loss({**whole, **given})
         total.backward()
+        if self.recorded:
+            self.recorded.backward(embeddings)
         if several:
             with _statistics_kept(self.method):
                 for rows in self.micro_batches:
@@ -172,6 +203,7 @@ class Pretrainer:
         """
         trial = copy.copy(self)
         trial.method = copy.deepcopy(self.method)
+        trial.recorded = Recorded() if self.recorded else None
         if torch.device(self.machine.device).type == "cpu":
             count = min(ESTIMATE_IMAGES, self.rows.stop - self.rows.start)
             trial.rows = slice(self.rows.start, self.rows.start + count)

@@ -1,9 +1,10 @@
 """From uint8 images and their draws to views: crop, flip, color jitter, grayscale, normalise.
 
 B images of H x W pixels, views of h x w. Every view is computed from its own row of draws. Images that need the same
-steps are taken together: sorted by the slot in which hue comes, each image meets each of its four
-color operations once, in its own order, and nothing is selected by a mask. On a CPU the runs are cut
-so that a run stays in the cache through all of its steps.
+steps are taken together on a CPU: sorted by the slot in which hue comes, each image meets each of its four
+color operations once, in its own order, and nothing is selected by a mask. The runs are cut so that a run
+stays in the cache through all of its steps. On a CUDA device all images go through all steps, and a mask
+says what each keeps: a few large kernels instead of many small ones, the same for every batch.
 """
 
 import torch
@@ -11,14 +12,14 @@ from torch import Tensor
 
 from lib.views.color import blend_, gray, turn_hue_
 from lib.views.crop import resample
-from lib.views.draws import NO_JITTER, Draws, Plan, Run, draw
+from lib.views.draws import NO_JITTER, Draws, Plan, Run, Table, draw
 
-__all__ = ["Draws", "Plan", "augment", "draw", "normalize"]
+__all__ = ["Draws", "Plan", "Table", "augment", "draw", "normalize"]
 
 CPU_PIXELS = 64 * 32 * 32  # per run
 
 
-def augment(images: Tensor, draws: Draws | Plan, mean: Tensor, std: Tensor) -> Tensor:
+def augment(images: Tensor, draws: Draws | Plan | Table, mean: Tensor, std: Tensor) -> Tensor:
     """The views of ``images``, computed where the images are; the host waits for nothing.
 
     Args:
@@ -32,17 +33,19 @@ def augment(images: Tensor, draws: Draws | Plan, mean: Tensor, std: Tensor) -> T
     Raises:
         ValueError: the draws are for another number or size of images.
     """
-    plan = draws.to(images.device) if isinstance(draws, Draws) else draws
-    drawn = (len(plan.rows), 3, *plan.source)
+    ready = draws.to(images.device) if isinstance(draws, Draws) else draws
+    drawn = (len(ready), 3, *ready.source)
     if images.shape != drawn:
         raise ValueError(f"images of shape {tuple(images.shape)}, draws for {drawn}")
-    size = max(1, CPU_PIXELS // images.shape[2:].numel()) if images.device.type == "cpu" else len(images)
     scale, shift = _scale_and_shift(images, mean, std)
-    views = torch.empty(*drawn[:2], plan.down.shape[1], plan.across.shape[1], device=images.device)
     with torch.autocast(images.device.type, enabled=False):
-        for run in (part for whole in plan.runs for part in whole.split(size)):
-            view = _view(images, plan, run).mul_(scale).add_(shift)
-            views.index_copy_(0, plan.rows[run.start:run.stop], view)
+        if isinstance(ready, Table):
+            return _masked(images, ready).mul_(scale).add_(shift)
+        views = torch.empty(*drawn[:2], ready.down.shape[1], ready.across.shape[1], device=images.device)
+        size = max(1, CPU_PIXELS // images.shape[2:].numel())
+        for run in (part for whole in ready.runs for part in whole.split(size)):
+            view = _view(images, ready, run).mul_(scale).add_(shift)
+            views.index_copy_(0, ready.rows[run.start:run.stop], view)
     return views
 
 
@@ -69,4 +72,18 @@ def _view(images: Tensor, plan: Plan, run: Run) -> Tensor:
                 turn_hue_(view, plan.hue[part])
     if run.gray:
         view[:run.gray] = gray(view[:run.gray])[:, None]
+    return view
+
+
+def _masked(images: Tensor, table: Table) -> Tensor:
+    """All views in 0..1, in the images' order."""
+    down, across, blend, hue, slot, grays = table.parts()
+    view, recipe = resample(images, down, across), table.recipe
+    for number in range(4 if recipe.jitter else 0):
+        blend_(view, blend[:, number])
+        if recipe.hue:
+            here = (slot == number)[:, None, None, None]
+            view = torch.where(here, turn_hue_(view.clone(), hue), view)
+    if recipe.grayscale:
+        view = torch.where(grays[:, None, None, None] > 0, gray(view)[:, None], view)
     return view

@@ -1,8 +1,9 @@
 """What is random in a view: one row of numbers per image, drawn on the CPU before any pixel is touched.
 
 Everything that would make the host wait for the device is settled here: which images are jittered, in
-which order, which turn grey. `Draws.to` sorts the images by that, so that `lib.views.augment` works on
-contiguous runs whose sizes the host already knows, without masks and without asking the device.
+which order, which turn grey. For a CPU `Draws.to` sorts the images by that, so that `lib.views.augment` works on
+contiguous runs whose sizes the host already knows. For a CUDA device it makes a `Table`, whose shape is the same
+for every batch: there, starting a kernel costs more than what it computes for nothing.
 
 B images of H x W pixels, views of h x w; four color operations, in four slots of time.
 """
@@ -17,6 +18,7 @@ from lib.params.pretraining import Augment
 from lib.views.crop import positions
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+UNCHANGED = (1.0, 0.0, 0.0)  # a blend: all of the image, nothing grey
 NO_JITTER = 4  # the group of images without jitter; groups 0..3 have hue in that slot
 CROP_TRIES = 10
 RATIO = (3 / 4, 4 / 3)
@@ -61,6 +63,34 @@ class Plan:
     turns: bool
     source: tuple[int, int]
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Draws made ready for a device on which all images go through all steps: shapes are those of every batch.
+
+    Attributes:
+        numbers: float32 [B, h + w + 15]: down, across, blend (4 x 3), hue, the slot of the hue, whether grey.
+            An image without jitter, and each in its slot of the hue, has the blend that changes nothing.
+        recipe: what was drawn from; what it never does is left out.
+        size, source: height and width of the views and of the images.
+    """
+
+    numbers: Tensor
+    recipe: Augment
+    size: tuple[int, int]
+    source: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """down [B, h], across [B, w], blend [B, 4, 3], hue [B], slot [B], gray [B]."""
+        down, across, blend, rest = self.numbers.split([*self.size, 12, 3], 1)
+        return down, across, blend.unflatten(1, (4, 3)), *rest.unbind(1)
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -71,6 +101,7 @@ class Draws:
         flip, jitter, gray: bool [B].
         factors: float32 [B, 4], of brightness, contrast, saturation (1 changes nothing) and hue (0 does).
         order: int64 [B, 4], the operation in each slot of time.
+        recipe: what they were drawn from.
         size: height and width of the views.
         source: height and width of the images.
     """
@@ -81,6 +112,7 @@ class Draws:
     gray: Tensor
     factors: Tensor
     order: Tensor
+    recipe: Augment
     size: tuple[int, int]
     source: tuple[int, int]
 
@@ -92,8 +124,23 @@ class Draws:
         tensors = {name: value[selection] for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors)
 
-    def to(self, device: torch.device | str) -> Plan:
-        """Sort by run on the host and send the numbers without waiting for the device."""
+    def to(self, device: torch.device | str) -> Plan | Table:
+        """What the device works with; nothing waits for it."""
+        if torch.device(device).type == "cuda":
+            table = self.table()
+            return replace(table, numbers=_send(table.numbers, device))
+        return self._plan(device)
+
+    def table(self) -> Table:
+        """The draws in fixed places, on the CPU."""
+        slot = torch.where(self.jitter, (self.order == HUE).int().argmax(1), NO_JITTER)
+        still = ~self.jitter[:, None] | (self.order == HUE)
+        blend = torch.where(still[:, :, None], torch.tensor(UNCHANGED), self._blend()).flatten(1)
+        numbers = [*self._positions(), blend, self.factors[:, HUE:], slot[:, None], self.gray[:, None]]
+        return Table(torch.cat([part.float() for part in numbers], 1), self.recipe, self.size, self.source)
+
+    def _plan(self, device: torch.device | str) -> Plan:
+        """Sort by run on the host."""
         group = torch.where(self.jitter, (self.order == HUE).int().argmax(1), NO_JITTER)
         key = 2 * group + (~self.gray).long()
         rows = key.argsort(stable=True)
@@ -130,7 +177,7 @@ def draw(recipe: Augment, generator: torch.Generator, count: int, height: int, w
     pixels = recipe.crop_pixels
     boxes = _squares(pixels, place, height, width) if pixels else _boxes(recipe, tries, place, height, width)
     return Draws(boxes, flip, jitter, gray, _factors(recipe, factors), order.argsort(1),
-                 (pixels, pixels) if pixels else (height, width), (height, width))
+                 recipe, (pixels, pixels) if pixels else (height, width), (height, width))
 
 
 def _squares(pixels: int, place: Tensor, height: int, width: int) -> Tensor:

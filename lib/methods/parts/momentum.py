@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lib.methods.base import Method, Named, pool, unit
 from lib.params.pretraining import Pretraining
@@ -52,5 +53,5 @@ def move_towards(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
     With momentum 1 nothing moves, with 0 the parameters become equal, both exactly. From slow_0, and with
     ``fast`` at rest, n steps lead to fast + momentum^n (slow_0 - fast).
     """
-    for follower, leader in zip(slow.parameters(), fast.parameters(), strict=True):
-        follower.lerp_(leader, 1 - momentum)
+    followers, leaders = list(slow.parameters()), list(fast.parameters())
+    get_ema_multi_avg_fn(momentum)(followers, leaders, None)
