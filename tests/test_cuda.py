@@ -56,7 +56,7 @@ def test_the_first_step_is_that_of_a_cpu(variant, micro, drawn_on_the_cpu):
     for machine in (CUDA, GRAPHS):
         found, own = first_gradient(trainer(machine, variant, micro_batch_size=micro))
         assert found == pytest.approx(expected, rel=1e-4)
-        assert (own - slope).norm() <= 1e-2 * slope.norm()
+        assert (own - slope).norm() <= 0.03 * slope.norm()
 
 
 @on_a_gpu
