@@ -95,6 +95,26 @@ def test_negatives_at_the_same_place_are_of_one_other_image_for_all_places():
     assert seen == {(image, other) for image in range(4) for other in range(4) if image != other}
 
 
+@pytest.mark.parametrize("draw", [any_place, same_place])
+def test_parts_are_scored_at_once_as_they_would_be_one_by_one(draw):
+    """Draws, scores and means of each part, in the order of the parts."""
+    predicted, codes = rows(5, 9)
+    parts, found = (4, 2, 3), {}
+    for together in (True, False):
+        torch.manual_seed(0)
+        if together:
+            draws = draw(codes, 6, parts)
+            false = false_scores(predicted, codes, draws)
+            found[together] = info_nce(true_scores(predicted, codes), false, parts)
+            owner = torch.tensor([0] * 4 + [1] * 2 + [2] * 3)
+            assert torch.equal(owner[draws % 9], owner[None, :, None].expand_as(draws))
+        else:
+            pieces = zip(predicted.split(parts, 1), codes.split(parts, 1), strict=True)
+            found[together] = torch.stack([loss(own, there, draw(there, 6)) for own, there in pieces])
+    assert found[True].shape == (3,)
+    torch.testing.assert_close(found[True], found[False])
+
+
 def test_draws_follow_the_global_generator():
     codes = torch.zeros(4, 6, 1)
     found = []

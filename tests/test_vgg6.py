@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from lib.encoders.vgg6 import CHANNELS, FURTHEST, VGG6, Ahead, by_distance, patches
+from lib.encoders.vgg6 import CHANNELS, FURTHEST, VGG6, Ahead, pairs, patches, places_ahead
 from lib.errors import UserError
 from lib.methods import try_method
 from tests.examples import pretraining
@@ -115,9 +115,10 @@ def test_predictions_meet_the_codes_of_the_rows_below():
     """Row r + k + 1 from row r: the next row shares pixels and is left out."""
     torch.manual_seed(0)
     codes, ahead = torch.randn(3, 7, 7, 4), Ahead(4, FURTHEST)
-    pairs = list(by_distance(ahead(codes), codes.flatten(1), FURTHEST))
-    assert len(pairs) == 5
-    for k, (predicted, there) in enumerate(pairs, 1):
+    places = places_ahead(FURTHEST)
+    assert len(places) == 5 and sum(places) == 105
+    both = (rows.split(places, 1) for rows in pairs(ahead(codes), codes.flatten(1), FURTHEST))
+    for k, (predicted, there) in enumerate(zip(*both, strict=True), 1):
         assert predicted.shape == there.shape == (3, (7 - k - 1) * 7, 4)
         for row in range(7 - k - 1):
             for column in range(7):
@@ -130,5 +131,5 @@ def test_predictions_meet_the_codes_of_the_rows_below():
 def test_scores_start_of_the_order_of_one(width):
     torch.manual_seed(0)
     codes = torch.randn(8, 7, 7, width)
-    predicted, there = next(by_distance(Ahead(width, 1)(codes), codes.flatten(1), 1))
+    predicted, there = pairs(Ahead(width, 1)(codes), codes.flatten(1), 1)
     assert 0.7 < (predicted * there).sum(2).std().item() < 1.4

@@ -7,7 +7,6 @@ tell one patch about the others.
 B images of S x S pixels, P patches each, in a grid of G x G; D channels; K the most rows ahead of a prediction.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -105,15 +104,21 @@ class Ahead(nn.Module):
         return torch.cat(rows, 1)
 
 
-def by_distance(predicted: Tensor, codes: Tensor, furthest: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """For 1, 2, ... rows ahead, the predictions and the codes that are truly there, [B, P, D] each.
+def places_ahead(furthest: int) -> tuple[int, ...]:
+    """How many patches have one that is 1, 2, ... rows ahead."""
+    return tuple((GRID - SKIP - distance) * GRID for distance in range(1, furthest + 1))
+
+
+def pairs(predicted: Tensor, codes: Tensor, furthest: int) -> tuple[Tensor, Tensor]:
+    """The predictions of all distances, one after the other, and the codes that are truly there: [B, P, D] each.
+
+    P is the sum of `places_ahead`.
 
     Args:
-        predicted: what `Ahead` returned, [B, ...].
+        predicted: what `Ahead` returned, [B, P * D].
         codes: of all patches, [B, 49 * D].
         furthest: how many maps there are.
     """
-    grid = codes.unflatten(1, (GRID, GRID, -1))
-    rows = [GRID - SKIP - distance for distance in range(1, furthest + 1)]
-    for count, part in zip(rows, predicted.split([count * GRID * grid.shape[3] for count in rows], 1)):
-        yield part.unflatten(1, (count * GRID, -1)), grid[:, -count:].flatten(1, 2)
+    grid = codes.unflatten(1, (GRID * GRID, -1))
+    there = torch.cat([grid[:, -places:] for places in places_ahead(furthest)], 1)
+    return predicted.view(there.shape), there

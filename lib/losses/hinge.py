@@ -1,25 +1,26 @@
 """The hinge loss of Illing et al. (docs/methods.md, 10): true patches score above 1, others below -1.
 
-B images, P places in each, n negatives of each prediction.
+B images, P places in each, n negatives of each prediction; ``parts`` of the places have their own means [K], as in
+`lib.losses.cpc`.
 """
 
 import torch
 from torch import Tensor
 
-from lib.losses.cpc import send
+from lib.losses.cpc import means, send
 
 
-def synchronous(true: Tensor, false: Tensor) -> Tensor:
+def synchronous(true: Tensor, false: Tensor, parts: tuple[int, ...] = ()) -> Tensor:
     """Every prediction meets its true patch and others at once; all scores 0: exactly 2.
 
     Args:
         true: scores [B, P] of the true patches.
         false: scores [B, P, n] of the others.
     """
-    return torch.relu(1 - true).mean() + torch.relu(1 + false).mean()
+    return means(torch.relu(1 - true) + torch.relu(1 + false).mean(2), parts).mean(0)
 
 
-def asynchronous(true: Tensor, false: Tensor, same: Tensor) -> Tensor:
+def asynchronous(true: Tensor, false: Tensor, same: Tensor, parts: tuple[int, ...] = ()) -> Tensor:
     """An image's predictions meet either their true patches or others, as if one came after the other.
 
     The mean over the images of each kind is taken by itself, and the two are added: with half of the images
@@ -30,7 +31,8 @@ def asynchronous(true: Tensor, false: Tensor, same: Tensor) -> Tensor:
         false: scores [B, P, n] of the others.
         same: bool [B], the images that meet their true patches.
     """
-    return _mean(torch.relu(1 - true).mean(1), same) + _mean(torch.relu(1 + false).mean((1, 2)), ~same)
+    return (_mean(means(torch.relu(1 - true), parts), same)
+            + _mean(means(torch.relu(1 + false).mean(2), parts), ~same))
 
 
 def coins(images: int, device: torch.device) -> Tensor:
@@ -39,5 +41,5 @@ def coins(images: int, device: torch.device) -> Tensor:
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:
-    """Over the chosen of values [B]; 0 if there is none, without asking the device."""
-    return (values * chosen).sum() / chosen.sum().clamp(min=1)
+    """Over the chosen of values [B] or [B, K]; 0 if there is none, without asking the device."""
+    return chosen.to(values.dtype) @ values / chosen.sum().clamp(min=1)

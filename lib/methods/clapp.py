@@ -7,11 +7,10 @@ last layer alone predicts, and its gradient passes through all.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from lib.encoders.vgg6 import FURTHEST, VGG6, Ahead, by_distance
-from lib.losses.cpc import any_place, false_scores, same_place, true_scores
+from lib.encoders.vgg6 import FURTHEST, VGG6, Ahead, pairs, places_ahead
+from lib.losses.cpc import any_place, false_scores, means, same_place, true_scores
 from lib.losses.hinge import asynchronous, coins, synchronous
 from lib.methods.base import Method, Named
 from lib.params.pretraining import Pretraining
@@ -96,13 +95,13 @@ class CLAPP(Method):
     def _one_way(self, predicted: Tensor, codes: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
         """The mean over the distances of the loss, and of the size of the scores of true patches."""
         draw = {"same": same_place, "any": any_place}[self.options.places]
-        losses, sizes = [], []
-        for ahead, there in by_distance(predicted, codes, self.options.furthest):
-            true, false = true_scores(ahead, there), false_scores(ahead, there, draw(there, self.options.negatives))
-            losses.append(synchronous(true, false) if self.options.form == "synchronous"
-                          else asynchronous(true, false, same))
-            sizes.append(true.detach().abs().mean())
-        return torch.stack(losses).mean(), torch.stack(sizes).mean()
+        places = places_ahead(self.options.furthest)
+        ahead, there = pairs(predicted, codes, self.options.furthest)
+        true = true_scores(ahead, there)
+        false = false_scores(ahead, there, draw(there, self.options.negatives, places))
+        losses = (synchronous(true, false, places) if self.options.form == "synchronous"
+                  else asynchronous(true, false, same, places))
+        return losses.mean(), means(true.detach().abs(), places).mean()
 
     def join_layers(self) -> None:
         self.encoder.local = False

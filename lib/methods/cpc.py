@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lib.encoders.vgg6 import FURTHEST, VGG6, Ahead, by_distance
+from lib.encoders.vgg6 import FURTHEST, VGG6, Ahead, pairs, places_ahead
 from lib.losses.cpc import any_place, false_scores, info_nce, true_scores
 from lib.methods.base import Method, Named
 from lib.params.pretraining import Pretraining
@@ -51,12 +51,11 @@ class CPC(Method):
 
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
         """The mean over the distances, which are the parts."""
-        pairs = by_distance(embeddings["ahead"], embeddings["codes"], self.options.furthest)
-        parts = {}
-        for distance, (predicted, codes) in enumerate(pairs, 1):
-            false = false_scores(predicted, codes, any_place(codes, self.options.negatives))
-            parts[f"ahead{distance}"] = info_nce(true_scores(predicted, codes), false)
-        return sum(parts.values()) / len(parts), parts
+        places = places_ahead(self.options.furthest)
+        predicted, codes = pairs(embeddings["ahead"], embeddings["codes"], self.options.furthest)
+        false = false_scores(predicted, codes, any_place(codes, self.options.negatives, places))
+        errors = info_nce(true_scores(predicted, codes), false, places)
+        return errors.mean(), {f"ahead{distance}": error for distance, error in enumerate(errors, 1)}
 
     def latents(self, images: Tensor) -> Named:
         return {"h": self.encoder(images)[-1].mean((1, 2))}
