@@ -63,11 +63,14 @@ def at(raw: dict[str, Any], place: Path_) -> Any:
     return raw
 
 
-def draw_case(number: int) -> Case:
-    """The case of a number, the same on every machine. Case ``number`` changes the place ``number`` at least."""
-    stream = random.Random(f"params {number}")
+def draw_case(number: int, within: tuple[str, ...] = ()) -> Case:
+    """The case of a number, the same on every machine. Case ``number`` changes the place ``number`` at least.
+
+    ``within``: the only blocks of the file that are changed; without any, all of it is.
+    """
+    stream = random.Random(f"params {number} {' '.join(within)}".rstrip())
     raw = base()
-    every = list(places(raw))
+    every = [place for place in places(raw) if not within or (place[0] in within and len(place) > 1)]
     case = Case(raw, [], [])
     count = 1 if number % 3 else stream.randint(2, 4)
     for index in range(count):
