@@ -6,11 +6,14 @@ import subprocess
 import pytest
 
 from lib.errors import UserError
-from lib.report.record import BEGIN, COPIED, END, write_record
+from lib.report.record import BEGIN, COPIED, END, LOCK, write_record
 
 
 PARAMS = "dataset: images\nimages_path: pictures\nvariants:\n  simclr: {}\n  dual: {}\n"
 PLANES = ("simclr/h.png", "dual/upper.png", "dual/lower.png")
+OWN = ("metrics/{}.json", "data/scores/{}.json", "data/scores/{}.npz", "data/tsne/{}.npz")  # files of each variant
+TRANSFER = ("metrics/transfer/dual.json", "plots/transfer/dual.csv", "plots/transfer/dual.png",
+            "plots/filters/dual.png")
 
 
 def git(folder, *command):
@@ -29,7 +32,8 @@ def run(tmp_path):
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", "lib")
     git(tmp_path, "commit", "-q", "-m", "x")
-    for path in (*COPIED, "metrics/simclr.json", "metrics/dual.json", *(f"plots/tsne/{plane}" for plane in PLANES)):
+    own = [path.format(variant) for path in OWN for variant in ("simclr", "dual")]
+    for path in (*COPIED, LOCK, *own, *(f"plots/tsne/{plane}" for plane in PLANES)):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(path)
     (tmp_path / "params.yaml").write_text(PARAMS)
@@ -55,7 +59,8 @@ def test_a_record_holds_the_run_and_the_readme_shows_it(run):
     assert "| 1 |" in readme and "old" not in readme and "- so" not in readme
     assert set(tree(folder)) == {
         "README.md", "params.yaml", "dvc.lock", "results.csv", "curves.csv", "curves.png", "accuracy.png",
-        "confusion.png", "overview.png", "metrics/simclr.json", "metrics/dual.json", *(f"tsne/{p}" for p in PLANES)}
+        "confusion.png", "overview.png", *(path.format(name).removeprefix("data/") for path in OWN
+                                           for name in ("simclr", "dual")), *(f"tsne/{p}" for p in PLANES)}
     assert (folder / "tsne/dual/lower.png").read_text() == "plots/tsne/dual/lower.png"
 
 
@@ -93,7 +98,27 @@ def test_outside_a_repository_or_without_a_commit_is_one_line(run):
     refused(run, "no git repository with commits")
 
 
-@pytest.mark.parametrize("path", ["plots/tsne/dual", "metrics/dual.json"])
+def test_a_run_without_dvc_says_so_and_has_its_notes(run):
+    (run / LOCK).unlink()
+    page = (write_record("x", "t", "a", run, notes="## Found\n\nThis.\n", by_dvc=False) / "README.md").read_text()
+    assert "without DVC, so there is no dvc.lock" in page and "\n\n## Found\n\nThis.\n\nPercent." in page
+    assert "This." not in (run / "README.md").read_text() and not (run / "docs/results/x/dvc.lock").exists()
+
+
+def test_classifiers_from_filters_are_kept_where_the_run_asked_for_them(run):
+    for path in TRANSFER:
+        (run / path).parent.mkdir(parents=True, exist_ok=True)
+        (run / path).write_text(path)
+    assert not (write_record("x", "t", "a", run) / "transfer").exists()
+    (run / "params.yaml").write_text(PARAMS + "transfer:\n  variants: [dual]\n")
+    folder = write_record("x", "t", "a", run)
+    assert (folder / "transfer/dual-filters.png").read_text() == TRANSFER[-1]
+    assert "![dual](transfer/dual.png)" in (folder / "README.md").read_text()
+    (run / TRANSFER[1]).unlink()
+    refused(run, "plots/transfer/dual.csv does not exist")
+
+
+@pytest.mark.parametrize("path", ["plots/tsne/dual", "metrics/dual.json", "data/scores/dual.npz"])
 def test_a_variant_that_lacks_files_is_refused(run, path):
     shutil.rmtree(run / path) if (run / path).is_dir() else (run / path).unlink()
     refused(run, f"{path}.* does not exist")

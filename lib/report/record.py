@@ -1,7 +1,7 @@
 """Keep a finished run as a dated record: ``python -m lib.report.record NAME --title "..." --about "..."``.
 
-Copies the generated tables and pictures to docs/results/NAME with the settings they came from, writes a
-page that shows them, and puts the table and the pictures into README.md between two markers.
+Copies the generated tables and pictures to docs/results/NAME with the settings they came from and the arrays behind
+them, writes a page that shows them, and puts the table and the pictures into README.md between two markers.
 """
 
 import argparse
@@ -13,12 +13,14 @@ from pathlib import Path, PureWindowsPath
 
 from lib.errors import UserError
 from lib.files import write_text
+from lib.params.evaluation import transfer_variants
 from lib.params.pretraining import dataset_params, load_params, variant_names
 
 RECORDS = Path("docs/results")
 README = Path("README.md")
 BEGIN, END = "<!-- record: begin -->", "<!-- record: end -->"
-COPIED = ("params.yaml", "dvc.lock", "metrics/results.csv", "metrics/results.md", "plots/curves.csv",
+LOCK = "dvc.lock"
+COPIED = ("params.yaml", "metrics/results.csv", "metrics/results.md", "plots/curves.csv",
           "plots/curves.png", "plots/accuracy.png", "plots/confusion.png", "plots/tsne/overview.png")
 PICTURES = {
     "curves.png": "Loss and kNN accuracy on the validation images while training",
@@ -28,8 +30,12 @@ PICTURES = {
 }
 
 
-def write_record(name: str, title: str, about: str, root: Path = Path()) -> Path:
+def write_record(name: str, title: str, about: str, root: Path = Path(), notes: str = "",
+                 by_dvc: bool = True) -> Path:
     """Copy the run in ``root`` to docs/results/``name``; returns the folder. All checks come before the first write.
+
+    ``notes``: Markdown that the page has before its table. ``by_dvc``: whether DVC ran the stages, so that dvc.lock
+    has the run's checksums; else the page says that it does not.
 
     Raises:
         UserError: ``name`` is no plain folder name, a file of the run is missing, code differs from the commit or
@@ -39,29 +45,41 @@ def write_record(name: str, title: str, about: str, root: Path = Path()) -> Path
         raise UserError(f"{name!r} is not a usable name; allowed: letters, digits, ., _ and -, for example "
                         "2026-01-31-digits")
     commit, readme = _commit(root), _readme_around(root / README)
-    files = _files(root)
+    files = _files(root, by_dvc)
     folder = root / RECORDS / name
     for source, target in files.items():
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / source, folder / target)
     results = (root / "metrics/results.md").read_text().removeprefix("# Results\n\n")
-    write_text(folder / "README.md", _page(title, about, commit, results, files))
+    write_text(folder / "README.md", _page(title, about, commit, results, files, notes))
     write_text(root / README, readme[0] + _block(name, title, about, results) + readme[1])
     return folder
 
 
-def _files(root: Path) -> dict[str, str]:
+def _files(root: Path, by_dvc: bool) -> dict[str, str]:
     """Every file of the run that a record keeps, and its place in the record."""
-    files = {path: Path(path).name for path in COPIED if path != "metrics/results.md"}
-    absent = [path for path in COPIED if not (root / path).is_file()]
+    wanted = (*COPIED, LOCK) if by_dvc else COPIED
+    files = {path: Path(path).name for path in wanted if path != "metrics/results.md"}
+    absent = [path for path in wanted if not (root / path).is_file()]
     if not absent:
         raw = load_params(root / "params.yaml")
         _refuse_absolute(dataset_params(raw).images_path)
+        for variant in transfer_variants(raw, variant_names(raw)):
+            own = {f"metrics/transfer/{variant}.json": f"transfer/{variant}.json",
+                   f"plots/transfer/{variant}.csv": f"transfer/{variant}.csv",
+                   f"plots/transfer/{variant}.png": f"transfer/{variant}.png",
+                   f"plots/filters/{variant}.png": f"transfer/{variant}-filters.png"}
+            files |= own
+            absent += [path for path in own if not (root / path).is_file()]
         for variant in variant_names(raw):
             pictures = sorted((root / "plots/tsne" / variant).glob("*.png"))
-            files |= {f"metrics/{variant}.json": f"metrics/{variant}.json"}
+            own = {f"metrics/{variant}.json": f"metrics/{variant}.json",
+                   f"data/scores/{variant}.json": f"scores/{variant}.json",
+                   f"data/scores/{variant}.npz": f"scores/{variant}.npz",
+                   f"data/tsne/{variant}.npz": f"tsne/{variant}.npz"}
+            files |= own
             files |= {path.relative_to(root).as_posix(): f"tsne/{variant}/{path.name}" for path in pictures}
-            absent += [] if (root / f"metrics/{variant}.json").is_file() else [f"metrics/{variant}.json"]
+            absent += [path for path in own if not (root / path).is_file()]
             absent += [] if pictures else [f"plots/tsne/{variant}/*.png"]
     if absent:
         raise UserError(f"{absent[0]} does not exist; a record needs a finished run: dvc repro")
@@ -74,14 +92,21 @@ def _refuse_absolute(images_path: str) -> None:
                         "put a link beside params.yaml, set images_path to its name and run dvc repro")
 
 
-def _page(title: str, about: str, commit: str, results: str, files: dict[str, str]) -> str:
+def _page(title: str, about: str, commit: str, results: str, files: dict[str, str], notes: str) -> str:
+    lock = (f"[{LOCK}]({LOCK})" if LOCK in files
+            else f"the stages were run one by one, without DVC, so there is no {LOCK}")
     made = (f"Made with the code of commit {commit} (the last that changed lib, stages or dvc.yaml). Settings: "
-            "[params.yaml](params.yaml), [dvc.lock](dvc.lock); numbers: [results.csv](results.csv), "
-            "[curves.csv](curves.csv), [metrics](metrics).")
+            f"[params.yaml](params.yaml), {lock}; numbers: [results.csv](results.csv), [curves.csv](curves.csv), "
+            "[metrics](metrics); predictions and planes of the test images: [scores](scores), [tsne](tsne).")
+    transfer = sorted(target for target in files.values() if target.startswith("transfer/") and target.endswith(".png"))
+    if transfer:
+        shown = "\n\n".join(f"![{Path(target).stem}]({target})" for target in transfer)
+        results += f"\n## Classifiers that start from a variant's filters, and the filters\n\n{shown}\n"
     pictures = "\n\n".join(f"![{words}]({picture})\n\n{words}." for picture, words in PICTURES.items())
-    large = [target for target in files.values() if target.startswith("tsne/")]
+    large = [target for target in files.values() if target.startswith("tsne/") and target.endswith(".png")]
     names = ", ".join(f"[{Path(target).parent.name} · {Path(target).stem}]({target})" for target in large)
-    return (f"# {title}\n\n{about}\n\n{made}\n\n{results}\n## Pictures\n\n{pictures}\n\n"
+    noted = f"{notes.strip()}\n\n" if notes.strip() else ""
+    return (f"# {title}\n\n{about}\n\n{made}\n\n{noted}{results}\n## Pictures\n\n{pictures}\n\n"
             f"Each t-SNE picture by itself is in [tsne](tsne): {names}.\n")
 
 
@@ -130,8 +155,14 @@ if __name__ == "__main__":
     parser.add_argument("name", help="folder, for example 2026-01-31-digits")
     parser.add_argument("--title", required=True)
     parser.add_argument("--about", required=True, help="what was run, on what, and what to beware of")
+    parser.add_argument("--notes", type=Path, help="a file of Markdown for the record's page: what was found")
+    parser.add_argument("--without-dvc", action="store_true", help="the stages were run by hand: no dvc.lock")
     arguments = parser.parse_args()
     try:
-        print(write_record(arguments.name, arguments.title, arguments.about))
+        if arguments.notes and not arguments.notes.is_file():
+            raise UserError(f"{arguments.notes} does not exist; --notes is a file of Markdown")
+        notes = arguments.notes.read_text() if arguments.notes else ""
+        print(write_record(arguments.name, arguments.title, arguments.about, notes=notes,
+                           by_dvc=not arguments.without_dvc))
     except UserError as error:
         sys.exit(f"error: {error}")
