@@ -64,6 +64,15 @@ def test_a_record_holds_the_run_and_the_readme_shows_it(run):
     assert (folder / "tsne/dual/lower.png").read_text() == "plots/tsne/dual/lower.png"
 
 
+def test_the_readme_shows_a_long_table_without_its_other_latents(run):
+    rows = [f"| m{number} | 1 | 2 | 3 |" for number in range(25)] + [f"| m1 · l{n} | - | - | 3 |" for n in range(9)]
+    text = "# Results\n\nPercent.\n\n| a | b | c | d |\n| --- | --- | --- | --- |\n" + "\n".join(rows)
+    (run / "metrics/results.md").write_text(f"{text}\n\n## How\n\n- so\n")
+    folder, readme = write_record("x", "t", "a", run), (run / "README.md").read_text()
+    assert "m1 · l8" in (folder / "README.md").read_text() and "m1 · l" not in readme and "| m24 | 1" in readme
+    assert "How to read each column, 9 other latents, the runs" in readme
+
+
 def test_writing_it_again_changes_nothing(run):
     write_record("x", "A title", "What it is.", run)
     before = tree(run)

@@ -22,6 +22,7 @@ BEGIN, END = "<!-- record: begin -->", "<!-- record: end -->"
 LOCK = "dvc.lock"
 COPIED = ("params.yaml", "metrics/results.csv", "metrics/results.md", "plots/curves.csv",
           "plots/curves.png", "plots/accuracy.png", "plots/confusion.png", "plots/tsne/overview.png")
+LONG = 30  # lines of a table that README.md shows whole
 PICTURES = {
     "curves.png": "Loss and kNN accuracy on the validation images while training",
     "accuracy.png": "Test accuracy of every latent, by probe and by nearest neighbours",
@@ -122,10 +123,19 @@ def _readme_around(readme: Path) -> tuple[str, str]:
 
 def _block(name: str, title: str, about: str, results: str) -> str:
     place = f"{RECORDS.as_posix()}/{name}"
-    table = results.split("\n\n## ", 1)[0]
+    table, rest = _without_other_latents(results.split("\n\n## ", 1)[0])
     pictures = "\n\n".join(f"![{PICTURES[picture]}]({place}/{picture})" for picture in ("curves.png", "overview.png"))
     return (f"\n**{title}.** {about}\n\n{table}\n\n{pictures}\n\n"
-            f"How to read each column, the runs and all pictures: [{place}]({place}/README.md).\n")
+            f"How to read each column{rest}, the runs and all pictures: [{place}]({place}/README.md).\n")
+
+
+def _without_other_latents(table: str) -> tuple[str, str]:
+    """A long table without the rows that only latents beside the main ones have; and what to say of them."""
+    lines = table.split("\n")
+    others = {line for line in lines if re.match(r"\| .* · .* \| - \| - \|", line)}
+    if len(lines) <= LONG or not others:
+        return table, ""
+    return "\n".join(line for line in lines if line not in others), f", {len(others)} other latents"
 
 
 def _commit(root: Path) -> str:
