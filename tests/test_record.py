@@ -73,6 +73,14 @@ def test_the_readme_shows_a_long_table_without_its_other_latents(run):
     assert "How to read each column, 9 other latents, the runs" in readme
 
 
+def test_many_planes_are_kept_as_numbers_and_in_one_picture(run):
+    for number in range(12):
+        (run / f"plots/tsne/dual/more{number}.png").write_text("plane")
+    folder = write_record("x", "t", "a", run)
+    assert not list(folder.rglob("tsne/*/*.png")) and (folder / "tsne/dual.npz").exists()
+    assert "by itself" not in (folder / "README.md").read_text() and (folder / "overview.png").exists()
+
+
 def test_writing_it_again_changes_nothing(run):
     write_record("x", "A title", "What it is.", run)
     before = tree(run)

@@ -22,6 +22,7 @@ BEGIN, END = "<!-- record: begin -->", "<!-- record: end -->"
 LOCK = "dvc.lock"
 COPIED = ("params.yaml", "metrics/results.csv", "metrics/results.md", "plots/curves.csv",
           "plots/curves.png", "plots/accuracy.png", "plots/confusion.png", "plots/tsne/overview.png")
+MOST_PLANES = 12  # t-SNE pictures that a record has one by one
 LONG = 30  # lines of a table that README.md shows whole
 PICTURES = {
     "curves.png": "Loss and kNN accuracy on the validation images while training",
@@ -72,6 +73,7 @@ def _files(root: Path, by_dvc: bool) -> dict[str, str]:
                    f"plots/filters/{variant}.png": f"transfer/{variant}-filters.png"}
             files |= own
             absent += [path for path in own if not (root / path).is_file()]
+        planes: dict[str, str] = {}
         for variant in variant_names(raw):
             pictures = sorted((root / "plots/tsne" / variant).glob("*.png"))
             own = {f"metrics/{variant}.json": f"metrics/{variant}.json",
@@ -79,9 +81,10 @@ def _files(root: Path, by_dvc: bool) -> dict[str, str]:
                    f"data/scores/{variant}.npz": f"scores/{variant}.npz",
                    f"data/tsne/{variant}.npz": f"tsne/{variant}.npz"}
             files |= own
-            files |= {path.relative_to(root).as_posix(): f"tsne/{variant}/{path.name}" for path in pictures}
+            planes |= {path.relative_to(root).as_posix(): f"tsne/{variant}/{path.name}" for path in pictures}
             absent += [path for path in own if not (root / path).is_file()]
             absent += [] if pictures else [f"plots/tsne/{variant}/*.png"]
+        files |= planes if len(planes) <= MOST_PLANES else {}  # the overview has them all
     if absent:
         raise UserError(f"{absent[0]} does not exist; a record needs a finished run: dvc repro")
     return files
@@ -107,8 +110,9 @@ def _page(title: str, about: str, commit: str, results: str, files: dict[str, st
     large = [target for target in files.values() if target.startswith("tsne/") and target.endswith(".png")]
     names = ", ".join(f"[{Path(target).parent.name} · {Path(target).stem}]({target})" for target in large)
     noted = f"{notes.strip()}\n\n" if notes.strip() else ""
-    return (f"# {title}\n\n{about}\n\n{made}\n\n{noted}{results}\n## Pictures\n\n{pictures}\n\n"
-            f"Each t-SNE picture by itself is in [tsne](tsne): {names}.\n")
+    alone = f"Each t-SNE picture by itself is in [tsne](tsne): {names}.\n" if large else ""
+    page = f"# {title}\n\n{about}\n\n{made}\n\n{noted}{results}\n## Pictures\n\n{pictures}\n\n{alone}"
+    return page.rstrip("\n") + "\n"
 
 
 def _readme_around(readme: Path) -> tuple[str, str]:
@@ -124,7 +128,8 @@ def _readme_around(readme: Path) -> tuple[str, str]:
 def _block(name: str, title: str, about: str, results: str) -> str:
     place = f"{RECORDS.as_posix()}/{name}"
     table, rest = _without_other_latents(results.split("\n\n## ", 1)[0])
-    pictures = "\n\n".join(f"![{PICTURES[picture]}]({place}/{picture})" for picture in ("curves.png", "overview.png"))
+    chosen = ("curves.png",) if rest else ("curves.png", "overview.png")  # that of so many latents is no picture to skim
+    pictures = "\n\n".join(f"![{PICTURES[picture]}]({place}/{picture})" for picture in chosen)
     return (f"\n**{title}.** {about}\n\n{table}\n\n{pictures}\n\n"
             f"How to read each column{rest}, the runs and all pictures: [{place}]({place}/README.md).\n")
 
