@@ -1,9 +1,10 @@
-"""What a step does alike every time, recorded as CUDA graphs and started as a whole.
+"""What a step does alike every time, recorded as CUDA graphs, each of which the host asks for once.
 
-A GPU often finishes a kernel sooner than the host can ask for the next. A graph is asked for once: one from the
-batch to its embeddings, one from the slopes at the embeddings to the gradient of the parameters. Between them the
-loss is computed as usual, on leaves, as for micro-batches, because losses draw random numbers and the forward pass
-must not: a graph would repeat the first ones.
+A GPU often finishes a kernel sooner than the host can ask for the next. One graph leads from the batch to its
+embeddings, another from the slopes at the embeddings to the gradient of the parameters. Between them the loss is
+computed as usual, on leaves, as for micro-batches: losses draw random numbers, and a graph would repeat the first.
+
+B images, V views; a view's `lib.views.draws.Table` has N numbers of each image; embeddings are [B, D].
 """
 
 from collections.abc import Callable
@@ -13,33 +14,40 @@ import torch
 from torch import Tensor, nn
 
 WARM_UPS = 3  # before recording, so that libraries have chosen their kernels and taken their memory
+MOST = 8  # recordings of one training; a method has a few layers that learn in turn, not a change in every step
+PLAIN = (bool, int, float, str)
 
 Named = dict[str, Tensor]
 Embed = Callable[[list[Tensor]], Named]
 
 
-class DrawsNumbers(Exception):
-    """The forward pass draws random numbers, so that it cannot be recorded."""
+class Unrecordable(Exception):
+    """Why a pass cannot be recorded, in words that follow "its forward pass"."""
 
 
 class Recorded:
     """One method's forward and backward pass. Recorded at the first call, and again when the method changes.
 
-    The same, as long as the inputs have the same shapes, the same parameters learn, and no plain attribute of the
-    method's own modules differs, such as the number of the layer that learns.
+    It is the same as long as the inputs have the same shapes, parameters and buffers stay where they are, the same
+    parameters learn, and no plain attribute of any of its modules differs, such as the number of the layer that
+    learns, or whether BatchNorm is training.
     """
 
     def __init__(self) -> None:
         self.of: tuple[Any, ...] = ()
+        self.count = 0
 
     def forward(self, method: nn.Module, embed: Embed, inputs: list[Tensor]) -> Named:
-        """``embed`` of inputs on the device: its embeddings as leaves, overwritten by the next call.
+        """``embed`` of ``inputs``: int64 [B], then V float32 [B, N], on the device.
+
+        Returns:
+            Its embeddings as leaves [B, D] by name, which the next call overwrites.
 
         Raises:
-            DrawsNumbers: ``embed`` draws random numbers; nothing has changed.
+            Unrecordable: nothing was computed, and the method is as it was.
         """
-        state = (id(method), _state(method), [(value.shape, value.dtype) for value in inputs])
         with torch.cuda.device(inputs[0].device):
+            state = (id(method), _state(method), [(value.shape, value.dtype) for value in inputs])
             if state != self.of:
                 self._record(method, embed, inputs)
                 self.of = state
@@ -49,11 +57,21 @@ class Recorded:
         return {name: values.detach().requires_grad_(values.requires_grad) for name, values in self.outputs.items()}
 
     def backward(self, embeddings: Named) -> None:
-        """Add to the parameters' gradients what the slopes at ``embeddings``, from `forward`, pass on."""
+        """Add to the parameters' gradients what the slopes at ``embeddings``, from `forward`, pass on.
+
+        Raises:
+            Unrecordable: the loss did not use these embeddings when it was recorded, or used others.
+        """
         slopes = {name: leaf.grad for name, leaf in embeddings.items() if leaf.grad is not None}
         with torch.cuda.device(self.inputs[0].device):
-            if self.slopes.keys() != slopes.keys():
+            if not self.slopes:
                 self._record_backward(slopes)
+            if self.slopes.keys() != slopes.keys():
+                raise Unrecordable(f"gave the loss {', '.join(slopes)} to use, which before used "
+                                   f"{', '.join(self.slopes)}")
+            for weight, gradient in self.gradients:
+                if weight.grad is gradient:  # what the last call left there is about to be overwritten
+                    weight.grad = gradient.clone()
             for name, slope in slopes.items():
                 self.slopes[name].copy_(slope)
             self.back.replay()
@@ -61,6 +79,9 @@ class Recorded:
             weight.grad = gradient if weight.grad is None else weight.grad + gradient
 
     def _record(self, method: nn.Module, embed: Embed, inputs: list[Tensor]) -> None:
+        self.of, self.count = (), self.count + 1
+        if self.count > MOST:
+            raise Unrecordable(f"has changed {MOST} times")
         self.weights = [weight for weight in method.parameters() if weight.requires_grad]
         self.inputs = [value.clone() for value in inputs]
         self.slopes, self.gradients, self.outputs, self.back = {}, [], {}, None
@@ -70,8 +91,6 @@ class Recorded:
             self.outputs = embed(self.inputs)
 
     def _record_backward(self, slopes: Named) -> None:
-        if self.slopes:  # another set of slopes than before: what the first pass kept is gone
-            raise RuntimeError(f"the loss first used {', '.join(self.slopes)}, now {', '.join(slopes)}")
         self.slopes = {name: slope.clone() for name, slope in slopes.items()}
         self.back = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.back, pool=self.ahead.pool()):
@@ -85,22 +104,40 @@ def _warm_up(method: nn.Module, embed: Callable[[], Named], weights: list[Tensor
     """A few passes forward and back that leave the method as it was.
 
     Raises:
-        DrawsNumbers: a random number was drawn on the way.
+        Unrecordable: a random number was drawn on the way, or the host waited for the device.
     """
     kept = [(buffer, buffer.clone()) for buffer in method.buffers()]
-    before = torch.cat([torch.get_rng_state(), torch.cuda.get_rng_state()])
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UPS):
-            outputs = [values for values in embed().values() if values.requires_grad]
-            torch.autograd.grad(outputs, weights, [torch.ones_like(values) for values in outputs], allow_unused=True)
-    torch.cuda.current_stream().wait_stream(stream)
+    before = _streams()
+    side, watch = torch.cuda.Stream(), torch.cuda.get_sync_debug_mode()
+    side.wait_stream(torch.cuda.current_stream())
+    waits = ""
+    with torch.cuda.stream(side):
+        for number in range(WARM_UPS):
+            if number == WARM_UPS - 1:
+                torch.cuda.set_sync_debug_mode("error")
+            try:
+                outputs = [values for values in embed().values() if values.requires_grad]
+                slopes = [torch.ones_like(values) for values in outputs]
+                torch.autograd.grad(outputs, weights, slopes, allow_unused=True)
+            except RuntimeError as error:
+                if number < WARM_UPS - 1:
+                    raise  # an error of the method's own
+                waits = str(error).splitlines()[0]
+            finally:
+                torch.cuda.set_sync_debug_mode(watch)
+    torch.cuda.current_stream().wait_stream(side)
     with torch.no_grad():
         for buffer, value in kept:
             buffer.copy_(value)
-    if not torch.equal(before, torch.cat([torch.get_rng_state(), torch.cuda.get_rng_state()])):
-        raise DrawsNumbers
+    if waits:
+        raise Unrecordable(f"makes the host wait for the device ({waits})")
+    if not torch.equal(before, _streams()):
+        raise Unrecordable("draws random numbers, which a graph would repeat")
+
+
+def _streams() -> Tensor:
+    """Where the random numbers of the host and of the device are."""
+    return torch.cat([torch.get_rng_state(), torch.cuda.get_rng_state()])
 
 
 def _laid_out(gradient: Tensor, weight: Tensor) -> Tensor:
@@ -109,7 +146,15 @@ def _laid_out(gradient: Tensor, weight: Tensor) -> Tensor:
 
 
 def _state(method: nn.Module) -> tuple[Any, ...]:
-    """What changes a recorded pass without being a tensor."""
-    own = tuple((name, value) for module in method.modules() if not type(module).__module__.startswith("torch.")
-                for name, value in vars(module).items() if isinstance(value, (bool, int, float, str)))
-    return own, tuple(weight.requires_grad for weight in method.parameters())
+    """What a recorded pass depends on beside the numbers in its tensors."""
+    plain = [(name, _plain(value)) for module in method.modules() for name, value in vars(module).items()
+             if name[0] != "_" and type(value) in (*PLAIN, tuple, list)]
+    weights = [(weight.data_ptr(), weight.requires_grad) for weight in method.parameters()]
+    return plain, weights, [buffer.data_ptr() for buffer in method.buffers()]
+
+
+def _plain(value: Any) -> Any:
+    """A list or tuple with nothing but plain values in it; what else it holds is not looked into."""
+    if type(value) in PLAIN:
+        return value
+    return tuple(item if type(item) in PLAIN else type(item).__name__ for item in value)

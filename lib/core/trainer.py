@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lib.core import processes
 from lib.core.health import Guard, spread
 from lib.core.optimizers import build_optimizer
-from lib.core.recorded import DrawsNumbers, Recorded
+from lib.core.recorded import Recorded, Unrecordable
 from lib.core.schedule import learning_rate
 from lib.data.store import ImageData
 from lib.errors import UserError
@@ -130,11 +130,14 @@ class Pretrainer:
 
         try:
             return self.recorded.forward(self.method, embed, [indices[self.rows], *(one.numbers for one in tables)])
-        except DrawsNumbers:
-            print(f"{self.params.variant}: its forward pass draws random numbers, which a CUDA graph would repeat; "
-                  "its kernels are started one by one", flush=True)
-            self.recorded, self.machine = None, replace(self.machine, compile="off")
+        except Unrecordable as reason:
+            self._record_no_more(reason)
             return None
+
+    def _record_no_more(self, reason: Unrecordable) -> None:
+        print(f"{self.params.variant}: its forward pass {reason}; without CUDA graphs, its kernels are started one by "
+              "one (machine setting compile: off)", flush=True)
+        self.recorded, self.machine = None, replace(self.machine, compile="off")
 
     def gradient(self, epoch: int, step: int, indices: Tensor) -> Tensor:
         """Leave the gradient of the batch at ``indices`` [B] in the parameters.
@@ -164,7 +167,13 @@ class Pretrainer:
         total, parts = self.method.loss({**whole, **given})
         total.backward()
         if self.recorded:
-            self.recorded.backward(embeddings)
+            try:
+                self.recorded.backward(embeddings)
+            except Unrecordable as reason:
+                self._record_no_more(reason)
+                self.optimizer.zero_grad(set_to_none=True)
+                with _statistics_kept(self.method):
+                    return self.gradient(epoch, step, indices)
         if several:
             with _statistics_kept(self.method):
                 for rows in self.micro_batches:
@@ -216,6 +225,8 @@ class Pretrainer:
                 trial.gradient(0, 0, indices).tolist()  # waits for the device
             seconds += (time.monotonic() - started) / 2
             trial.method.after_step(max(0, self.steps // 2 - 1), self.steps)
+        if self.recorded and not trial.recorded:  # it has said why
+            self.recorded, self.machine = None, trial.machine
         share = (self.rows.stop - self.rows.start) / (trial.rows.stop - trial.rows.start)
         return seconds * share * self.steps
 

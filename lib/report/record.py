@@ -128,7 +128,7 @@ def _readme_around(readme: Path) -> tuple[str, str]:
 def _block(name: str, title: str, about: str, results: str) -> str:
     place = f"{RECORDS.as_posix()}/{name}"
     table, rest = _without_other_latents(results.split("\n\n## ", 1)[0])
-    chosen = ("curves.png",) if rest else ("curves.png", "overview.png")  # that of so many latents is no picture to skim
+    chosen = ("curves.png",) if rest else ("curves.png", "overview.png")  # that of so many latents is too tall
     pictures = "\n\n".join(f"![{PICTURES[picture]}]({place}/{picture})" for picture in chosen)
     return (f"\n**{title}.** {about}\n\n{table}\n\n{pictures}\n\n"
             f"How to read each column{rest}, the runs and all pictures: [{place}]({place}/README.md).\n")

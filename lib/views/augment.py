@@ -3,8 +3,8 @@
 B images of H x W pixels, views of h x w. Every view is computed from its own row of draws. Images that need the same
 steps are taken together on a CPU: sorted by the slot in which hue comes, each image meets each of its four
 color operations once, in its own order, and nothing is selected by a mask. The runs are cut so that a run
-stays in the cache through all of its steps. On a CUDA device all images go through all steps, and a mask
-says what each keeps: a few large kernels instead of many small ones, the same for every batch.
+stays in the cache through all of its steps. On a CUDA device all images go through all steps, and the
+draws say which change nothing: a few large kernels instead of many small ones, the same for every batch.
 """
 
 import torch
@@ -77,13 +77,13 @@ def _view(images: Tensor, plan: Plan, run: Run) -> Tensor:
 
 def _masked(images: Tensor, table: Table) -> Tensor:
     """All views in 0..1, in the images' order."""
-    down, across, blend, hue, slot, grays = table.parts()
+    down, across, blend, hue, grays = table.parts()
     view, recipe = resample(images, down, across), table.recipe
-    for number in range(4 if recipe.jitter else 0):
-        blend_(view, blend[:, number])
-        if recipe.hue:
-            here = (slot == number)[:, None, None, None]
-            view = torch.where(here, turn_hue_(view.clone(), hue), view)
+    for half in range(2 if recipe.jitter else 0):
+        if half and recipe.hue:
+            turn_hue_(view, hue)
+        for number in range(3):
+            blend_(view, blend[:, half, number])
     if recipe.grayscale:
         view = torch.where(grays[:, None, None, None] > 0, gray(view)[:, None], view)
     return view

@@ -72,8 +72,9 @@ class Table:
     """Draws made ready for a device on which all images go through all steps: shapes are those of every batch.
 
     Attributes:
-        numbers: float32 [B, h + w + 15]: down, across, blend (4 x 3), hue, the slot of the hue, whether grey.
-            An image without jitter, and each in its slot of the hue, has the blend that changes nothing.
+        numbers: float32 [B, h + w + 20]: down, across, blend (2 x 3 x 3), hue, whether grey. The three blends of
+            `Plan` are there twice, for before and after the hue, each as one that changes nothing where it is not
+            its turn; so are all of an image without jitter, whose hue does not turn.
         recipe: what was drawn from; what it never does is left out.
         size, source: height and width of the views and of the images.
     """
@@ -87,9 +88,9 @@ class Table:
         return len(self.numbers)
 
     def parts(self) -> tuple[Tensor, ...]:
-        """down [B, h], across [B, w], blend [B, 4, 3], hue [B], slot [B], gray [B]."""
-        down, across, blend, rest = self.numbers.split([*self.size, 12, 3], 1)
-        return down, across, blend.unflatten(1, (4, 3)), *rest.unbind(1)
+        """down [B, h], across [B, w], blend [B, 2, 3, 3], hue [B], gray [B]."""
+        down, across, blend, rest = self.numbers.split([*self.size, 18, 2], 1)
+        return down, across, blend.unflatten(1, (2, 3, 3)), *rest.unbind(1)
 
 
 @dataclass(frozen=True)
@@ -133,10 +134,12 @@ class Draws:
 
     def table(self) -> Table:
         """The draws in fixed places, on the CPU."""
-        slot = torch.where(self.jitter, (self.order == HUE).int().argmax(1), NO_JITTER)
-        still = ~self.jitter[:, None] | (self.order == HUE)
-        blend = torch.where(still[:, :, None], torch.tensor(UNCHANGED), self._blend()).flatten(1)
-        numbers = [*self._positions(), blend, self.factors[:, HUE:], slot[:, None], self.gray[:, None]]
+        slot, place = (self.order == HUE).int().argmax(1)[:, None], torch.arange(3)  # of the hue; of the blends
+        blend = self._blend().gather(1, (place + (place >= slot))[:, :, None].expand(-1, -1, 3))  # without the hue's
+        turns = torch.stack([place < slot, place >= slot], 1) & self.jitter[:, None, None]  # [B, 2, 3]
+        blend = torch.where(turns[..., None], blend[:, None], torch.tensor(UNCHANGED)).flatten(1)
+        hue = self.factors[:, HUE:] * self.jitter[:, None]
+        numbers = [*self._positions(), blend, hue, self.gray[:, None]]
         return Table(torch.cat([part.float() for part in numbers], 1), self.recipe, self.size, self.source)
 
     def _plan(self, device: torch.device | str) -> Plan:

@@ -1,0 +1,97 @@
+"""CUDA graphs on a CPU, for tests of what is recorded: operations are noted, and replayed into the same storages."""
+
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lib.views.draws import Draws
+
+
+class FakeGraph:
+    """Replays what was done while it was captured."""
+
+    def __init__(self) -> None:
+        self.noted: list[tuple] = []
+
+    def pool(self) -> None:
+        return None
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        for operation, given, named, outputs in self.noted:
+            given, named = tree_map(_data, given), tree_map(_data, named)
+            for old, new in zip(tree_leaves(outputs), tree_leaves(operation(*given, **named)), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.data.copy_(new)
+
+
+class _Noting(TorchDispatchMode):
+    """Notes operations. They are computed, for their shapes; what was there before is put back: a capture computes
+    nothing."""
+
+    def __init__(self, graph: FakeGraph) -> None:
+        super().__init__()
+        self.graph = graph
+        self.before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.made: list[torch.Tensor] = []  # kept, so that no address is taken twice
+
+    def __torch_dispatch__(self, operation: Any, types: Any, given: tuple = (), named: dict | None = None) -> Any:
+        made = {value.untyped_storage().data_ptr() for value in self.made}
+        for value in tree_leaves((given, named)):
+            if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() not in made:
+                self.before.setdefault(value.data_ptr(), (value.detach(), value.detach().clone()))
+        outputs = operation(*given, **(named or {}))
+        self.made += [value for value in tree_leaves(outputs) if isinstance(value, torch.Tensor)
+                      and value.untyped_storage().data_ptr() not in
+                      {old.untyped_storage().data_ptr() for old, _ in self.before.values()}]
+        self.graph.noted.append((operation, given, named or {}, outputs))
+        return outputs
+
+    def put_back(self) -> None:
+        for value, before in self.before.values():
+            if not torch.equal(value, before):
+                value.copy_(before)
+
+
+class _Stream:
+    def wait_stream(self, other: Any) -> None:
+        pass
+
+
+class FakeDevice:
+    """What `lib.core.recorded` asks of torch.cuda. ``waits``: a pass that must not wait does."""
+
+    def __init__(self) -> None:
+        self.mode, self.waits, self.captures = 0, False, 0
+
+    def install(self, monkeypatch: Any) -> "FakeDevice":
+        @contextmanager
+        def graph(captured: FakeGraph, pool: Any = None):
+            self.captures += 1
+            with _Noting(captured) as noting:
+                yield
+            with torch.no_grad():
+                noting.put_back()
+
+        fakes = {"CUDAGraph": FakeGraph, "graph": graph, "device": lambda _: nullcontext(), "Stream": _Stream,
+                 "stream": lambda _: nullcontext(), "current_stream": _Stream, "get_rng_state": torch.get_rng_state,
+                 "get_sync_debug_mode": lambda: self.mode, "set_sync_debug_mode": self._set}
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+        monkeypatch.setattr(Draws, "to", lambda draws, device: draws.table())
+        return self
+
+    def _set(self, mode: Any) -> None:
+        self.mode = mode
+
+    def synchronize(self) -> None:
+        """As torch does where it is told to tell."""
+        if self.mode == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+
+def _data(value: Any) -> Any:
+    return value.data if isinstance(value, torch.Tensor) else value

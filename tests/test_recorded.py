@@ -1,0 +1,181 @@
+"""What CUDA graphs record of a step and when they must be recorded anew, with graphs that a CPU emulates.
+
+That real graphs compute the same is tested where there is a GPU (tests/test_cuda.py).
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lib.core.recorded import MOST, Recorded, Unrecordable, _laid_out, _state
+from lib.core.trainer import Pretrainer
+from lib.methods import build_method
+from tests.examples import CPU, images, params_file, pretraining
+from tests.fake_graphs import FakeDevice
+
+TRAINED = [name for name, block in params_file()["variants"].items() if block.get("epochs", 1)]
+
+
+@pytest.fixture
+def device(monkeypatch) -> FakeDevice:
+    return FakeDevice().install(monkeypatch)
+
+
+def trainer(compile: str = "graphs", variant: str = "simclr", **changes) -> Pretrainer:
+    torch.manual_seed(0)
+    params = pretraining(variant, epochs=1, **changes)
+    return Pretrainer(build_method(params), images(count=128), params, replace(CPU, compile=compile))
+
+
+def steps(run: Pretrainer, *numbers: int) -> list[float]:
+    order = run.order(0)
+    return [run.step(0, number, order[number])[0].item() for number in numbers]
+
+
+@pytest.mark.parametrize("variant", TRAINED)
+def test_recorded_steps_are_those_of_eager_ones(variant, device):
+    """Past the half of the steps, where a method may turn to other layers, and with what it remembers."""
+    plain, recorded = trainer("off", variant), trainer(variant=variant)
+    count = min(6, plain.steps_per_epoch)
+    assert steps(recorded, *range(count)) == pytest.approx(steps(plain, *range(count)), rel=1e-5)
+    assert count > 4 and recorded.recorded.of and device.captures in (2, 4)
+    states = zip(plain.method.state_dict().items(), recorded.method.state_dict().values(), strict=True)
+    for (name, expected), found in states:
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_an_estimate_and_a_look_at_the_latents_in_between_change_nothing(device):
+    plain, recorded = trainer("off"), trainer()
+    before = steps(recorded, 0, 1)
+    recorded.estimate()
+    recorded.method.eval()
+    recorded.method.latents(torch.zeros(2, 3, 16, 16))
+    recorded.method.train()
+    assert before + steps(recorded, 2, 3) == pytest.approx(steps(plain, 0, 1, 2, 3), rel=1e-5)
+
+
+def test_a_training_goes_on_from_a_checkpoint(device):
+    whole, first, second = trainer(), trainer(), trainer()
+    expected = steps(whole, 0, 1, 2, 3)
+    found = steps(first, 0, 1)
+    steps(second, 0)  # recorded before it takes over what another left
+    second.restore(first.state())
+    assert found + steps(second, 2, 3) == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradients_add_up(device):
+    """Also where the first is in the storage that the second is computed into."""
+    found = []
+    for compile in ("off", "graphs"):
+        run = trainer(compile)
+        order = run.order(0)
+        for number in (0, 1):
+            run.gradient(0, number, order[number])
+        found.append([weight.grad.clone() for weight in run.method.parameters()])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+
+def knob(run: Pretrainer, change) -> None:
+    """A pass that scales its views by ``knob``, which ``change`` moves after each step."""
+    method = run.method
+    embed, after = method.embed, method.after_step
+    method.register_buffer("knob", torch.ones(()))
+    method.numbers, method.turns = [1.0], (1.0,)
+
+    def after_step(step: int, count: int) -> None:
+        after(step, count)
+        change(method)
+
+    method.embed = lambda views: embed([view * method.knob * method.numbers[0] * method.turns[0] for view in views])
+    method.after_step = after_step
+
+
+@pytest.mark.parametrize("change, again", [
+    (lambda method: method.knob.mul_(1.5), False),
+    (lambda method: setattr(method, "knob", method.knob * 1.5), True),
+    (lambda method: method.numbers.__setitem__(0, method.numbers[0] * 1.5), True),
+    (lambda method: setattr(method, "turns", (method.turns[0] * 1.5,)), True),
+    (lambda method: [norm.eval() for norm in method.modules() if isinstance(norm, torch.nn.BatchNorm2d)], True),
+], ids=["buffer in place", "buffer anew", "list", "tuple", "BatchNorm"])
+def test_a_pass_that_changes_is_recorded_again(change, again, device):
+    plain, recorded = trainer("off"), trainer()
+    for run in (plain, recorded):
+        knob(run, change)
+    assert steps(recorded, 0, 1, 2) == pytest.approx(steps(plain, 0, 1, 2), rel=1e-5)
+    assert (recorded.recorded.count > 1) == again
+
+
+def test_one_that_changes_in_every_step_is_left_alone(device, capsys):
+    plain, recorded = trainer("off", batch_size=8), trainer(batch_size=8)
+    for run in (plain, recorded):
+        knob(run, lambda method: setattr(method, "turns", (method.turns[0] * 1.01,)))
+    numbers = range(MOST + 3)
+    assert steps(recorded, *numbers) == pytest.approx(steps(plain, *numbers), rel=1e-4)
+    assert recorded.recorded is None and recorded.machine.compile == "off"
+    assert f"simclr: its forward pass has changed {MOST} times; without CUDA graphs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("disturb, words", [
+    (lambda device: torch.rand(()), "draws random numbers"),
+    (lambda device: device.synchronize(), "makes the host wait for the device"),
+])
+def test_one_that_draws_or_waits_is_started_kernel_by_kernel(disturb, words, device, capsys, monkeypatch):
+    plain, recorded = trainer("off"), trainer()
+    kind, embed = type(recorded.method), type(recorded.method).embed
+    monkeypatch.setattr(kind, "embed", lambda method, views: (disturb(device), embed(method, views))[1])
+    recorded.estimate()
+    assert recorded.recorded is None and recorded.machine.compile == "off" and device.captures == 0
+    assert steps(recorded, 0, 1, 2) == pytest.approx(steps(plain, 0, 1, 2), rel=1e-5)
+    assert capsys.readouterr().out.count(words) == 1 and device.mode == 0
+
+
+def test_what_is_refused_changes_nothing(device):
+    method = trainer().method
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    inputs = [torch.arange(4), torch.rand(4, 3, 16, 16)]
+    run = Recorded()
+    with pytest.raises(Unrecordable):
+        run.forward(method, lambda given: {"z": method.latents(given[1] + torch.rand(()))["h"]}, inputs)
+    assert not run.of and all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+
+
+def test_a_loss_that_turns_to_other_embeddings_is_computed_without_graphs(device, capsys):
+    plain, recorded = trainer("off"), trainer()
+    for run in (plain, recorded):
+        loss = run.method.loss
+        run.calls = 0
+
+        def one_side_first(embeddings, run=run, loss=loss):
+            run.calls += 1
+            if run.calls < 3:
+                embeddings = {**embeddings, "z_b": embeddings["z_b"].detach()}
+            return loss(embeddings)
+
+        run.method.loss = one_side_first
+    found = steps(recorded, 0, 1)
+    recorded.calls = plain.calls = 0
+    expected = steps(plain, 0, 1)
+    plain.calls = recorded.calls = 2
+    assert found + steps(recorded, 2, 3) == pytest.approx(expected + steps(plain, 2, 3), rel=1e-5)
+    assert recorded.recorded is None and "which before used z_a" in capsys.readouterr().out
+    for expected, found in zip(plain.method.buffers(), recorded.method.buffers(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_state_is_what_a_pass_depends_on():
+    method = trainer("off", "patch_filters_two").method
+    before = _state(method)
+    assert _state(method) == before
+    method.now = 2
+    assert _state(method) != before
+    method.now = 1
+    next(method.parameters()).requires_grad_(False)
+    assert _state(method) != before
+
+
+def test_gradients_lie_as_their_weights_do():
+    weight = torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last)
+    gradient = torch.randn(4, 3, 5, 5)
+    laid = _laid_out(gradient, weight)
+    assert laid.stride() == weight.stride() and torch.equal(laid, gradient) and _laid_out(laid, weight) is laid
