@@ -20,7 +20,8 @@ help:
 	@echo "make parallel train the variants side by side, then run the rest; J=2 says how many at once"
 	@echo "make prune    remove the checkpoints of finished trainings"
 	@echo "make scaling  the tests that take minutes: remotes, queue, machines that fail (docs/scaling.md)"
-	@echo "make bench    install the peers too, measure them beside this project; BENCH=\"data step\" or --quick narrows it"
+	@echo "make bench    install the peers too, measure them beside this project; BENCH=\"data step\" or --quick narrows it,"
+	@echo "              BENCH=\"--device cuda\" measures a GPU"
 
 install: $(STAMP) .dvc/vega.js
 

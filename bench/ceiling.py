@@ -13,10 +13,20 @@ from lib.methods import build_method
 
 
 def measure(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
-    """FLOP/s of square matrix products, the best over ``sizes``; bf16 where our own arms compute in it."""
+    """FLOP/s of square matrix products, the best over ``sizes``; bf16 where our own arms compute in it.
+
+    On a GPU also in tf32, in which cuDNN computes fp32 convolutions unless it is told not to.
+    """
     names = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if machine.precision == "bf16" else {})
-    return {name: max(_rate(size, kind, settings, machine.device) for size in settings["sizes"])
-            for name, kind in names.items()}
+    found = {name: _best(kind, settings, machine.device) for name, kind in names.items()}
+    if machine.device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        found["tf32"] = _best(torch.float32, settings, machine.device)
+    return found
+
+
+def _best(kind: torch.dtype, settings: dict[str, Any], device: str) -> float:
+    return max(_rate(size, kind, settings, device) for size in settings["sizes"])
 
 
 def _rate(size: int, kind: torch.dtype, settings: dict[str, Any], device: str) -> float:

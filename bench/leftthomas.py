@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from bench.images import CLASSES, SIZE, labels, pixels
-from bench.timing import forever, once, steady
+from bench.timing import as_it_comes, forever, once, steady
 from lib.encoders import build_encoder
 from lib.machine import Machine
 
@@ -117,7 +117,7 @@ def step(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     count = settings["train"]
     training = Training(pixels(count, channels_last=True), labels(count), settings["encoder"], settings["batch"],
                         settings["workers"], machine.device)
-    return {**steady(training.step, settings), "precision": "fp32"}
+    return {**steady(training.step, settings), "precision": as_it_comes(machine)}
 
 
 def embed(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:

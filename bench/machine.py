@@ -3,13 +3,15 @@
 import os
 import platform
 import subprocess
-import sys
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lib.errors import UserError
+from lib.machine import Machine
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn", "lightly", "kornia")
@@ -17,7 +19,7 @@ QUIET = 0.5  # load per processor
 CODE = ("lib", "bench", "presets", "requirements.txt", "requirements-bench.txt")
 
 
-def describe_machine(device: str, threads: int, precision: str, processors: list[int]) -> dict[str, Any]:
+def describe_machine(machine: Machine, processors: list[int]) -> dict[str, Any]:
     """``load`` is the number of running processes over the last minute, before anything was started."""
     cpu = _cpu()
     return {
@@ -26,13 +28,14 @@ def describe_machine(device: str, threads: int, precision: str, processors: list
         "flags": [flag for flag in FLAGS if flag in cpu.get("flags", "").split()],
         "processors": os.cpu_count(),
         "used": len(processors),
-        "threads": threads,
-        "precision": precision,
+        "threads": machine.threads,
+        "precision": machine.precision,
+        "compile": machine.compile,
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "load": round(os.getloadavg()[0], 2),
         "quiet": os.getloadavg()[0] <= QUIET * (os.cpu_count() or 1),
         "system": f"{platform.system()} {platform.machine()}",
-        "gpu": _gpu() if device == "cuda" else None,
+        "gpu": _gpu() if machine.device == "cuda" else None,
     }
 
 
@@ -70,10 +73,9 @@ def _git(*arguments: str) -> str:
 
 
 def _gpu() -> str:
-    """Its name and memory, asked for in a process of its own: this one must not hold the device."""
-    code = ("import torch; about = torch.cuda.get_device_properties(0); "
-            "print(f'{about.name}, {about.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}')")
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    """Its name and memory."""
+    about = torch.cuda.get_device_properties(0)
+    return f"{about.name}, {about.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
 
 
 def _cpu() -> dict[str, str]:

@@ -4,6 +4,7 @@ from typing import Any
 
 from bench.plan import ACCURACY_TARGET, CUDA_SECTIONS, NAMES, SECTIONS, name_of
 from bench.ratios import Race, Spread, fractions, race, race_verdict, ratios, spread, verdict
+from lib.report.scaling import PUBLISHED, SOURCE
 
 Record = dict[str, Any]
 NOTES = {
@@ -24,8 +25,6 @@ NOTES = {
     "tsne": "Ours is scikit-learn's on one thread, which makes it repeatable; beside it the same on all threads.",
 }
 
-PUBLISHED = ("Published for SimCLR on CIFAR-10 by dkobak/simclr-cifar10, on an A100: 4,202 images/s with ResNet-18, "
-             "1,355 with ResNet-50.")
 
 
 def document(record: Record) -> str:
@@ -45,8 +44,13 @@ def document(record: Record) -> str:
         elif section == "ceiling":
             parts += [NOTES[section], _ceiling_table(found[0])]
         else:
-            parts += [NOTES[section], *([PUBLISHED] if on_gpu else []), *(_row_table(row, record) for row in found)]
+            parts += [NOTES[section], *(_published() if on_gpu else []), *(_row_table(row, record) for row in found)]
     return "\n\n".join([*parts, *_workers(record["workers"])]) + "\n"
+
+
+def _published() -> list[str]:
+    rates = ", ".join(f"{speed.images_per_second:,.0f} images/s with {speed.encoder}" for speed in PUBLISHED)
+    return [f"Published, on an {PUBLISHED[0].device}: {rates} ({SOURCE})."]
 
 
 def _head(record: Record) -> list[str]:
@@ -66,7 +70,8 @@ def _head(record: Record) -> list[str]:
         f"- {machine['processor']} ({machine['family']}), {machine['used']} of {machine['processors']} processors, "
         f"{machine['memory_gib']} GiB, {machine['system']}; flags: {flags}",
         *([f"- {machine['gpu']}: ours and the peers compute there"] if machine.get("gpu") else []),
-        f"- threads: {machine['threads']}; load before the start: {machine['load']}; ours in {machine['precision']}",
+        f"- threads: {machine['threads']}; load before the start: {machine['load']}; ours in {machine['precision']}"
+        f"{', CUDA graphs' if machine.get('compile') == 'graphs' else ''}",
         f"- {versions}",
         "- pictures: random pixels in CIFAR-10's sizes, but for the time to accuracy",
         *(f"- measured before, {run['date']}, commit {run['commit']}, load before the start {run['load']}: "
@@ -127,8 +132,10 @@ def _row_table(row: Record, record: Record) -> str:
 
 def _ceiling_table(row: Record) -> str:
     lines = ["| precision | TFLOP/s |", "| --- | ---: |"]
-    for precision in ("fp32", "bf16"):
+    for precision in ("fp32", "tf32", "bf16"):
         found = spread(_ceiling(row, precision))
+        if precision == "tf32" and found is None:
+            continue  # of a GPU alone
         shown = "not measured" if found is None else _number(Spread(*(value / 1e12 for value in (
             found.median, found.low, found.high)), found.count))
         lines.append(f"| {precision} | {shown} |")
@@ -164,7 +171,8 @@ def _workers(found: Record) -> list[str]:
         tried = ", ".join(f"{count}: {'failed' if seconds is None else format(seconds, '.4g')}"
                           for count, seconds in sweep["seconds"].items())
         lines.append(f"| {name} | {sweep['chosen']} | {tried} |")
-    return ["## Workers of the peers' data loaders", "Chosen by a short measurement at the start.", "\n".join(lines)]
+    return ["## Workers of the peers' data loaders", "Chosen by a short measurement at the start, or given.",
+            "\n".join(lines)]
 
 
 def _race(found: Record) -> Race | None:

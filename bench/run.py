@@ -1,10 +1,9 @@
 """Measure this project and its peers side by side: ``python -m bench.run data step --repetitions 5``.
 
 Every measurement has a process of its own. A repetition goes through all arms of all rows in turn, so that
-what is compared is measured close together; ratios are taken within it. A whole run writes
-bench/results.json and bench/results.md, any other bench/partial.*; with --add it keeps the other sections
-that are in bench/partial.json, which every run writes. With --device cuda a GPU is measured, and bench/cuda.*
-is written and added to. Linux alone.
+what is compared is measured close together; ratios are taken within it. Every run writes bench/partial.json and
+bench/partial.md, and with --add keeps the other sections that are there; a whole one writes bench/results.* too.
+With --device cuda a GPU is measured, for bench/partial-cuda.* and bench/cuda.*. Linux alone.
 """
 
 import argparse
@@ -27,6 +26,7 @@ from lib.files import read_about, read_json, write_json, write_text
 from lib.machine import read_machine
 
 FOLDER = Path("bench")
+NAMES_OF_FILES = {"cpu": ("results", "partial"), "cuda": ("cuda", "partial-cuda")}  # of a whole run, and of any
 Record = dict[str, Any]
 
 
@@ -34,7 +34,8 @@ class Bench:
     """A run: what was asked, what has been measured so far."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        os.environ["ENGRAM_DEVICE"], os.environ["ENGRAM_PROCESSES"] = arguments.device, "1"
+        os.environ |= {"ENGRAM_DEVICE": arguments.device, "ENGRAM_PROCESSES": "1", "ENGRAM_COMPILE": "auto",
+                       "ENGRAM_TORCHRUN": ""}
         on_gpu = arguments.device == "cuda"
         machine = read_machine()
         preset_params("cpu", arguments.ours)  # a slip must not wait for the hours before it is read
@@ -44,18 +45,18 @@ class Bench:
         self.sizes: Sizes = replace(QUICK, cuda=on_gpu) if arguments.quick else full
         self.every = CUDA_SECTIONS if on_gpu else tuple(SECTIONS)
         self.sections = arguments.sections or list(self.every)
-        self.name = "cuda" if on_gpu else "partial"
+        self.whole, self.name = NAMES_OF_FILES[arguments.device]
         self.rows = rows(self.sizes, self.sections)
         self.record: Record = {
             "date": facts.today(), "commit": facts.commit(), "quick": arguments.quick, "whole": False,
             "sections": [], "repetitions": 0, "sizes": asdict(self.sizes),
-            "machine": facts.describe_machine(arguments.device, machine.threads, machine.precision, self.processors),
+            "machine": facts.describe_machine(machine, self.processors),
             "versions": facts.versions(), "workers": {}, "accuracy": {"skipped": "not asked for"},
             "rows": [{**asdict(row), "flops": None, "runs": {arm: [] for arm in row.arms}} for row in self.rows],
             "before": [],
         }
         earlier = FOLDER / f"{self.name}.json"
-        self.kept = kept(read_json(earlier), self.record, self.sections) if arguments.add else None
+        self.kept = kept(read_json(earlier), self.record, self.sections, earlier) if arguments.add else None
 
     def measure(self) -> None:
         """All of it; what is there is written after every repetition."""
@@ -79,8 +80,8 @@ class Bench:
         measured = {section for run in runs for section in run["sections"]}
         self.record["whole"] = not self.arguments.quick and measured == set(self.every)
         self.write(self.name)
-        if self.record["whole"] and self.name == "partial":
-            self.write("results")
+        if self.record["whole"]:
+            self.write(self.whole)
 
     def arm(self, row: Row, arm: str, repetition: int) -> Record:
         settings = dict(row.settings)
@@ -98,7 +99,7 @@ class Bench:
         what = f"step, {settings['encoder']}, batch {settings['batch']}" if function == "step" else "data path"
         key = f"{NAMES[module]}: {what}"
         if self.arguments.workers is not None:
-            return self.arguments.workers
+            self.record["workers"][key] = {"chosen": self.arguments.workers, "seconds": {}}
         if key not in self.record["workers"]:
             counts = worker_counts(len(self.processors))[:2 if self.arguments.quick else None]
             found = {count: self.child(arm, {**settings, "workers": count}).get("seconds") for count in counts}
@@ -148,22 +149,24 @@ class Bench:
         return uncounted or any("error" in run for run in runs)
 
 
-def kept(earlier: Record, now: Record, sections: list[str]) -> Record:
-    """What a run of ``sections`` keeps of an ``earlier`` record.
+def kept(earlier: Record, now: Record, sections: list[str],
+         path: Path = FOLDER / "partial.json") -> Record:
+    """What a run of ``sections`` keeps of an ``earlier`` record, read from ``path``.
 
     Raises:
         UserError: it was measured on another machine, with other versions or sizes.
     """
     if not {"before", "sections", "sizes", "machine", "versions", "rows"} <= earlier.keys():
-        raise UserError("what is there is of another version of this benchmark; --add needs one of this: run all "
-                        "sections again")
+        raise UserError(f"{path} is of another version of this benchmark; --add needs one of this: run all sections "
+                        "again")
     sizes = earlier["sizes"].keys() & now["sizes"].keys()  # a section that is new may bring a size of its own
-    same = [json.dumps([{"gpu": None, **found["machine"], "load": None, "quiet": None}, found["versions"],
+    unknown = {"gpu": None, "compile": "off"}  # to records of before
+    same = [json.dumps([{**unknown, **found["machine"], "load": None, "quiet": None}, found["versions"],
                         {name: found["sizes"][name] for name in sorted(sizes)}], sort_keys=True)
             for found in (earlier, now)]
     if same[0] != same[1]:
-        raise UserError("what is there was measured on another machine, or with other versions or sizes; --add needs "
-                        "the same: run all sections again")
+        raise UserError(f"{path} was measured on another machine, or with other versions or sizes; --add needs the "
+                        "same: run all sections again")
     last = {**{key: earlier[key] for key in ("date", "commit", "sections")},
             **{key: earlier["machine"][key] for key in ("load", "quiet")}}
     runs = [*earlier["before"], last]
@@ -197,7 +200,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__.split("\n", 1)[0])
     parser.add_argument("sections", nargs="*", metavar="section", help=f"{', '.join(SECTIONS)}; without one, all")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--add", action="store_true", help="to the sections in bench/partial.json, of this machine")
+    parser.add_argument("--add", action="store_true", help="to the sections of the last run, of this machine")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works: numbers mean nothing")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--workers", type=int, help="of the peers' data loaders; without it, the fastest number")
@@ -216,6 +219,8 @@ def parse() -> argparse.Namespace:
             parser.error(f"there is no section {section!r}; sections: {', '.join(SECTIONS)}")
         if arguments.device == "cuda" and section not in CUDA_SECTIONS:
             parser.error(f"section {section} is of a CPU alone; with --device cuda: {', '.join(CUDA_SECTIONS)}")
+    if arguments.workers is not None and arguments.workers < 0:
+        parser.error(f"--workers is {arguments.workers}; allowed: at least 0")
     if arguments.repetitions < 1:
         parser.error(f"--repetitions is {arguments.repetitions}; allowed: at least 1")
     arguments.ours = arguments.ours or ["epochs=5"]
@@ -223,15 +228,17 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
+    arguments = parse()
+    name = NAMES_OF_FILES[arguments.device][1]
     try:
-        bench = Bench(parse())
+        bench = Bench(arguments)
         if not bench.record["machine"]["quiet"]:
             say(f"the machine is not quiet (load {bench.record['machine']['load']}): the report will say so")
         bench.measure()
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        print(f"interrupted; repetitions that were finished are in bench/{bench.name}.md", file=sys.stderr)
+        print(f"interrupted; repetitions that were finished are in bench/{name}.md", file=sys.stderr)
         sys.exit(130)
     print(bench.written.read_text())
     say(f"written: {bench.written}, {bench.written.with_suffix('.json')}")

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from lib.machine import Machine
+
 WARM_CALLS = 2
 CALLS_AHEAD = 20  # of a GPU
 
@@ -28,7 +30,7 @@ def once(work: Callable[[], Any]) -> dict[str, Any]:
     """Seconds of a single call."""
     started = time.perf_counter()
     work()
-    _wait()
+    wait_for_device()
     return {"seconds": time.perf_counter() - started, "calls": 1}
 
 
@@ -42,7 +44,7 @@ def _repeat(work: Callable[[], Any], seconds: float, least: int) -> tuple[float,
         work()
         calls += 1
         if calls >= least and (calls % CALLS_AHEAD == 0 or not _on_a_gpu()):
-            _wait()
+            wait_for_device()
             spent = time.perf_counter() - started
             if spent >= seconds:
                 return spent, calls
@@ -53,7 +55,8 @@ def _on_a_gpu() -> bool:
     return torch.cuda.is_initialized()
 
 
-def _wait() -> None:
+def wait_for_device() -> None:
+    """Until a GPU has done what it was asked for, where one is used: before a clock is read."""
     if _on_a_gpu():
         torch.cuda.synchronize()
 
@@ -62,6 +65,11 @@ def forever(loader: Any) -> Iterator[Any]:
     """Batches of one epoch after the other. Workers start anew with each epoch, as in a plain loop."""
     while True:
         yield from loader
+
+
+def as_it_comes(machine: Machine) -> str:
+    """The precision in which torch computes the convolutions of a network in fp32: on a GPU, tf32."""
+    return "tf32" if machine.device == "cuda" else "fp32"
 
 
 def peak_memory() -> float:

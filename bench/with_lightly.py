@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from bench.images import SIZE, labels, pixels
-from bench.timing import forever, steady
+from bench.timing import as_it_comes, forever, steady
 from lib.encoders import build_encoder
 from lib.machine import Machine
 
@@ -72,4 +72,4 @@ def step(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
 
-    return {**steady(work, settings), "precision": "fp32"}
+    return {**steady(work, settings), "precision": as_it_comes(machine)}

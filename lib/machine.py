@@ -24,9 +24,9 @@ class Machine:
 
     ``processes`` of this machine, and those of the others, share one global batch; ``threads`` are per
     process. ``compile`` is off, on (torch.compile of the encoder) or graphs (CUDA graphs of the forward and the
-    backward pass, for one process); the choice of "auto" is graphs where they can be, else off. ``torchrun`` is
-    what torchrun has to know about several machines (docs/scaling.md), empty for one alone. ``nodes`` is no
-    setting: the number of machines that torchrun has started processes on.
+    backward pass, for one process); the choice of "auto" is graphs where they can be, else off. Micro-batches do
+    without. ``torchrun`` is what torchrun has to know about several machines (docs/scaling.md), empty for one alone.
+    ``nodes`` is no setting: the number of machines that torchrun has started processes on.
     """
 
     device: str
@@ -45,7 +45,7 @@ class Machine:
 
 
 def read_machine() -> Machine:
-    """The resolved settings; also sets torch's thread count for this process.
+    """The resolved settings; also sets torch's thread count, and strict fp32 where it is chosen, for this process.
 
     Raises:
         UserError: an unknown key, or a value that this machine cannot honour.
@@ -75,6 +75,8 @@ def read_machine() -> Machine:
         nodes=int(os.environ["GROUP_WORLD_SIZE"]) if launched() else 1,
     )
     torch.set_num_threads(machine.threads)
+    if machine.precision == "fp32":  # and not tf32, in which cuDNN computes convolutions otherwise
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     return machine
 
 

@@ -1,16 +1,17 @@
 """The benchmark's arithmetic and its page, from made-up measurements; no peer is imported and nothing is timed."""
 
 import ast
+from dataclasses import replace
 import subprocess
 import sys
 
 import pytest
 
 from bench import parts
-from bench.plan import FULL, PARTS, QUICK, SECTIONS, name_of, rows, sweep_of, worker_counts
+from bench.plan import CUDA, CUDA_SECTIONS, FULL, PARTS, QUICK, SECTIONS, name_of, rows, sweep_of, worker_counts
 from bench.ratios import Race, Spread, fractions, race, race_verdict, ratios, spread, verdict
 from bench.report import document
-from bench.run import kept
+from bench.run import kept, parse
 from lib.errors import UserError
 from tests.examples import CPU, ROOT
 
@@ -63,7 +64,7 @@ def test_the_plan_holds_every_target():
 
 
 def test_every_arm_is_a_function_with_a_name_of_its_own():
-    for row in rows(FULL, list(SECTIONS)):
+    for row in rows(FULL, list(SECTIONS)) + rows(CUDA, list(CUDA_SECTIONS)):
         assert len({name_of(arm) for arm in row.arms}) == len(row.arms)
         for arm in row.arms:
             module, function = arm.split(".")
@@ -71,7 +72,8 @@ def test_every_arm_is_a_function_with_a_name_of_its_own():
             assert function in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
 
 
-@pytest.mark.parametrize("arm", [arm for arm in PARTS if arm not in ("parts.compiled", "parts.side_by_side")])
+@pytest.mark.parametrize("arm", [*(arm for arm in PARTS if arm not in ("parts.compiled", "parts.side_by_side")),
+                                 "parts.started_singly"])
 def test_a_step_with_a_part_done_otherwise_runs(arm):
     settings = {"encoder": "small", "batch": 4, "train": 16, "test": 4, "warm": 0.0, "seconds": 0.0, "least": 1}
     assert getattr(parts, arm.removeprefix("parts."))(settings, CPU)["calls"] == 1
@@ -111,6 +113,32 @@ def test_the_page_says_what_was_met_and_what_was_not_run():
     assert "| Time to accuracy | leftthomas/SimCLR recipe | not run | 4 | not run |" in page
     assert "Not run: no images." in page and "not quiet" not in page and "mean nothing" not in page
     assert "50 %" in page  # 1 GFLOP in 0.5 s of 4 GFLOP/s
+
+
+def test_the_page_of_a_gpu():
+    """Its sections alone, its memory, a ceiling in tf32, what others published; batches that keep it busy."""
+    plan = rows(replace(CUDA, train=400), ["ceiling", "step"])
+    assert [row.settings["batch"] for row in plan if row.section == "step"] == [256, 128, 64, 512, 512]
+    runs = [{"seconds": 0.5, "memory": 700.0, "workers_memory": 0.0, "device_memory": 321.0, "precision": "tf32"}]
+    ceiling = {**vars(plan[0]), "flops": None, "runs": {"ceiling.measure": [{"fp32": 4e9, "tf32": 8e9, "bf16": 16e9}]}}
+    steps = [{**vars(row), "flops": 1e9, "runs": {arm: runs for arm in row.arms}} for row in plan[1:]]
+    gpu = {**record()["machine"], "gpu": "a GPU, 80 GiB, CUDA 13", "compile": "graphs"}
+    page = document(record(machine=gpu, rows=[ceiling, *steps]))
+    assert "- a GPU, 80 GiB, CUDA 13: ours and the peers compute there" in page and "CUDA graphs" in page
+    assert "| tf32 | 0.008 " in page and "| 321 |" in page and "| 25 % |" in page
+    assert "4,202 images/s with resnet18" in page and "## t-SNE" not in page
+    assert "tf32" not in document(record()) and "GPU, MiB" not in document(record())
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["tsne", "--device", "cuda"], "section tsne is of a CPU alone; with --device cuda: ceiling, step, accuracy"),
+    (["--workers", "-1"], "--workers is -1; allowed: at least 0"), (["stepp"], "there is no section 'stepp'"),
+])
+def test_what_cannot_be_measured_is_refused(arguments, words, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["bench.run", *arguments])
+    with pytest.raises(SystemExit):
+        parse()
+    assert words in capsys.readouterr().err
 
 
 def test_the_ceiling_may_have_been_measured_less_often_than_a_step():

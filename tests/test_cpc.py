@@ -115,6 +115,17 @@ def test_parts_are_scored_at_once_as_they_would_be_one_by_one(draw):
     torch.testing.assert_close(found[True], found[False])
 
 
+@pytest.mark.parametrize("elements", [1, 100, 10**6])
+def test_scores_do_not_depend_on_how_many_places_are_taken_at_a_time(elements, monkeypatch):
+    predicted, codes = (values.requires_grad_() for values in rows())
+    draws, found = any_place(codes, 5), []
+    for size in (10**9, elements):
+        monkeypatch.setattr("lib.tiles.ELEMENTS", size)
+        scores = false_scores(predicted, codes, draws)
+        found.append((scores, *torch.autograd.grad(scores.square().sum(), (predicted, codes))))
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_draws_follow_the_global_generator():
     codes = torch.zeros(4, 6, 1)
     found = []

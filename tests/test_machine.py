@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lib.errors import UserError
-from lib.machine import read_machine
+from lib.machine import _compile, read_machine
 
 
 @pytest.fixture(autouse=True)
@@ -16,8 +16,10 @@ def own_folder(tmp_path, monkeypatch):
     for name in list(os.environ):
         if name.startswith("ENGRAM_") or name == "DVC_ROOT":
             monkeypatch.delenv(name)
+    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     yield
     torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
 
 
 def test_threads_follow_the_affinity(monkeypatch):
@@ -75,3 +77,25 @@ def test_compile_means_what_yaml_makes_of_on_and_off(written, meant, tmp_path):
     (tmp_path / "machine.yaml").write_text(f"compile: {written}\n")
     machine = read_machine()
     assert machine.compile == meant and ("compiled" in str(machine)) == (meant == "on")
+
+
+@pytest.mark.parametrize("value, device, several, chosen", [
+    ("auto", "cuda", False, "graphs"), ("auto", "cuda:1", False, "graphs"), ("auto", "cuda", True, "off"),
+    ("auto", "cpu", False, "off"), ("graphs", "cuda", False, "graphs"), ("off", "cuda", False, "off"),
+    (True, "cuda", True, "on"), ("graphs", "cuda", True, "with several processes; CUDA graphs need"),
+    ("graphs", "cpu", False, "with device 'cpu'; CUDA graphs need"),
+])
+def test_graphs_are_the_choice_of_one_process_on_a_gpu(value, device, several, chosen):
+    if " " not in chosen:
+        assert _compile(value, device, several) == chosen
+        return
+    with pytest.raises(UserError, match=chosen):
+        _compile(value, device, several)
+
+
+@pytest.mark.parametrize("precision, allowed", [("fp32", False), ("bf16", True)])
+def test_fp32_is_not_tf32(precision, allowed, monkeypatch):
+    monkeypatch.setenv("ENGRAM_PRECISION", precision)
+    torch.backends.cudnn.allow_tf32 = True
+    read_machine()
+    assert torch.backends.cudnn.allow_tf32 is allowed

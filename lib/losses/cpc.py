@@ -11,6 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from lib.tiles import tiles
+
 
 def true_scores(predicted: Tensor, codes: Tensor) -> Tensor:
     """Of each prediction for the patch that it is about: [B, P, D] each -> [B, P]."""
@@ -20,10 +22,13 @@ def true_scores(predicted: Tensor, codes: Tensor) -> Tensor:
 def false_scores(predicted: Tensor, codes: Tensor, draws: Tensor) -> Tensor:
     """Of each prediction for the n patches ``draws`` [B, P, n], numbered as in codes [B * P, D]: -> [B, P, n].
 
-    The n codes of every prediction are laid out for it: B * P * n * D numbers, once more in the gradient.
+    The n codes of every prediction are laid out for it, B * P * n * D numbers in all, and some places at a time, so
+    that what is at hand fits into a cache.
     """
-    drawn = _wide(codes).flatten(0, 1)[draws]  # [B, P, n, D]
-    return (drawn @ _wide(predicted)[:, :, :, None])[:, :, :, 0]
+    rows, wide = _wide(codes).flatten(0, 1), _wide(predicted)
+    images, places, count = draws.shape
+    parts = tiles(places, images * count * rows.shape[1])
+    return torch.cat([(rows[draws[:, part]] @ wide[:, part, :, None])[:, :, :, 0] for part in parts], 1)
 
 
 def any_place(codes: Tensor, count: int, parts: tuple[int, ...] = ()) -> Tensor:

@@ -11,7 +11,7 @@ from lib.losses.cpc import means, send
 
 
 def synchronous(true: Tensor, false: Tensor, parts: tuple[int, ...] = ()) -> Tensor:
-    """Every prediction meets its true patch and others at once; all scores 0: exactly 2.
+    """Every prediction meets its true patch and others at once; [] or [K], all scores 0: exactly 2.
 
     Args:
         true: scores [B, P] of the true patches.
@@ -24,7 +24,7 @@ def asynchronous(true: Tensor, false: Tensor, same: Tensor, parts: tuple[int, ..
     """An image's predictions meet either their true patches or others, as if one came after the other.
 
     The mean over the images of each kind is taken by itself, and the two are added: with half of the images
-    in each, all scores 0 cost 2, as in the synchronous form. A kind without images adds 0.
+    in each, all scores 0 cost 2, as in the synchronous form. A kind without images adds 0. [] or [K].
 
     Args:
         true: scores [B, P] of the true patches.

@@ -107,9 +107,9 @@ class CLAPP(Method):
         self.encoder.local = False
 
     def latents(self, images: Tensor) -> Named:
-        means = {name: codes.mean((1, 2)) for name, codes in self._codes(images).items()}
-        last = means.pop(self.names[-1])
-        return {self.names[-1] if means else "h": last, **means}
+        found = {name: codes.mean((1, 2)) for name, codes in self._codes(images).items()}
+        last = found.pop(self.names[-1])
+        return {self.names[-1] if found else "h": last, **found}
 
     def project(self, latents: Named) -> Named:
         """None: the loss acts on patches, not on an image's latent."""

@@ -95,10 +95,12 @@ def measured_speeds(path: Path) -> tuple[list[Speed], str]:
         runs = [run for run in row["runs"].get("ours.step", []) if "seconds" in run]
         if runs and row["section"] == "step":
             batch, memory = row["settings"]["batch"], max(run["memory"] for run in runs) * 2**20
-            device = f"cpu x1, {bench['machine']['threads']} threads, {runs[0]['precision']}"
+            about = bench["machine"]
+            device = f"{about.get('gpu') or 'cpu'} x1, {about['threads']} threads, {runs[0]['precision']}"
             rate = batch / statistics.median(run["seconds"] for run in runs)
             note = f"batch {batch}, peak memory of the whole process {size(memory)}"
             speeds.append(Speed(row["settings"]["encoder"], device, rate, "measured", note))
+    speeds = list({speed.encoder: speed for speed in speeds}.values())  # of several batches the last, the largest
     if bench["quick"] or not speeds:
         raise UserError(f"{path} holds no step of a run that is not quick; make one with make bench BENCH=step")
     last = {"date": bench["date"], "load": bench["machine"]["load"], "sections": bench["sections"]}
