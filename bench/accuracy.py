@@ -15,7 +15,7 @@ import torch
 
 from bench import leftthomas as recipe
 from bench.ours import new_trainer, positions, preset_params
-from bench.timing import wait_for_device
+from bench.timing import as_it_comes, wait_for_device
 from lib.data.store import load_data
 from lib.evaluate.monitor import knn_monitor
 from lib.machine import Machine
@@ -45,7 +45,7 @@ def leftthomas(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
             "optimizer": f"Adam, rate {recipe.RATE:g}, constant, weight decay {recipe.WEIGHT_DECAY:g}",
             "temperature": recipe.TEMPERATURE, "seed": settings["seed"],
             "augment": "crops from 0.08 of the area, flip 0.5, jitter 0.4/0.4/0.4/0.1 in 0.8, grey 0.2",
-            "machine": str(replace(machine, precision="fp32", compile="off"))}
+            "machine": str(replace(machine, precision=as_it_comes(machine), compile="off"))}
     return {**found, "trained_with": used}
 
 

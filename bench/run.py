@@ -35,7 +35,7 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         os.environ |= {"ENGRAM_DEVICE": arguments.device, "ENGRAM_PROCESSES": "1", "ENGRAM_COMPILE": "auto",
-                       "ENGRAM_TORCHRUN": ""}
+                       "ENGRAM_PRECISION": "auto", "ENGRAM_TORCHRUN": ""}
         on_gpu = arguments.device == "cuda"
         machine = read_machine()
         preset_params("cpu", arguments.ours)  # a slip must not wait for the hours before it is read

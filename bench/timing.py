@@ -68,8 +68,8 @@ def forever(loader: Any) -> Iterator[Any]:
 
 
 def as_it_comes(machine: Machine) -> str:
-    """The precision in which torch computes the convolutions of a network in fp32: on a GPU, tf32."""
-    return "tf32" if machine.device == "cuda" else "fp32"
+    """The precision in which torch computes the convolutions of a network in fp32: on a GPU tf32, if it may."""
+    return "tf32" if machine.device == "cuda" and torch.backends.cudnn.allow_tf32 else "fp32"
 
 
 def peak_memory() -> float:

@@ -62,10 +62,10 @@ class _Stream:
 
 
 class FakeDevice:
-    """What `lib.core.recorded` asks of torch.cuda. ``waits``: a pass that must not wait does."""
+    """What `lib.core.recorded` asks of torch.cuda."""
 
     def __init__(self) -> None:
-        self.mode, self.waits, self.captures = 0, False, 0
+        self.mode, self.captures = 0, 0
 
     def install(self, monkeypatch: Any) -> "FakeDevice":
         @contextmanager

@@ -66,11 +66,15 @@ def test_a_record_holds_the_run_and_the_readme_shows_it(run):
 
 def test_the_readme_shows_a_long_table_without_its_other_latents(run):
     rows = [f"| m{number} | 1 | 2 | 3 |" for number in range(25)] + [f"| m1 · l{n} | - | - | 3 |" for n in range(9)]
+    rows += ["| m2 · main | 1 | 2 | 3 |"]
     text = "# Results\n\nPercent.\n\n| a | b | c | d |\n| --- | --- | --- | --- |\n" + "\n".join(rows)
     (run / "metrics/results.md").write_text(f"{text}\n\n## How\n\n- so\n")
     folder, readme = write_record("x", "t", "a", run), (run / "README.md").read_text()
     assert "m1 · l8" in (folder / "README.md").read_text() and "m1 · l" not in readme and "| m24 | 1" in readme
-    assert "How to read each column, 9 other latents, the runs" in readme
+    assert "How to read each column, 9 other latents, the runs" in readme and "m2 · main" in readme
+    (run / "metrics/results.md").write_text(f"{text}\n\n## How\n\n- so\n".replace("| 1 | 2 |", "| - | - |"))
+    write_record("x", "t", "a", run)
+    assert "m1 · l8" in (run / "README.md").read_text()  # without the study's protocol no latent is the main one
 
 
 def test_many_planes_are_kept_as_numbers_and_in_one_picture(run):

@@ -7,6 +7,7 @@ computed as usual, on leaves, as for micro-batches: losses draw random numbers, 
 B images, V views; a view's `lib.views.draws.Table` has N numbers of each image; embeddings are [B, D].
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -29,8 +30,8 @@ class Recorded:
     """One method's forward and backward pass. Recorded at the first call, and again when the method changes.
 
     It is the same as long as the inputs have the same shapes, parameters and buffers stay where they are, the same
-    parameters learn, and no plain attribute of any of its modules differs, such as the number of the layer that
-    learns, or whether BatchNorm is training.
+    parameters learn, and no plain attribute of any of its modules differs: a number, a word, or a list of them, such
+    as the number of the layer that learns, or whether BatchNorm is training. What hides deeper is not seen.
     """
 
     def __init__(self) -> None:
@@ -64,11 +65,11 @@ class Recorded:
         """
         slopes = {name: leaf.grad for name, leaf in embeddings.items() if leaf.grad is not None}
         with torch.cuda.device(self.inputs[0].device):
-            if not self.slopes:
+            if slopes and not self.slopes:
                 self._record_backward(slopes)
-            if self.slopes.keys() != slopes.keys():
-                raise Unrecordable(f"gave the loss {', '.join(slopes)} to use, which before used "
-                                   f"{', '.join(self.slopes)}")
+            if not slopes or self.slopes.keys() != slopes.keys():
+                raise Unrecordable(f"met a loss that uses {', '.join(slopes) or 'no embedding'}, and not what it used "
+                                   "when the pass was recorded")
             for weight, gradient in self.gradients:
                 if weight.grad is gradient:  # what the last call left there is about to be overwritten
                     weight.grad = gradient.clone()
@@ -84,7 +85,8 @@ class Recorded:
             raise Unrecordable(f"has changed {MOST} times")
         self.weights = [weight for weight in method.parameters() if weight.requires_grad]
         self.inputs = [value.clone() for value in inputs]
-        self.slopes, self.gradients, self.outputs, self.back = {}, [], {}, None
+        self.slopes, self.gradients, self.outputs = {}, [], {}
+        self.ahead = self.back = None  # what an earlier recording held is free before the next is made
         _warm_up(method, lambda: embed(self.inputs), self.weights)
         self.ahead = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.ahead):
@@ -114,17 +116,17 @@ def _warm_up(method: nn.Module, embed: Callable[[], Named], weights: list[Tensor
     with torch.cuda.stream(side):
         for number in range(WARM_UPS):
             if number == WARM_UPS - 1:
-                torch.cuda.set_sync_debug_mode("error")
+                _tell_of_waits("error")
             try:
                 outputs = [values for values in embed().values() if values.requires_grad]
                 slopes = [torch.ones_like(values) for values in outputs]
                 torch.autograd.grad(outputs, weights, slopes, allow_unused=True)
             except RuntimeError as error:
-                if number < WARM_UPS - 1:
+                if "synchroniz" not in str(error):
                     raise  # an error of the method's own
                 waits = str(error).splitlines()[0]
             finally:
-                torch.cuda.set_sync_debug_mode(watch)
+                _tell_of_waits(watch)
     torch.cuda.current_stream().wait_stream(side)
     with torch.no_grad():
         for buffer, value in kept:
@@ -133,6 +135,13 @@ def _warm_up(method: nn.Module, embed: Callable[[], Named], weights: list[Tensor
         raise Unrecordable(f"makes the host wait for the device ({waits})")
     if not torch.equal(before, _streams()):
         raise Unrecordable("draws random numbers, which a graph would repeat")
+
+
+def _tell_of_waits(mode: str | int) -> None:
+    """torch's check, without its warning that it does not see all of them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Synchronization debug mode")
+        torch.cuda.set_sync_debug_mode(mode)
 
 
 def _streams() -> Tensor:

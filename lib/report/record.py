@@ -137,8 +137,9 @@ def _block(name: str, title: str, about: str, results: str) -> str:
 def _without_other_latents(table: str) -> tuple[str, str]:
     """A long table without the rows that only latents beside the main ones have; and what to say of them."""
     lines = table.split("\n")
-    others = {line for line in lines if re.match(r"\| .* · .* \| - \| - \|", line)}
-    if len(lines) <= LONG or not others:
+    others = {line for line in lines if re.match(r"\| [^|]* · [^|]* \| - \| - \|", line)}
+    studied = any(re.match(r"\| [^|]* · [^|]* \| [0-9]", line) for line in lines)  # only then main latents can be told
+    if len(lines) <= LONG or not others or not studied:
         return table, ""
     return "\n".join(line for line in lines if line not in others), f", {len(others)} other latents"
 

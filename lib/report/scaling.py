@@ -86,9 +86,11 @@ def measured_speeds(path: Path) -> tuple[list[Speed], str]:
     """
     if path.suffix == ".csv":
         curves, params = read_csv(path), load_yaml(path.with_name("params.yaml"))
+        if "variant" in curves:  # one system's, where a record has several
+            curves = curves[curves.variant == curves.variant.iloc[0]]
         rate = curves.images_per_second.median()
         memory = f", peak memory {size(1e9 * curves.memory_gb.max())}" if "memory_gb" in curves else ""
-        speed = Speed(params["encoder"], curves.device[0], rate, "measured", f"median epoch{memory}")
+        speed = Speed(params["encoder"], curves.device.iloc[0], rate, "measured", f"median epoch{memory}")
         return [speed], "its README says what else the machine did meanwhile"
     bench, speeds = read_json(path), []
     for row in bench["rows"]:
