@@ -12,8 +12,8 @@ NOTES = {
                "computes in it.",
     "data": "From uint8 pictures in memory to normalised fp32 views, the same recipe for all. Workers as below.",
     "step": "Views, forward of each view, loss, backward, optimiser; the same encoder for all. Ours computes in the "
-            "machine's precision, the peers in fp32 as it comes, on a GPU tf32. The share is of the matrix products' ceiling "
-            "in the arm's own precision, by the FLOPs of convolutions and matrix products.",
+            "machine's precision, the peers in fp32 as it comes, on a GPU tf32. The share is of the matrix products' "
+            "ceiling in the arm's own precision, by the FLOPs of convolutions and matrix products.",
     "parts": "The same step with one thing done otherwise: a ratio above 1 is what our way gains. The last three are "
              "other ways to train: below 1 is what they would gain. Where a training runs on each processor, the time "
              "is that in which any of them does a step, and their memory is with the workers.",
