@@ -86,6 +86,7 @@ def measured_speeds(path: Path) -> tuple[list[Speed], str]:
     """
     if path.suffix == ".csv":
         curves, params = read_csv(path), load_yaml(path.with_name("params.yaml"))
+        curves = curves.dropna(subset=["images_per_second"])  # encoders that were not trained have none
         if "variant" in curves:  # one system's, where a record has several
             curves = curves[curves.variant == curves.variant.iloc[0]]
         rate = curves.images_per_second.median()

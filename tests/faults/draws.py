@@ -70,7 +70,7 @@ def draw_case(number: int, within: tuple[str, ...] = ()) -> Case:
     """
     stream = random.Random(f"params {number} {' '.join(within)}".rstrip())
     raw = base()
-    every = [place for place in places(raw) if not within or (place[0] in within and len(place) > 1)]
+    every = [place for place in places(raw) if not within or place[0] in within]
     case = Case(raw, [], [])
     count = 1 if number % 3 else stream.randint(2, 4)
     for index in range(count):
