@@ -40,7 +40,7 @@ def augment(images: Tensor, draws: Draws | Plan | Table, mean: Tensor, std: Tens
     scale, shift = _scale_and_shift(images, mean, std)
     with torch.autocast(images.device.type, enabled=False):
         if isinstance(ready, Table):
-            return _masked(images, ready).mul_(scale).add_(shift)
+            return _together(images, ready).mul_(scale).add_(shift)
         views = torch.empty(*drawn[:2], ready.down.shape[1], ready.across.shape[1], device=images.device)
         size = max(1, CPU_PIXELS // images.shape[2:].numel())
         for run in (part for whole in ready.runs for part in whole.split(size)):
@@ -75,7 +75,7 @@ def _view(images: Tensor, plan: Plan, run: Run) -> Tensor:
     return view
 
 
-def _masked(images: Tensor, table: Table) -> Tensor:
+def _together(images: Tensor, table: Table) -> Tensor:
     """All views in 0..1, in the images' order."""
     down, across, blend, hue, grays = table.parts()
     view, recipe = resample(images, down, across), table.recipe

@@ -42,7 +42,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """Draws made ready for a device: the same numbers, sorted by run. All tensors are on that device.
+    """Draws made ready for a CPU: the same numbers, sorted by run.
 
     Attributes:
         rows: int64 [B], the image at each sorted position.
@@ -130,7 +130,7 @@ class Draws:
         if torch.device(device).type == "cuda":
             table = self.table()
             return replace(table, numbers=_send(table.numbers, device))
-        return self._plan(device)
+        return self._plan()
 
     def table(self) -> Table:
         """The draws in fixed places, on the CPU."""
@@ -142,14 +142,14 @@ class Draws:
         numbers = [*self._positions(), blend, hue, self.gray[:, None]]
         return Table(torch.cat([part.float() for part in numbers], 1), self.recipe, self.size, self.source)
 
-    def _plan(self, device: torch.device | str) -> Plan:
-        """Sort by run on the host."""
+    def _plan(self) -> Plan:
+        """Sorted by run, on the CPU."""
         group = torch.where(self.jitter, (self.order == HUE).int().argmax(1), NO_JITTER)
         key = 2 * group + (~self.gray).long()
         rows = key.argsort(stable=True)
         numbers = torch.cat([*self._positions(), self._blend().flatten(1), self.factors[:, HUE:]], 1)[rows]
-        down, across, blend, hue = _send(numbers.float(), device).split([*self.size, 12, 1], 1)
-        return Plan(_send(rows, device), down, across, blend.unflatten(1, (4, 3)), hue[:, 0],
+        down, across, blend, hue = numbers.float().split([*self.size, 12, 1], 1)
+        return Plan(rows, down, across, blend.unflatten(1, (4, 3)), hue[:, 0],
                     _runs(key.bincount(minlength=2 * (NO_JITTER + 1)).tolist()), bool(self.factors[:, HUE].any()),
                     self.source)
 
