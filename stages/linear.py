@@ -18,7 +18,8 @@ def main(raw: dict[str, Any], variant: str) -> None:
     data = load_data(IMAGES_FILE)
     evaluation = evaluate(method, about, data, linear, knn, machine)
     write_evaluation(evaluation, data.test_labels, Path("metrics") / f"{variant}.json", Path("data/scores") / variant)
-    shown = (f"{name} {value}" for name, value in evaluation.metrics.items() if isinstance(value, float))
+    shown = (f"{name} {value}" for name, value in evaluation.metrics.items()
+             if isinstance(value, float) and "entropy" not in name)
     print(f"{variant}: {', '.join(shown)} (percent)")
 
 

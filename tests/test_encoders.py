@@ -57,7 +57,7 @@ def test_resnet18_weights_give_the_same_features_in_torchvision():
         torch.testing.assert_close(encoder(images).mean((2, 3)), other.eval()(images), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name != "sdr"])  # of three channels there is no half
 def test_other_inputs_and_widths(name):
     with torch.device("meta"):
         whole, half = build_encoder(name), build_encoder(name, inputs=2, width=0.5)
@@ -66,6 +66,19 @@ def test_other_inputs_and_widths(name):
     assert half.conv1.weight.shape[1] == 2 and count_parameters(half) < 0.5 * count_parameters(whole)
     for (one, wide), (other, narrow) in zip(whole.named_parameters(), half.named_parameters()):
         assert one == other and wide.shape[0] == 2 * narrow.shape[0]
+
+
+@pytest.mark.parametrize("pixels, side", [(32, 10), (28, 8), (8, 2)])
+def test_sdr_has_three_filters_and_a_hundred_places(pixels, side):
+    encoder = build_encoder("sdr").eval()
+    images = torch.randn(2, 3, pixels, pixels, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        features = encoder(images)
+        places = nn.functional.conv2d(images, encoder.conv1.weight).clamp(min=0) / (1 + 1e-5) ** 0.5
+    assert count_parameters(encoder) == 3 * 3 * 9 + 6 and features.shape == (2, encoder.width, side, side)
+    corner = places[:, :, :3, :3].amax((2, 3))
+    torch.testing.assert_close(features[:, :, 0, 0], corner, atol=1e-6, rtol=1e-5)
+    assert build_encoder("sdr", inputs=1, width=2).conv1.weight.shape == (6, 1, 3, 3)
 
 
 def test_at_their_usual_width_the_weights_are_drawn_in_torchvisions_order():

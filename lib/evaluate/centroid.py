@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lib.evaluate.codes import k_winners
+from lib.evaluate.codes import k_winners, pattern_entropy, unused, usage_entropy
+from lib.evaluate.scores import accuracy
 
 
 def centroids(rows: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -23,3 +24,22 @@ def centroid_scores(bank: Tensor, labels: Tensor, queries: Tensor, classes: int,
     if count:
         means = k_winners(means, count) * (means.sum(1, keepdim=True) != 0)
     return functional.normalize(queries.float(), dim=1) @ functional.normalize(means, dim=1).T
+
+
+def code_numbers(bank: Tensor, labels: Tensor, codes: Tensor, own: Tensor, classes: int) -> dict[str, float]:
+    """What is said of binary codes beside the accuracies of any latent.
+
+    Args:
+        bank, labels: [M, D] and [M], of the training images, whose classes have the centroids.
+        codes, own: [N, D] and [N], of the test images.
+
+    Returns:
+        ``centroid`` and ``centroid_code``: percent of test images whose nearest centroid is their class's, of means
+        and of means made codes again; ``active`` units of each code; `usage_entropy` and `pattern_entropy` of the
+        test codes; ``unused``: percent of units that none of them uses.
+    """
+    active = int(codes[0].sum())
+    scores = [centroid_scores(bank, labels, codes, classes, count) for count in (0, active)]
+    return {"centroid": accuracy(scores[0], own), "centroid_code": accuracy(scores[1], own), "active": active,
+            "usage_entropy": usage_entropy(codes), "pattern_entropy": pattern_entropy(codes),
+            "unused": 100 * unused(codes)}

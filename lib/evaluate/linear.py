@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from lib.data.store import ImageData
 from lib.errors import UserError
 from lib.evaluate import study
+from lib.evaluate.centroid import code_numbers
+from lib.evaluate.codes import is_binary
 from lib.evaluate.features import extract, latent_names, one_latent
 from lib.evaluate.finetune import finetuned_scores
 from lib.evaluate.knn import knn_scores
@@ -22,11 +24,13 @@ from lib.params.evaluation import Knn, Linear
 from lib.params.pretraining import Augment
 
 METRICS = ("top1", "top5", "knn")
+CODE_METRICS = ("centroid", "usage_entropy")  # of a latent that is a binary code
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``metrics``: percent, rounded. ``record``: what tables and pictures read. ``predictions``: [M] by latent."""
+    """``metrics``: percent, rounded; the entropy of a code's use is a share. ``record``: what tables and pictures read.
+    ``predictions``: [M] by latent."""
 
     metrics: dict[str, Any]
     record: dict[str, Any]
@@ -110,12 +114,18 @@ def _latent(task: _Task, name: str, train: Tensor, test: Tensor) -> tuple[dict[s
         "validation_knn": accuracy(near_validation, labels[validation]),
     }
     rounded = {key: round(value, 2) for key, value in numbers.items()}
-    return {**rounded, **asdict(probe.setting), "width": train.shape[1]}, scores.argmax(1)
+    found = {**rounded, **asdict(probe.setting), "width": train.shape[1]}
+    if is_binary(test):
+        code = code_numbers(train.cpu(), data.train_labels, test.cpu(), data.test_labels, classes)
+        found["code"] = {key: round(value, 4) for key, value in code.items()}
+    return found, scores.argmax(1)
 
 
 def _metrics(latents: dict[str, dict[str, Any]], own: study.Study | None) -> dict[str, Any]:
     """The main latent's numbers under the same keys for every variant; several latents also by name."""
-    shown = {name: {key: numbers[key] for key in METRICS} for name, numbers in latents.items()}
+    shown = {name: {key: numbers[key] for key in METRICS}
+             | {key: numbers["code"][key] for key in CODE_METRICS if "code" in numbers}
+             for name, numbers in latents.items()}
     metrics: dict[str, Any] = dict(next(iter(shown.values())))
     metrics["study_top1"] = None if own is None else round(own.top1, 2)
     metrics["study_top5"] = None if own is None else round(own.top5, 2)

@@ -30,6 +30,10 @@ PICTURES = {
     "overview.png": "t-SNE of the same test images for every latent: an illustration, not evidence",
     "confusion.png": "Confusion of the probe on the test images",
 }
+FOLDERS = {  # of further pictures
+    "transfer/": "Classifiers that start from a variant's filters, and the filters",
+    "willshaw/": "What a Willshaw memory recalls of the codes",
+}
 
 
 def write_record(name: str, title: str, about: str, root: Path = Path(), notes: str = "",
@@ -84,6 +88,8 @@ def _files(root: Path, by_dvc: bool) -> dict[str, str]:
             planes |= {path.relative_to(root).as_posix(): f"tsne/{variant}/{path.name}" for path in pictures}
             absent += [path for path in own if not (root / path).is_file()]
             absent += [] if pictures else [f"plots/tsne/{variant}/*.png"]
+        files |= {path.relative_to(root).as_posix(): f"willshaw/{path.name}"  # made by a command, not by a stage
+                  for path in sorted((root / "plots/willshaw").glob("*.*")) if path.stem in variant_names(raw)}
         files |= planes if len(planes) <= MOST_PLANES else {}  # the overview has them all
     if absent:
         raise UserError(f"{absent[0]} does not exist; a record needs a finished run: dvc repro")
@@ -102,10 +108,11 @@ def _page(title: str, about: str, commit: str, results: str, files: dict[str, st
     made = (f"Made with the code of commit {commit} (the last that changed lib, stages or dvc.yaml). Settings: "
             f"[params.yaml](params.yaml), {lock}; numbers: [results.csv](results.csv), [curves.csv](curves.csv), "
             "[metrics](metrics); predictions and planes of the test images: [scores](scores), [tsne](tsne).")
-    transfer = sorted(target for target in files.values() if target.startswith("transfer/") and target.endswith(".png"))
-    if transfer:
-        shown = "\n\n".join(f"![{Path(target).stem}]({target})" for target in transfer)
-        results += f"\n## Classifiers that start from a variant's filters, and the filters\n\n{shown}\n"
+    for folder, heading in FOLDERS.items():
+        shown = sorted(target for target in files.values() if target.startswith(folder) and target.endswith(".png"))
+        if shown:
+            shown = "\n\n".join(f"![{Path(target).stem}]({target})" for target in shown)
+            results += f"\n## {heading}\n\n{shown}\n"
     pictures = "\n\n".join(f"![{words}]({picture})\n\n{words}." for picture, words in PICTURES.items())
     large = [target for target in files.values() if target.startswith("tsne/") and target.endswith(".png")]
     names = ", ".join(f"[{Path(target).parent.name} · {Path(target).stem}]({target})" for target in large)

@@ -12,10 +12,22 @@ from lib.files import read_about, read_arrays, read_json
 
 
 @dataclass(frozen=True)
+class Code:
+    """Of a binary code, by `lib.evaluate.centroid.code_numbers`: percent, units, a share, bits, percent."""
+
+    centroid: float
+    centroid_code: float
+    active: int
+    usage_entropy: float
+    pattern_entropy: float
+    unused: float
+
+
+@dataclass(frozen=True)
 class Latent:
     """Accuracies of one latent in percent, on test images but for ``validation``, the probe's top-1.
 
-    ``lr`` and ``weight_decay`` are the probe's setting that validation chose.
+    ``lr`` and ``weight_decay`` are the probe's setting that validation chose. ``code`` is missing if it is no code.
     """
 
     name: str
@@ -25,6 +37,8 @@ class Latent:
     validation: float
     lr: float
     weight_decay: float
+    width: int
+    code: Code | None
 
 
 @dataclass(frozen=True)
@@ -94,7 +108,7 @@ def read_record(variant: str, root: Path = Path(".")) -> Record:
 def _record(variant: str, scores: dict[str, Any], arrays: dict[str, numpy.ndarray], about: dict[str, Any],
             curve: pandas.DataFrame) -> Record:
     latents = [Latent(name, found["top1"], found["top5"], found["knn"], found["validation_probe"], found["lr"],
-                      found["weight_decay"])
+                      found["weight_decay"], found["width"], Code(**found["code"]) if "code" in found else None)
                for name, found in scores["latents"].items()]
     study = scores["study"]
     return Record(

@@ -1,13 +1,14 @@
 """The results table: its rows as a frame, and as markdown with the protocols in words below it."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import pandas
 
 from lib.params.pretraining import Optimizer
 from lib.report.published import ROWS, Published
 from lib.report.records import Latent, Record
-from lib.report.words import counted, explanations
+from lib.report.words import code_explanations, counted, explanations
 
 ACCURACY = {
     "model": "Model",
@@ -32,6 +33,16 @@ RUN = {
     "memory_gb": "Memory, GB",
     "device": "Device",
     "protocol": "Protocol",
+}
+CODES = {
+    "model": "Model",
+    "units": "Units",
+    "active": "Active",
+    "centroid": "Nearest centroid",
+    "centroid_code": "Nearest centroid's code",
+    "usage_entropy": "Entropy of use",
+    "pattern_entropy": "Entropy of codes, bits",
+    "unused": "Unused units, %",
 }
 # what the first columns are called when the whole network was fine-tuned
 FINETUNED = {"top1": "Fine-tuned top-1", "top5": "Fine-tuned top-5",
@@ -64,14 +75,24 @@ def markdown(records: Sequence[Record]) -> str:
     parts = ["# Results", "Accuracies in percent.", _table(frame, accuracy),
              "## How to read the columns", "\n".join(f"- {line}" for line in explanations(records)),
              "## Runs", _table(runs, RUN)]
+    codes = _codes(records)
+    if len(codes):
+        lines = "\n".join(f"- {line}" for line in code_explanations(records))
+        parts += ["## Binary codes", _table(codes, CODES), lines]
     return "\n\n".join(parts) + "\n"
+
+
+def _codes(records: Sequence[Record]) -> pandas.DataFrame:
+    """One row for each latent that is a binary code."""
+    return pandas.DataFrame([{"model": record.label(latent), "units": latent.width, **asdict(latent.code)}
+                             for record in records for latent in record.latents if latent.code])
 
 
 def cell(key: str, value: object) -> str:
     """One value as text; ``-`` where there is none."""
     if pandas.isna(value):
         return "-"
-    if key in PERCENT:
+    if key in PERCENT or key in ("centroid", "centroid_code"):
         return f"{value:.2f}"
     if key == "parameters":
         return f"{value:,}"

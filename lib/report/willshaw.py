@@ -15,9 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lib.errors import UserError
-from lib.evaluate.centroid import centroid_scores
 from lib.evaluate.codes import is_binary, k_winners, pattern_entropy, unused, usage_entropy
-from lib.evaluate.scores import accuracy
 from lib.evaluate.willshaw import capacity
 from lib.files import read_arrays, write_table
 from lib.report.figures import COLOURS, DASHES, MARKERS, save_figure
@@ -32,8 +30,8 @@ KINDS = {"learned": "codes of test images", "random": "random codes"}
 CUES = {"part": "rest missing", "noise": "rest wrong"}
 
 
-def read_codes(variant: str, root: Path = Path(".")) -> tuple[str, Tensor, Tensor, int]:
-    """The name of the first latent that is a binary code, its codes float32 [M, D], labels [M], number of classes.
+def read_codes(variant: str, root: Path = Path(".")) -> tuple[str, Tensor]:
+    """The name of the first latent that is a binary code, and its codes float32 [M, D].
 
     Raises:
         UserError: no latent of the variant is one.
@@ -43,7 +41,7 @@ def read_codes(variant: str, root: Path = Path(".")) -> tuple[str, Tensor, Tenso
     for name in names:
         rows = torch.from_numpy(arrays[name])
         if is_binary(rows):
-            return name, rows, torch.from_numpy(arrays["labels"]), len(arrays["classes"])
+            return name, rows
     raise UserError(f"variant {variant} has no binary code among its latents ({', '.join(names)}); allowed: a variant "
                     "whose code has 0 and 1 and as many 1 in each row; choose another")
 
@@ -100,16 +98,9 @@ def _line(panel: Axes, rows: pandas.DataFrame, across: str, up: str, kind: str, 
                linestyle=DASHES[list(CUES).index(cue)], linewidth=1.8)
 
 
-def centroid_accuracy(codes: Tensor, labels: Tensor, classes: int) -> float:
-    """Top-1 in percent of the nearest centroid: centroids of one half of the test images, drawn, read on the other."""
-    order = torch.randperm(len(codes), generator=generator(SEED, "centroid halves"))
-    bank, queries = order[:len(codes) // 2], order[len(codes) // 2:]
-    return accuracy(centroid_scores(codes[bank], labels[bank], codes[queries], classes), labels[queries])
-
-
 def report(variant: str, root: Path = Path(".")) -> list[str]:
     """Write table and picture of one variant; returns lines that say what is in them."""
-    name, codes, labels, classes = read_codes(variant, root)
+    name, codes = read_codes(variant, root)
     units, active = codes.shape[1], int(codes[0].sum())
     table, target = recalls(codes), root / "plots/willshaw"
     write_table(target / f"{variant}.csv", table)
@@ -118,8 +109,6 @@ def report(variant: str, root: Path = Path(".")) -> list[str]:
     return [f"{variant}, latent {name}: {len(codes):,} test images, {units} units, {active} active",
             f"usage entropy {usage_entropy(codes):.3f} of 1, pattern entropy {pattern_entropy(codes):.2f} bits of "
             f"{torch.tensor(float(len(codes))).log2():.2f}, {100 * unused(codes):.1f} % of the units unused",
-            "nearest centroid, half of the test images read by those of the other: "
-            f"{centroid_accuracy(codes, labels, classes):.2f} % top-1",
             f"written: {target / variant}.csv, {target / variant}.png"]
 
 

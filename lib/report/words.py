@@ -23,6 +23,17 @@ def explanations(records: Sequence[Record]) -> list[str]:
             _error(records), _seeds(records), *_chance(records), *_top5(records), _published(records)]
 
 
+def code_explanations(records: Sequence[Record]) -> list[str]:
+    """The same for the table of binary codes."""
+    images = _join([f"{count:,}" for count in sorted({record.test_images for record in records})])
+    return ["**Nearest centroid**: percent of test images; cosine with the mean code of each class over all training "
+            "images, or with that mean's own code, its most frequent units.",
+            "**Entropy of use**: how evenly the units are used, mean over them, as a share of its largest value; 0 if "
+            f"all codes are the same. **Entropy of codes**: of whole codes of the {images} test images; at most "
+            f"{_join([f'{math.log2(record.test_images):.2f}' for record in records])} bits, if all differ.",
+            "**Unused**: active for no test image."]
+
+
 def counted(number: float, thing: str) -> str:
     """``1 epoch``, ``2 epochs``, ``0.5 epochs``."""
     return f"{number:g} {thing}{'' if number == 1 else 's'}"

@@ -26,6 +26,7 @@ class Options:
 
     ``training_code``: what the loss sees. ``triplets`` belong to the triplet loss, ``margin`` to it and to contrast.
     ``scaling_strength`` is beta, ``usage_rate`` the share of a batch in the running mean of each unit's use.
+    ``flatten``: ``h`` is the encoder's whole map, every place of it, and not the mean over its places.
     """
 
     units: int = param(512, low=2, high=WIDEST)
@@ -41,6 +42,7 @@ class Options:
     scaling: str = param("additive", choices=("off", "additive", "multiplicative"))
     scaling_strength: float = param(1.0, above=0)
     usage_rate: float = param(0.05, above=0, high=1)
+    flatten: bool = param(False)
 
 
 def active_units(sparsity: float, units: int) -> int:
@@ -103,7 +105,7 @@ def ramped(progress: float, start: float, end: float, share: float) -> float:
 
 
 class SparseCode(Method):
-    """Encoder, pooled ``h``, a linear layer without bias, scaling, k winners. The main latent is the binary code.
+    """Encoder, ``h``, a linear layer without bias, scaling, k winners. The main latent is the binary code.
 
     A subclass says which rows of a batch belong together, in ``grouped``.
     """
@@ -115,7 +117,8 @@ class SparseCode(Method):
     def __init__(self, options: Options, params: Pretraining) -> None:
         super().__init__(options, params)
         _check(options, params.variant)
-        self.layer = nn.Linear(self.encoder.width, options.units, bias=False)
+        width = _places(self.encoder, params.image_size) * self.encoder.width if options.flatten else self.encoder.width
+        self.layer = nn.Linear(width, options.units, bias=False)
         final, first = (active_units(share, options.units) for share in (options.sparsity, options.sparsity_start))
         self.register_buffer("usage", torch.full((options.units,), first / options.units))
         self.register_buffer("final_count", torch.tensor(final))
@@ -124,7 +127,8 @@ class SparseCode(Method):
         self.latest: Tensor | None = None  # each unit's use in the step's batch, [D]
 
     def latents(self, images: Tensor) -> Named:
-        h = pool(self.encoder(images))
+        features = self.encoder(images)
+        h = features.float().flatten(1) if self.options.flatten else pool(features)
         return {"code": hard_code(self.drive(h), self.final_count), "h": h}
 
     def project(self, latents: Named) -> Named:
@@ -165,6 +169,15 @@ class SparseCode(Method):
         sparsity = ramped(progress, options.sparsity_start, options.sparsity, options.ramp)
         self.count.fill_(active_units(sparsity, options.units))
         self.training_hardness.fill_(ramped(progress, options.hardness_start, options.hardness, options.ramp))
+
+
+def _places(encoder: nn.Module, pixels: int) -> int:
+    """Of the encoder's map of a square image."""
+    training = encoder.training
+    with torch.no_grad():
+        features = encoder.eval()(torch.zeros(1, 3, pixels, pixels))
+    encoder.train(training)
+    return features.shape[2:].numel()
 
 
 def _check(options: Options, variant: str) -> None:
