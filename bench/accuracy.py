@@ -16,7 +16,7 @@ import torch
 from bench import leftthomas as recipe
 from bench.ours import new_trainer, positions, preset_params
 from bench.timing import as_it_comes, wait_for_device
-from lib.data.store import load_data
+from lib.data.store import ImageData, load_data
 from lib.evaluate.monitor import knn_monitor
 from lib.machine import Machine
 
@@ -34,7 +34,7 @@ def ours(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
 
 def leftthomas(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     """The recipe as it is, with the same small encoder; its rate is constant, so it has no last step."""
-    data = load_data(Path(settings["images"]))
+    data = as_the_recipe(load_data(Path(settings["images"])))
     torch.manual_seed(settings["seed"])
     images = data.train_images.permute(0, 2, 3, 1).contiguous().numpy()
     training = recipe.Training(images, data.train_labels.numpy(), "small", settings["batch"], settings["workers"],
@@ -47,6 +47,11 @@ def leftthomas(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
             "augment": "crops from 0.08 of the area, flip 0.5, jitter 0.4/0.4/0.4/0.1 in 0.8, grey 0.2",
             "machine": str(replace(machine, precision=as_it_comes(machine), compile="off"))}
     return {**found, "trained_with": used}
+
+
+def as_the_recipe(data: ImageData) -> ImageData:
+    """The same images, to be normalised by the recipe's constants, with which its network is trained."""
+    return replace(data, about={**data.about, "mean": list(recipe.MEAN), "std": list(recipe.STD)})
 
 
 def _race(name: str, step: Callable[[], Any], evaluate: Callable[[], float], steps_per_epoch: int,

@@ -1,7 +1,8 @@
 """How long stages will take, from what earlier runs took: ``python -m lib.plan`` shows it.
 
 A pretraining is measured by the seconds of its curve, plots/curves/<variant>.csv, epoch by epoch: they hold however
-often it was interrupted, and git keeps them. Every other stage is measured by its last run on this machine, which
+often it was interrupted, and git keeps them; nearest neighbours and checkpoints between epochs come on top. Every
+other stage, and a pretraining of 0 epochs, is measured by its last run on this machine, which
 ``lib.stage`` notes in .times/. A stage that never ran is taken to need as long as the same stage of other variants.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 from lib.errors import UserError
 from lib.files import read_json
 from lib.forecast import Step
+from lib.params.pretraining import pretraining_params
 from lib.stage import SIZES, TIMES_FOLDER
 
 CURVES = Path("plots/curves")
@@ -35,7 +37,7 @@ def estimates(steps: Iterable[Step], raw: dict[str, Any]) -> dict[str, Estimate]
     """By stage, for the parameters ``raw``."""
     steps = list(steps)
     own = {step.stage: _curve_estimate(step, raw) or _noted_estimate(step, raw) for step in steps}
-    return {step.stage: own[step.stage] or _like_others(step, steps, own) for step in steps}
+    return {step.stage: own[step.stage] or _like_others(step, steps, own, raw) for step in steps}
 
 
 def _curve_estimate(step: Step, raw: dict[str, Any]) -> Estimate | None:
@@ -54,7 +56,12 @@ def _curve_estimate(step: Step, raw: dict[str, Any]) -> Estimate | None:
     state = "" if of_last_run else " of a run not finished"
     device = rows[-1].get("device") or "device unknown"
     source = f"{path}: {per_epoch:.3g} s an epoch over {len(rows)}{state} ({device})"
-    return Estimate(per_epoch * raw["epochs"], source)
+    return Estimate(per_epoch * _epochs(step, raw), source)
+
+
+def _epochs(step: Step, raw: dict[str, Any]) -> int:
+    """Of the stage's variant, which may have its own."""
+    return pretraining_params(raw, step.key).epochs
 
 
 def _curve_text(path: str, digest: str | None) -> tuple[str, bool]:
@@ -70,7 +77,7 @@ def _curve_text(path: str, digest: str | None) -> tuple[str, bool]:
 
 def _noted_estimate(step: Step, raw: dict[str, Any]) -> Estimate | None:
     """What the stage's last run on this machine took; a pretraining's may be the end of one that was interrupted."""
-    if any(Path(path).parent == CURVES for path in step.outputs):
+    if any(Path(path).parent == CURVES for path in step.outputs) and _epochs(step, raw):
         return None
     path = Path(os.environ.get("DVC_ROOT", ".")) / TIMES_FOLDER / f"{step.stage}.json"
     try:
@@ -83,10 +90,15 @@ def _noted_estimate(step: Step, raw: dict[str, Any]) -> Estimate | None:
     return Estimate(seconds, f"its last run, on {day}")
 
 
-def _like_others(step: Step, steps: list[Step], own: dict[str, Estimate | None]) -> Estimate:
-    """The mean of the same stage's other variants."""
-    others = {other.key: estimate.seconds for other in steps
-              if other.group == step.group and (estimate := own[other.stage]) and estimate.seconds is not None}
+def _like_others(step: Step, steps: list[Step], own: dict[str, Estimate | None], raw: dict[str, Any]) -> Estimate:
+    """The mean of the same stage's other variants; of a pretraining, for as many epochs."""
+    def epochs(other: Step) -> int:
+        return _epochs(other, raw) if other.group == "pretrain" else 1
+
+    wanted = epochs(step)
+    others = {other.key: estimate.seconds / max(1, epochs(other)) * max(1, wanted) for other in steps
+              if other.group == step.group and (estimate := own[other.stage]) and estimate.seconds is not None
+              and bool(epochs(other)) == bool(wanted)}
     if not others:
         return Estimate(None, "no run recorded")
     return Estimate(sum(others.values()) / len(others), f"as {', '.join(map(str, others))}")

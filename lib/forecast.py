@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,8 @@ class _Judge:
         self.open |= {out.fs_path: stage.addressing for out in stage.outs}
         if not (own or moved):
             return Fate.DEPENDS, own, causes
-        return Fate.RUNS_OR_RESTORED if awaited and self._has_run(stage.cmd) else Fate.RUNS, own, causes
+        before = awaited and tuple(stage.cmd.split()) in self._have_run
+        return Fate.RUNS_OR_RESTORED if before else Fate.RUNS, own, causes
 
     def _settle(self, stage: Any, dep: Any) -> list[str]:
         """Set ``dep`` to what it will be in its stage's turn; what differs from the stage's last run."""
@@ -213,15 +215,15 @@ class _Judge:
         entries = sorted(Path(self.repo.stage_cache.cache_dir, key[:2], key).glob("*"), key=os.path.getmtime)
         return load_yaml(entries[-1]) if entries else None
 
-    def _has_run(self, command: str) -> bool:
-        """Whether the run cache holds any run of a command; its entries begin with it."""
-        entries = Path(self.repo.stage_cache.cache_dir).glob("*/*/*")
-        return any(_command(path) == command.split() for path in entries)
+    @cached_property
+    def _have_run(self) -> set[tuple[str, ...]]:
+        """The commands of which the run cache holds any run."""
+        return {_command(path) for path in Path(self.repo.stage_cache.cache_dir).glob("*/*/*")}
 
 
-def _command(entry: Path) -> list[str]:
-    """The words of a run cache entry's command, which YAML may fold over several lines."""
-    return entry.read_text(errors="replace").partition("\ndeps:")[0].removeprefix("cmd:").split()
+def _command(entry: Path) -> tuple[str, ...]:
+    """The words of a run cache entry's command, with which it begins; YAML may fold it over several lines."""
+    return tuple(entry.read_text(errors="replace").partition("\ndeps:")[0].removeprefix("cmd:").split())
 
 
 def _parameters(stage: Any) -> dict[str, Any]:

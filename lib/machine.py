@@ -44,8 +44,9 @@ class Machine:
         return f"{self.device} x{self.processes}{nodes}, {self.threads} threads, {self.precision}{compiled}"
 
 
-def read_machine() -> Machine:
+def read_machine(alone: bool = False) -> Machine:
     """The resolved settings; also sets torch's thread count, and strict fp32 where it is chosen, for this process.
+    ``alone``: for a stage that is one process, whatever `processes` says, and has all threads.
 
     Raises:
         UserError: an unknown key, or a value that this machine cannot honour.
@@ -66,8 +67,8 @@ def read_machine() -> Machine:
     _require_devices(device, processes, several)
     machine = Machine(
         device=device,
-        processes=processes,
-        threads=_count("threads", found["threads"], max(1, _processors() // processes)),
+        processes=1 if alone else processes,
+        threads=_count("threads", found["threads"], max(1, _processors() // (1 if alone else processes))),
         precision=_precision(str(found["precision"]), device),
         checkpoint_minutes=_minutes(found["checkpoint_minutes"]),
         compile=_compile(found["compile"], device, several),

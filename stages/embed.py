@@ -13,7 +13,7 @@ def main(raw: dict[str, Any], variant: str) -> None:
     from lib.machine import read_machine
     from lib.methods.export import encoder_file, load_method
 
-    machine = read_machine()
+    machine = read_machine(alone=True)
     method, _ = load_method(encoder_file(variant))
     arrays = embed_test(method, load_data(IMAGES_FILE), machine)
     write_arrays(Path("data/embeddings") / f"{variant}.npz", arrays)

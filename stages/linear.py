@@ -13,7 +13,7 @@ def main(raw: dict[str, Any], variant: str) -> None:
     from lib.methods.export import encoder_file, load_method
     from lib.params.evaluation import knn_params, linear_params
 
-    linear, knn, machine = linear_params(raw), knn_params(raw), read_machine()
+    linear, knn, machine = linear_params(raw), knn_params(raw), read_machine(alone=True)
     method, about = load_method(encoder_file(variant))
     data = load_data(IMAGES_FILE)
     evaluation = evaluate(method, about, data, linear, knn, machine)

@@ -18,7 +18,7 @@ def main(raw: dict[str, Any], variant: str) -> None:
     from lib.report.figures import save_figure
     from lib.report.figures_transfer import filters_figure, transfer_figure
 
-    params, seed, machine = transfer_params(raw), dataset_params(raw).seed, read_machine()
+    params, seed, machine = transfer_params(raw), dataset_params(raw).seed, read_machine(alone=True)
     own = first_layer(Path("data/encoders") / f"{variant}.safetensors", variant)
     found, data = arms(own, Path(params.source) if params.source else None), load_data(IMAGES_FILE)
     outcomes = compare(found, data, params, machine, seed, f"{variant}: transfer")

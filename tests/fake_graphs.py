@@ -15,12 +15,17 @@ class FakeGraph:
 
     def __init__(self) -> None:
         self.noted: list[tuple] = []
+        self.made: list[torch.Tensor] = []
+        self.sharing: list[FakeGraph] = []  # graphs captured later into the same memory
 
-    def pool(self) -> None:
-        return None
+    def pool(self) -> "FakeGraph":
+        return self
 
     @torch.no_grad()
     def replay(self) -> None:
+        for value in (value for graph in self.sharing for value in graph.made):
+            if value.is_floating_point():
+                value.data.fill_(torch.nan)  # on a device this may lie where an activation goes
         for operation, given, named, outputs in self.noted:
             given, named = tree_map(_data, given), tree_map(_data, named)
             for old, new in zip(tree_leaves(outputs), tree_leaves(operation(*given, **named)), strict=True):
@@ -69,10 +74,13 @@ class FakeDevice:
 
     def install(self, monkeypatch: Any) -> "FakeDevice":
         @contextmanager
-        def graph(captured: FakeGraph, pool: Any = None):
+        def graph(captured: FakeGraph, pool: FakeGraph | None = None):
             self.captures += 1
             with _Noting(captured) as noting:
                 yield
+            captured.made = noting.made
+            if pool:
+                pool.sharing.append(captured)
             with torch.no_grad():
                 noting.put_back()
 

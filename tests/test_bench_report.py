@@ -6,13 +6,17 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from bench import parts
+from bench import leftthomas, parts
+from bench.accuracy import as_the_recipe
 from bench.plan import CUDA, CUDA_SECTIONS, FULL, PARTS, QUICK, SECTIONS, name_of, rows, sweep_of, worker_counts
 from bench.ratios import Race, Spread, fractions, race, race_verdict, ratios, spread, verdict
 from bench.report import document
 from bench.run import kept, parse
 from lib.errors import UserError
+from lib.views.augment import normalize
+from tests import examples
 from tests.examples import CPU, ROOT
 
 
@@ -49,6 +53,13 @@ def test_the_share_of_the_ceiling():
 def test_time_to_accuracy(ours, peer, trained, expected, word):
     assert race(ours, peer, trained) == expected
     assert race_verdict(expected, 4.0) == word
+
+
+def test_the_peer_is_judged_on_images_as_it_was_trained_on():
+    data = as_the_recipe(examples.images(count=4))
+    picture = data.train_images[:1]
+    plain = leftthomas.PLAIN(picture[0].permute(1, 2, 0).numpy())
+    torch.testing.assert_close(normalize(picture, data.mean, data.std)[0], plain)
 
 
 def test_the_plan_holds_every_target():

@@ -80,6 +80,7 @@ def test_every_optimiser_lowers_a_quadratic(name):
     torch.manual_seed(0)
     layer = nn.Linear(6, 6, bias=False)
     optimizer = build_optimizer(layer, Optimizer(name=name, lr={"adam": 0.05, "sgd": 0.05, "lars": 20.0}[name]))
+    assert name != "lars" or optimizer.param_groups[0]["trust"] == 0.001
     values = []
     for _ in range(30):
         value = layer.weight.square().sum()

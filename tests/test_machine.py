@@ -32,6 +32,8 @@ def test_processes_share_the_threads(monkeypatch):
     monkeypatch.setenv("ENGRAM_PROCESSES", "2")
     machine = read_machine()
     assert (machine.processes, machine.threads) == (2, 2)
+    machine = read_machine(alone=True)  # a stage that is one process in any case
+    assert (machine.processes, machine.threads) == (1, 4)
 
 
 def test_a_file_of_comments_changes_nothing(tmp_path):

@@ -40,13 +40,14 @@ def test_the_study_preset_is_the_study():
     study = {"dataset": "cifar10", "encoder": "resnet50", "batch_size": 256, "epochs": 100, "gamma": 0.01}
     assert {key: raw[key] for key in study} == study
     assert raw["optimizer"] == {"name": "adam", "lr": 1e-3, "weight_decay": 1e-6, "momentum": 0.9,
-                                "schedule": "constant", "warmup_epochs": 0.0}
+                                "schedule": "constant", "warmup_epochs": 0.0, "trust": 0.001}
     assert raw["linear"]["study_epochs"] == 50
     assert all(raw["variants"][name]["temperature"] == 0.5 for name in ("simclr", "joint", "dual"))
 
 
 @pytest.mark.parametrize("path, value, words", [
     ("gama", 0.1, ["unknown key gama", "gamma"]),
+    ("optimizer.trust", 0.02, ["optimizer.trust is 0.02, which has no effect with adam", "set optimizer.name to lars"]),
     ("optimizer.rate", 0.1, ["unknown key optimizer.rate", "lr"]),
     ("batch_size", -256, ["batch_size is -256", "at least 2"]),
     ("batch_size", "256", ["batch_size is '256'", "a whole number"]),

@@ -210,6 +210,8 @@ def test_a_missing_source_is_named(toy):
 # Times, without DVC.
 
 RAW = study_params() | {"epochs": 10, "encoder": "small"}
+SIMCLR = RAW["variants"]["simclr"]
+RAW["variants"] |= {"new": SIMCLR, "brief": {**SIMCLR, "epochs": 2}, "random": {**SIMCLR, "epochs": 0}}
 CURVE = "epoch,seconds,device\n1,2.0,toy\n2,4.0,toy\n"
 
 
@@ -238,6 +240,19 @@ def test_pretraining_takes_its_curves_seconds_for_the_epochs_wanted(tmp_path, mo
     assert found["pretrain@joint"].seconds == 30.0
     assert found["pretrain@joint"].source == "plots/curves/joint.csv: 3 s an epoch over 2 (toy)"
     assert found["pretrain@new"] == Estimate(30.0, "as joint")
+
+
+def test_a_variant_with_epochs_of_its_own_takes_their_time(tmp_path, monkeypatch):
+    digest = curve(tmp_path, monkeypatch)  # 3 s an epoch
+    planned = [step(f"pretrain@{name}", {f"plots/curves/{name}.csv": None}) for name in ("brief", "new", "random")]
+    measured = step("pretrain@joint", {"plots/curves/joint.csv": digest})
+    found = estimates([measured, *planned], RAW)
+    assert [found[each.stage].seconds for each in planned] == [6.0, 30.0, None]
+    Path("plots/curves/random.csv").write_text("epoch,seconds\n0,\n")  # of an encoder as it was drawn
+    note("pretrain@random", 4.0, encoder="small")
+    assert estimates(planned[2:], RAW)["pretrain@random"] == Estimate(4.0, "its last run, on 2026-11-22")
+    note("pretrain@new", 4.0, encoder="small")  # perhaps the end of a run that was interrupted
+    assert estimates(planned[1:2], RAW)["pretrain@new"].seconds is None
 
 
 def test_a_curve_of_another_size_gives_no_time(tmp_path, monkeypatch):

@@ -157,10 +157,10 @@ def test_a_refused_result_leaves_the_file_alone(params):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["nope"], "error: there is no preset 'nope'; presets: all, cpu, demo, study"),
-    (["../params"], "error: there is no preset '../params'; presets: all, cpu, demo, study"),
+    (["nope"], "error: there is no preset 'nope'; presets: all, codes, cpu, demo, study"),
+    (["../params"], "error: there is no preset '../params'; presets: all, codes, cpu, demo, study"),
     (["demo", "-S", "epochs"], "error: setting 'epochs' is not understood; write key=value, for example -S epochs=5"),
-    (["-S", "epochs=1"], "error: -S needs a preset before it; presets: all, cpu, demo, study"),
+    (["-S", "epochs=1"], "error: -S needs a preset before it; presets: all, codes, cpu, demo, study"),
 ])
 def test_the_command_refuses_in_one_line(arguments, message):
     ended = subprocess.run([sys.executable, "-m", "lib.preset", *arguments], capture_output=True, text=True)
@@ -169,7 +169,7 @@ def test_the_command_refuses_in_one_line(arguments, message):
 
 def test_the_command_lists_presets():
     ended = subprocess.run([sys.executable, "-m", "lib.preset"], capture_output=True, text=True, check=True)
-    assert [line.split()[0] for line in ended.stdout.splitlines()] == ["all", "cpu", "demo", "study"]
+    assert [line.split()[0] for line in ended.stdout.splitlines()] == ["all", "codes", "cpu", "demo", "study"]
 
 
 def test_a_presets_value_for_a_removed_variant_is_left_out_and_said(params):

@@ -50,3 +50,9 @@ def peak_memory(device: str) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak(device: str) -> None:
+    """What was evaluated between two epochs does not count into `peak_memory`; in a process's own it stays."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)

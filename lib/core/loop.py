@@ -10,13 +10,36 @@ import torch
 
 from lib.core import processes
 from lib.core.checkpoint import CheckpointStore
-from lib.core.health import COLLAPSED, peak_memory
+from lib.core.health import COLLAPSED, forget_peak, peak_memory
 from lib.core.progress import StepProgress, duration
 from lib.core.trainer import Position, Pretrainer
 from lib.errors import UserError
 from lib.files import write_table
 
 DAY = 86400.0
+SAVING = 0.1  # of the time at most goes into checkpoints at the ends of short epochs
+
+
+class _Saves:
+    """When to keep the next checkpoint: after so many minutes, and at an epoch's end unless the last cost too much."""
+
+    def __init__(self, store: CheckpointStore, minutes: float, lead: bool) -> None:
+        self.store, self.minutes, self.lead = store, minutes, lead
+        self.last, self.cost = time.monotonic(), 0.0
+
+    def due(self) -> bool:
+        return time.monotonic() - self.last > 60 * self.minutes
+
+    def worth_it(self) -> bool:
+        return self.due() or SAVING * (time.monotonic() - self.last) > self.cost
+
+    def save(self, trainer: Pretrainer) -> None:
+        """Rank 0 alone writes; all count the time."""
+        started = time.monotonic()
+        if self.lead:
+            self.store.save(trainer.state())
+        self.last = time.monotonic()
+        self.cost = self.last - started
 
 
 def pretrain(trainer: Pretrainer, store: CheckpointStore, curve: Path,
@@ -25,7 +48,7 @@ def pretrain(trainer: Pretrainer, store: CheckpointStore, curve: Path,
 
     Args:
         trainer: a fresh trainer; its method ends up trained.
-        store: held by the caller; receives a state at every epoch's end and every few minutes.
+        store: held by the caller; receives a state every few minutes and at epochs' ends (`_Saves`).
         curve: CSV with one row per epoch, rewritten whole after each.
         monitor: method -> validation kNN accuracy in percent.
         variants: how many trainings like this one the pipeline has, for the estimate of the whole.
@@ -49,13 +72,14 @@ def pretrain(trainer: Pretrainer, store: CheckpointStore, curve: Path,
         print(f"{params.variant}: trained before with the same parameters, code and data; taken from {store.folder} "
               "(make prune forgets it)", flush=True)
     done = position.epoch * trainer.steps_per_epoch + position.step
+    saves = _Saves(store, trainer.machine.checkpoint_minutes, lead)
     with StepProgress(f"pretrain {params.variant}", trainer.steps, done, silent=not lead) as progress:
         while position.epoch < params.epochs:
-            _epoch(trainer, store, progress, lead)
+            _epoch(trainer, store, progress, saves)
             _close_epoch(trainer, monitor, progress)
             _write_curve(curve, position, lead)
-            if lead and position.epoch < params.epochs:
-                store.save(trainer.state())
+            if position.epoch < params.epochs and saves.worth_it():
+                saves.save(trainer)
     if lead:
         store.finish(trainer.state())
 
@@ -68,27 +92,25 @@ def _untrained(trainer: Pretrainer, monitor: Callable[[torch.nn.Module], float])
             "images_per_second": None, "seconds": None, "memory_gb": None, "device": str(trainer.machine)}
 
 
-def _epoch(trainer: Pretrainer, store: CheckpointStore, progress: StepProgress, lead: bool) -> None:
+def _epoch(trainer: Pretrainer, store: CheckpointStore, progress: StepProgress, saves: _Saves) -> None:
     """The rest of the current epoch, with a checkpoint whenever the last one is old."""
     position = trainer.position
     order = trainer.order(position.epoch)
     sums = torch.tensor(position.sums, dtype=torch.float64, device=trainer.machine.device) if position.sums else None
-    started, before, last_save = time.monotonic(), position.seconds, time.monotonic()
+    started, before = time.monotonic(), position.seconds
     while position.step < trainer.steps_per_epoch:
         values = trainer.step(position.epoch, position.step, order[position.step])
         sums = values if sums is None else sums + values
         position.step += 1
         progress.advance()
-        due = time.monotonic() - last_save > 60 * trainer.machine.checkpoint_minutes
-        at_rest = due or position.step == trainer.steps_per_epoch
+        at_rest = saves.due() or position.step == trainer.steps_per_epoch
         if at_rest or torch.device(trainer.machine.device).type == "cpu":
             _require_finite(trainer, store)
         if at_rest:
             position.sums = sums.tolist()
             position.seconds = before + time.monotonic() - started
-            if lead and position.step < trainer.steps_per_epoch:
-                store.save(trainer.state())
-                last_save = time.monotonic()
+            if position.step < trainer.steps_per_epoch:
+                saves.save(trainer)
 
 
 def _close_epoch(trainer: Pretrainer, monitor: Callable[[torch.nn.Module], float], progress: StepProgress) -> None:
@@ -98,12 +120,14 @@ def _close_epoch(trainer: Pretrainer, monitor: Callable[[torch.nn.Module], float
     means = [value / trainer.steps_per_epoch for value in position.sums]
     images = trainer.steps_per_epoch * params.batch_size
     row = {"epoch": done, **dict(zip(trainer.value_names, means))}
+    memory = peak_memory(trainer.machine.device)
     row["knn"] = monitor(trainer.method) if done % params.monitor.every == 0 or done == params.epochs else None
     trainer.method.train()
+    forget_peak(trainer.machine.device)
     row["lr"] = trainer.learning_rate(done * trainer.steps_per_epoch - 1)
     row["images_per_second"] = round(images / position.seconds, 1)
     row["seconds"] = round(position.seconds, 2)
-    row["memory_gb"] = round(peak_memory(trainer.machine.device) / 1e9, 2)
+    row["memory_gb"] = round(memory / 1e9, 2)
     row["device"] = str(trainer.machine)
     position.history.append(row)
     position.epoch, position.step, position.seconds, position.sums = done, 0, 0.0, []

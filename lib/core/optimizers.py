@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from lib.params.pretraining import Optimizer
 
-LARS_TRUST = 0.001
-
 
 def build_optimizer(module: nn.Module, params: Optimizer) -> torch.optim.Optimizer:
     """The optimiser that ``params.name`` asks for; ``params.momentum`` is Adam's beta1."""
@@ -21,7 +19,7 @@ def build_optimizer(module: nn.Module, params: Optimizer) -> torch.optim.Optimiz
     if params.name == "sgd":
         return torch.optim.SGD(learning, momentum=params.momentum, fused=True, **common)
     if params.name == "lars":
-        return LARS(learning, momentum=params.momentum, **common)
+        return LARS(learning, momentum=params.momentum, trust=params.trust, **common)
     raise ValueError(f"no optimiser {params.name!r}")
 
 
@@ -29,10 +27,11 @@ class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling (You, Gitman and Ginsburg 2017).
 
     A weight of two or more dimensions moves by lr * trust * ||w|| / ||g + decay w|| times the momentum
-    sum of its scaled gradients; biases and BatchNorm parameters (one dimension) are neither scaled nor decayed.
+    sum of its scaled gradients; biases and BatchNorm parameters (one dimension) are neither scaled nor decayed. A
+    ratio is not clipped at 1, as solo-learn's is.
     """
 
-    def __init__(self, parameters, lr: float, momentum: float, weight_decay: float, trust: float = LARS_TRUST) -> None:
+    def __init__(self, parameters, lr: float, momentum: float, weight_decay: float, trust: float) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
 
     @torch.no_grad()

@@ -54,6 +54,9 @@ class Recorded:
                 self.of = state
             for place, value in zip(self.inputs, inputs, strict=True):
                 place.copy_(value)
+            for weight, gradient in self.gradients:  # what the last `backward` left in the graphs' memory
+                if weight.grad is gradient:
+                    weight.grad = gradient.clone()
             self.ahead.replay()
         return {name: values.detach().requires_grad_(values.requires_grad) for name, values in self.outputs.items()}
 
@@ -70,9 +73,6 @@ class Recorded:
             if not slopes or self.slopes.keys() != slopes.keys():
                 raise Unrecordable(f"met a loss that uses {', '.join(slopes) or 'no embedding'}, and not what it used "
                                    "when the pass was recorded")
-            for weight, gradient in self.gradients:
-                if weight.grad is gradient:  # what the last call left there is about to be overwritten
-                    weight.grad = gradient.clone()
             for name, slope in slopes.items():
                 self.slopes[name].copy_(slope)
             self.back.replay()

@@ -22,10 +22,11 @@ def knn_monitor(data: ImageData, params: Pretraining, machine: Machine) -> Calla
 
     def monitor(method: torch.nn.Module) -> float:
         def main_latent(rows: torch.Tensor) -> torch.Tensor:
-            return next(iter(extract(method, data.train_images[rows], data.mean, data.std, machine).values()))
+            latents = extract(method, data.train_images[rows], data.mean, data.std, machine)
+            return next(iter(latents.values())).to(machine.device)
 
-        scores = knn_scores(main_latent(bank), data.train_labels[bank], main_latent(queries),
+        scores = knn_scores(main_latent(bank), data.train_labels[bank].to(machine.device), main_latent(queries),
                             neighbours, params.monitor.temperature, len(data.classes))
-        return accuracy(scores, data.train_labels[queries])
+        return accuracy(scores.cpu(), data.train_labels[queries])
 
     return monitor

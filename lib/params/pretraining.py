@@ -33,7 +33,8 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """``lr`` is the peak rate; ``momentum`` is Adam's beta1; ``warmup_epochs`` rise linearly from zero."""
+    """``lr`` is the peak rate; ``momentum`` is Adam's beta1; ``warmup_epochs`` rise linearly from zero; ``trust`` is
+    the share of a weight's length that LARS moves it by at ``lr`` 1."""
 
     name: str = param("adam", choices=("adam", "sgd", "lars"))
     lr: float = param(1e-3, above=0)
@@ -41,6 +42,7 @@ class Optimizer:
     momentum: float = param(0.9, low=0, high=0.9999)
     schedule: str = param("constant", choices=("constant", "cosine"))
     warmup_epochs: float = param(0.0, low=0)
+    trust: float = param(0.001, above=0, high=1)
 
 
 @dataclass(frozen=True)
@@ -152,16 +154,16 @@ def pretraining_params(raw: dict[str, Any], variant: str) -> Pretraining:
     names = variant_names(raw)
     if variant not in names:
         raise UserError(f"params.yaml has no variant {variant!r}; variants: {', '.join(names)}")
-    _require_module("encoder", raw.get("encoder", _Shared.encoder), "encoders", hidden={"resnet", "vgg6"})
+    _require_module("encoder", raw.get("encoder", _Shared.encoder), "encoders", holding="\ndef build(")
     block = raw["variants"][variant]
     where = f"variants.{variant}"
     if not isinstance(block, dict) or "method" not in block or "watch" not in block:
         raise UserError(f"params.yaml: {where} is {shown(block)}; allowed: it must be a block with at least method and "
                         "watch")
-    _require_module(f"{where}.method", block["method"], "methods", hidden={"base", "export"})
+    _require_module(f"{where}.method", block["method"], "methods", holding="\nMETHOD = ")
     watch = parse(Watch, block["watch"], f"{where}.watch")
     for key in ("loss", "term"):
-        _require_module(f"{where}.watch.{key}", getattr(watch, key), "losses", hidden=set())
+        _require_module(f"{where}.watch.{key}", getattr(watch, key), "losses", holding="")
     shared, dataset = _shared(raw, block, where), dataset_params(raw)
     if shared.augment.crop_pixels > dataset.image_size:
         raise UserError(f"params.yaml: augment.crop_pixels of {variant} is {shared.augment.crop_pixels}; allowed: at "
@@ -203,13 +205,16 @@ def _shared(raw: dict[str, Any], block: dict[str, Any], where: str) -> _Shared:
     if found.epochs and found.optimizer.warmup_epochs > found.epochs:
         raise UserError(f"params.yaml: {place('optimizer.warmup_epochs')} is {found.optimizer.warmup_epochs}; "
                         f"allowed: at most epochs ({found.epochs})")
+    if found.optimizer.name != "lars" and found.optimizer.trust != Optimizer.trust:
+        raise UserError(f"params.yaml: {place('optimizer.trust')} is {found.optimizer.trust}, which has no effect with "
+                        f"{found.optimizer.name}; set optimizer.name to lars, or trust to {Optimizer.trust}")
     return found
 
 
-def _require_module(where: str, name: Any, folder: str, hidden: set[str]) -> None:
-    """The names of methods, encoders and losses are the names of files in ``folder``: refuse one without a file."""
+def _require_module(where: str, name: Any, folder: str, holding: str) -> None:
+    """The names of methods, encoders and losses are those of the files in ``folder`` with a text: refuse others."""
     files = (Path(__file__).parents[1] / folder).glob("[a-z]*.py")
-    known = sorted(path.stem for path in files if path.stem not in hidden)
+    known = sorted(path.stem for path in files if holding in path.read_text())
     if name not in known:
         raise UserError(f"params.yaml: {where} is {shown(name)}; allowed: {', '.join(known)}")
 

@@ -1,7 +1,7 @@
 """The planning table of docs/scaling.md: ``python -m lib.report.scaling [--price 2.0] [--speeds FILE]``.
 
-Speeds are measured (``make bench``, or a recorded run) or published by others. Memory is counted from the shapes of
-tensors, which are never filled. The rest is arithmetic.
+Speeds are measured (``make bench``, a recorded run, steps recorded on a GPU) or published by others. Memory is
+counted from the shapes of tensors, which are never filled. The rest is arithmetic.
 """
 
 import argparse
@@ -62,6 +62,7 @@ class Speed(NamedTuple):
         return self.images_per_second * work(self.encoder, MEASURED_SIZE) / work(self.encoder, pixels)
 
 
+GPU_STEPS = "*/steps.csv"  # below RECORDS
 PUBLISHED = [Speed(encoder, "A100", 50_000 / seconds, "published", f"an epoch of 50,000 in {seconds} s")
              for encoder, seconds in (("resnet18", 11.9), ("resnet50", 36.9))]
 
@@ -111,6 +112,16 @@ def measured_speeds(path: Path) -> tuple[list[Speed], str]:
     return speeds, f"make bench, {when['date']}, {bench['machine']['processor']}, load {when['load']}"
 
 
+def gpu_speeds() -> tuple[list[Speed], Path | None]:
+    """This code's speeds on a GPU from the newest record of steps, and where it is; of several batches the largest."""
+    found = sorted(RECORDS.glob(GPU_STEPS))
+    if not found:
+        return [], None
+    steps = read_csv(found[-1]).sort_values("batch").drop_duplicates("encoder", keep="last")
+    return [Speed(row.encoder, row.device, row.images_per_second, "measured",
+                  f"batch {row.batch}, {row.memory_gib:g} GiB of GPU memory") for row in steps.itertuples()], found[-1]
+
+
 @cache
 def work(encoder: str, pixels: int) -> int:
     """Floating-point operations of one view, forward and backward."""
@@ -157,15 +168,19 @@ def working_memory(encoder: str, pixels: int) -> int:
 def document(path: Path, price: float = PRICE) -> str:
     """The table, where its speeds come from and its arithmetic, as markdown. ``path``: as in `measured_speeds`."""
     measured, how = measured_speeds(path)
-    rows = [_row(task, speed, price) for task in TASKS for speed in (*measured, *PUBLISHED)]
+    recorded, steps = gpu_speeds()
+    rows = [_row(task, speed, price) for task in TASKS for speed in (*measured, *recorded, *PUBLISHED)]
     head = ["Images", "Encoder", "Device", "images/s", "One epoch", "Images' memory", f"Memory besides, batch {BATCH}",
             "Epochs", "Time", "Cost"]
     table = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * 3 + ["---:"] * 7, *rows)]
-    own, theirs = ("; ".join(f"{speed.encoder} {speed.images_per_second:,.0f} images/s ({speed.note})"
-                             for speed in speeds) for speeds in (measured, PUBLISHED))
-    sources = [f"- **Measured**: {own}. From [{path.as_posix()}](../{path.as_posix()}); {how}.",
-               f"- **Published, not measured here**: {theirs}; {SOURCE}."]
-    task, speed = TASKS[1], PUBLISHED[-1]
+    own, gpu, theirs = ("; ".join(f"{speed.encoder} {speed.images_per_second:,.0f} images/s ({speed.note})"
+                                  for speed in speeds) for speeds in (measured, recorded, PUBLISHED))
+    sources = [f"- **Measured**: {own}. From [{path.as_posix()}](../{path.as_posix()}); {how}."]
+    if recorded:
+        place = steps.relative_to(PAGE.parent).as_posix()
+        sources += [f"- **Measured on a GPU**, {recorded[0].device}: {gpu}; one run each. From [{place}]({place})."]
+    sources += [f"- **Published, not measured here**: {theirs}; {SOURCE}."]
+    task, speed = TASKS[1], (recorded or PUBLISHED)[-1]
     arithmetic = [f"- {line}" for line in _arithmetic(speed, task, price)]
     return "\n".join([*table, "", *sources, "", f"The arithmetic, for {task.name} with {speed.encoder} on an "
                       f"{speed.device}:", "", *arithmetic, ""])
@@ -174,7 +189,7 @@ def document(path: Path, price: float = PRICE) -> str:
 def _row(task: Task, speed: Speed, price: float) -> list[str]:
     rate = speed.at(task.pixels)
     seconds = task.epochs * task.images / rate
-    cost = f"{seconds / 3600 * price:,.2f} USD" if speed.origin == "published" else "-"
+    cost = "-" if speed.device.startswith("cpu") else f"{seconds / 3600 * price:,.2f} USD"
     return [f"{task.name}, {task.images:,} of {task.pixels} px", speed.encoder, speed.device,
             f"{rate:,.0f} ({speed.origin if task.pixels == MEASURED_SIZE else 'computed'})",
             duration(task.images / rate), size(task.data), size(working_memory(speed.encoder, task.pixels)),
