@@ -2,6 +2,7 @@
 
 import math
 
+import lightly.loss
 import pytest
 import torch
 from pytorch_metric_learning.losses import NTXentLoss, SelfSupervisedLoss
@@ -69,6 +70,20 @@ def test_nt_xent_equals_an_independent_implementation(temperature):
     first, second = random_pair(64, 32)
     other = SelfSupervisedLoss(NTXentLoss(temperature=temperature))
     assert nt_xent(first, second, temperature).item() == pytest.approx(other(first, second).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+@pytest.mark.parametrize("count", [2, 64])
+def test_nt_xent_has_the_value_and_gradient_of_a_third_implementation(count, temperature):
+    """Theirs scales the rows to unit length itself, so the gradients are compared where both do."""
+    raw, found = torch.randn(2, count, 32, generator=torch.Generator().manual_seed(7)), []
+    theirs = lightly.loss.NTXentLoss(temperature)
+    for function in (lambda a, b: nt_xent(normalize(a, dim=1), normalize(b, dim=1), temperature), theirs):
+        leaf = raw.clone().requires_grad_()
+        value = function(*leaf)
+        found.append((value.detach(), *torch.autograd.grad(value, leaf)))
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=0)
+    assert found[0][1].abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("count, value", [(256, 6.236370), (512, 6.930495)])

@@ -3,8 +3,10 @@
 import math
 from dataclasses import replace
 
+import lightly.loss
 import pytest
 import torch
+from pytorch_metric_learning.losses import NTXentLoss
 from torch import nn
 from torch.nn.functional import normalize
 
@@ -71,8 +73,7 @@ def test_the_gradient_is_the_numerical_one_and_reaches_queries_alone():
 
 
 def test_it_is_another_implementations_with_the_same_queue():
-    losses = pytest.importorskip("lightly.loss")
-    theirs, queue, oldest = losses.NTXentLoss(0.2, memory_bank_size=(12, 8)), rows_of(12), torch.tensor(0)
+    theirs, queue, oldest = lightly.loss.NTXentLoss(0.2, memory_bank_size=(12, 8)), rows_of(12), torch.tensor(0)
     theirs.memory_bank.bank = queue.clone()
     for step in range(5):  # theirs enqueues too, after it has computed the loss
         queries, keys = rows_of(4, seed=10 + step).requires_grad_(), rows_of(4, seed=20 + step)
@@ -83,11 +84,10 @@ def test_it_is_another_implementations_with_the_same_queue():
 
 
 def test_it_is_a_third_implementations_with_pairs_written_out():
-    losses = pytest.importorskip("pytorch_metric_learning.losses")
     queries, keys, queue = rows_of(6, seed=1), rows_of(6, seed=2), rows_of(10, seed=3)
     own, anchors, negatives = torch.arange(6), torch.arange(6).repeat_interleave(10), 6 + torch.arange(10).repeat(6)
-    theirs = losses.NTXentLoss(0.2)(queries, indices_tuple=(own, own, anchors, negatives),
-                                    ref_emb=torch.cat([keys, queue]), ref_labels=None)
+    theirs = NTXentLoss(0.2)(queries, indices_tuple=(own, own, anchors, negatives),
+                             ref_emb=torch.cat([keys, queue]), ref_labels=None)
     torch.testing.assert_close(queue_contrast(queries, keys, queue, 0.2), theirs)
 
 

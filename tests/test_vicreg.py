@@ -2,6 +2,7 @@
 
 import math
 
+import lightly.loss
 import pytest
 import torch
 from pytorch_metric_learning.losses import VICRegLoss
@@ -90,6 +91,19 @@ def test_it_is_another_implementations():
     first, second = outputs()
     theirs = VICRegLoss(invariance_lambda=25, variance_mu=25, covariance_v=1, eps=1e-4)
     torch.testing.assert_close(total(first, second), theirs(first, ref_emb=second), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("count, width", [(12, 7), (5, 9)])
+def test_it_has_the_value_and_gradient_of_a_third_implementation(count, width):
+    """Its coefficients and its epsilon are the same as they come, so no factor is between the two."""
+    given = torch.stack(outputs(count, width)) / 3  # most units vary too little
+    assert 0 < variance(given[0]).item() < 1
+    found = []
+    for function in (total, lightly.loss.VICRegLoss()):
+        leaf = given.clone().requires_grad_()
+        value = function(*leaf)
+        found.append((value.detach(), *torch.autograd.grad(value, leaf)))
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
 
 
 def test_gradients():
