@@ -1,5 +1,6 @@
 """Small, complete inputs for tests: parameters, images, a machine."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ from lib.preset import overlay, read_preset
 
 ROOT = Path(__file__).parents[1]
 SMALL_OPTIONS = {"queue": 32, "norm_rows": 0, "shuffle": False}  # of variants that have them
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {  # of variants, by options that no variant of `params_file` has
+    "moco_groups": ("moco", {"norm_rows": 4, "shuffle": True, "queue": 64}),
+    "clapp_asymmetric": ("clapp", {"asymmetric": True}), "cmc_nce": ("cmc_bank", {"form": "nce"}),
+    "kwta_contrast": ("kwta", {"loss": "contrast"}), "kwta_positives": ("kwta", {"loss": "positives"}),
+    "kwta_hard": ("kwta", {"training_code": "hard", "triplets": "random"}),
+    "patch_filters_map": ("patch_filters", {"max_pool": False})}
 CPU = Machine(device="cpu", processes=1, threads=1, precision="fp32", checkpoint_minutes=10.0)
 
 
@@ -52,7 +59,10 @@ def params_file(**changes: Any) -> dict[str, Any]:
 
 
 def pretraining(variant: str, **changes: Any) -> Pretraining:
-    return pretraining_params(params_file(**changes), variant)
+    """Of a variant of `params_file` or of one of `FORMS`."""
+    variant, options = FORMS.get(variant, (variant, {}))
+    params = pretraining_params(params_file(**changes), variant)
+    return replace(params, options={**params.options, **options})
 
 
 def images(count: int = 64, size: int = 16, classes: int = 2, seed: int = 0) -> ImageData:

@@ -4,27 +4,19 @@ An operation that mixes them with tensors of the CPU fails, as on a GPU, and so 
 the host would wait.
 """
 
-import dataclasses
 from contextlib import nullcontext
 
 import pytest
 import torch
 
 from lib.methods import build_method
-from tests.examples import params_file, pretraining
-
-FORMS = [(variant, {}) for variant in params_file()["variants"]] + [
-    ("moco", {"norm_rows": 4, "shuffle": True}), ("clapp", {"asymmetric": True}), ("cmc_bank", {"form": "nce"}),
-    ("kwta", {"loss": "contrast"}), ("kwta", {"training_code": "hard", "triplets": "random"}),
-    ("patch_filters", {"max_pool": False})]
+from tests.examples import FORMS, params_file, pretraining
 
 
-@pytest.mark.parametrize(("variant", "options"), FORMS, ids=lambda value: value if isinstance(value, str) else
-                         " ".join(value) or "as it is")
-def test_a_step_stays_on_its_device_and_asks_for_no_number(variant, options, monkeypatch):
+@pytest.mark.parametrize("variant", [*params_file()["variants"], *FORMS])
+def test_a_step_stays_on_its_device_and_asks_for_no_number(variant, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which does not know meta
     params = pretraining(variant)
-    params = dataclasses.replace(params, options={**params.options, **options})
     method = build_method(params)
     method.see_data(torch.zeros(3), torch.ones(3), 64, 2)
     method = method.to("meta").train()

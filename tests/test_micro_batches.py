@@ -1,5 +1,7 @@
 """A batch taken in micro-batches: loss, gradient and statistics against the batch taken whole."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -8,10 +10,11 @@ from lib.core.trainer import Pretrainer, check_batch, micro_batches
 from lib.errors import UserError
 from lib.methods import build_method
 from lib.seeds import generator
-from tests.examples import CPU, images, params_file, pretraining
+from tests.examples import CPU, FORMS, images, params_file, pretraining
 from tests.two_processes import without_batch_norm
 
-VARIANTS = list(params_file()["variants"])
+VARIANTS = [*params_file()["variants"], *FORMS]
+SIZES = {variant: (8,) if variant in FORMS else (4, 2, 8) for variant in VARIANTS}  # MoCo's groups are of 4
 
 
 def run_of(variant: str, micro: int, prepare=None, **changes) -> Pretrainer:
@@ -32,21 +35,20 @@ def slopes(run: Pretrainer) -> list[torch.Tensor]:
     return [weight.grad for weight in run.method.parameters() if weight.requires_grad]
 
 
-@pytest.mark.parametrize("micro", [2, 4, 8])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant, micro", [(variant, size) for variant in VARIANTS for size in SIZES[variant]])
 def test_loss_and_gradient_are_those_of_the_whole_batch(variant, micro):
     """Without BatchNorm, which normalises within a micro-batch, the two are the same function."""
     whole, part = (gradient_of(run_of(variant, size, without_batch_norm)) for size in (0, micro))
     torch.testing.assert_close(part, whole, atol=1e-5 * max(1.0, whole[0][0].item()), rtol=1e-5)
     learning = [slope for slope in whole[1] if slope is not None]
     assert all(slope.abs().max() > 0 for slope in learning)
-    in_turn = params_file()["variants"][variant].get("layers") == 2  # one layer first, then the other
+    in_turn = pretraining(variant).options.get("layers") == 2  # one layer first, then the other
     assert len(learning) == len(whole[1]) or in_turn
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_with_the_statistics_of_evaluation_they_are_equal_too(variant):
-    runs = [run_of(variant, size) for size in (0, 4)]
+    runs = [run_of(variant, size) for size in (0, SIZES[variant][0])]
     for run in runs:
         run.method.eval()
     whole, part = map(gradient_of, runs)
@@ -56,17 +58,35 @@ def test_with_the_statistics_of_evaluation_they_are_equal_too(variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_gradient_is_the_one_of_batch_norm_within_micro_batches(variant):
     """The same loss, written as one graph over all micro-batches at once."""
-    run = run_of(variant, 4)
+    size = SIZES[variant][0]
+    run = run_of(variant, size)
     values, gradients = gradient_of(run)
-    plain = run_of(variant, 4)
+    plain = run_of(variant, size)
     order, draws = plain.order(0)[0], plain.draws(0, 0)
-    pieces = [plain.method.embed(plain.views(draws, order, rows)) for rows in micro_batches(plain.rows, 4)]
+    pieces = [plain.method.embed(plain.views(draws, order, rows)) for rows in micro_batches(plain.rows, size)]
     whole = {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
     torch.manual_seed(generator(plain.params.seed, "loss", 0, 0).initial_seed())
     total, _ = plain.method.loss({**whole, **{name: values[order] for name, values in plain.given.items()}})
     total.backward()
     assert values[0].item() == pytest.approx(total.item(), abs=1e-5)
     torch.testing.assert_close(gradients, slopes(plain), atol=1e-5, rtol=1e-4)
+
+
+def test_groups_within_micro_batches_are_those_of_the_whole_batch():
+    """With BatchNorm in groups, all is equal as long as no key changes its group.
+
+    Keys are dealt out to the groups of their micro-batch, and so meet others than in the whole batch.
+    """
+    def loss_and_gradient(micro: int, shuffle: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        params = pretraining("moco_groups", micro_batch_size=micro)
+        params = replace(params, options={**params.options, "shuffle": shuffle})
+        torch.manual_seed(0)
+        return gradient_of(Pretrainer(build_method(params), images(), params, CPU))
+
+    whole, part = (loss_and_gradient(micro, shuffle=False) for micro in (0, 8))
+    torch.testing.assert_close(part, whole, atol=1e-5, rtol=1e-4)
+    whole, part = (loss_and_gradient(micro, shuffle=True)[0][0] for micro in (0, 8))
+    assert (part - whole).abs() > 1e-3
 
 
 def test_each_micro_batch_counts_once_into_the_running_statistics():

@@ -11,10 +11,11 @@ import torch
 from lib.core.recorded import MOST, Recorded, Unrecordable, _laid_out, _state
 from lib.core.trainer import Pretrainer
 from lib.methods import build_method
-from tests.examples import CPU, images, params_file, pretraining
+from tests.examples import CPU, FORMS, images, params_file, pretraining
 from tests.fake_graphs import FakeDevice
 
 TRAINED = [name for name, block in params_file()["variants"].items() if block.get("epochs", 1)]
+LOSSES = ("kwta_contrast", "kwta_positives")  # forms in what no graph holds
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def steps(run: Pretrainer, *numbers: int) -> list[float]:
     return [run.step(0, number, order[number])[0].item() for number in numbers]
 
 
-@pytest.mark.parametrize("variant", TRAINED)
+@pytest.mark.parametrize("variant", [*TRAINED, *(form for form in FORMS if form not in LOSSES)])
 def test_recorded_steps_are_those_of_eager_ones(variant, device):
     """Past the half of the steps, where a method may turn to other layers, and with what it remembers."""
     plain, recorded = trainer("off", variant), trainer(variant=variant)

@@ -14,7 +14,7 @@ from lib.machine import Machine, read_machine
 from lib.methods import build_method
 from tests.examples import CPU, images, pretraining
 from tests.machines import STAGE, STANDALONE, TORCHRUN, output, start
-from tests.two_processes import CASES, all_variants
+from tests.two_processes import all_variants, cases
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +28,11 @@ def verdicts(disks) -> list[str]:
     return output(start([*TORCHRUN, *STANDALONE, "-m", "tests.two_processes", str(disks)])).splitlines()
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("variant", all_variants())
+@pytest.mark.parametrize("variant, case", cases())
 def test_two_processes_train_what_one_trains(variant, case, verdicts):
     """Views, loss, gradient and weights. On a CPU each process has its own BatchNorm statistics, so either there
-    is no BatchNorm (with micro-batches), or a stand-in computes what SyncBatchNorm does on CUDA."""
+    is no BatchNorm (with micro-batches), or a stand-in computes what SyncBatchNorm does on CUDA, or BatchNorm has
+    groups (MoCo). Those of one process are then the ones that two have: in each, keys change groups among its own."""
     found = [line for line in verdicts if f": {variant}, {case}: " in line]
     assert sorted(found) == [f"{rank}: {variant}, {case}: agrees" for rank in (0, 1)]
 

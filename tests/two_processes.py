@@ -19,16 +19,18 @@ from lib.core.loop import pretrain
 from lib.core.trainer import Pretrainer
 from lib.errors import UserError
 from lib.methods import build_method
+from lib.methods.moco import MoCo, dealt_out
 from lib.params.pretraining import Optimizer, Pretraining
-from tests.examples import CPU, images, params_file, pretraining
+from tests.examples import CPU, FORMS, images, params_file, pretraining
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def all_variants() -> dict[str, Pretraining]:
-    """One of every method at least, without those that are not trained at all."""
-    found = {variant: replace(pretraining(variant), batch_size=8) for variant in params_file()["variants"]}
-    return {variant: params for variant, params in found.items() if params.epochs}
+    """One of every method at least, and other forms, without those that are not trained at all."""
+    found = {variant: pretraining(variant) for variant in [*params_file()["variants"], *FORMS]}
+    return {variant: replace(params, batch_size=8 * max(1, params.options.get("norm_rows", 0)))
+            for variant, params in found.items() if params.epochs}
 
 
 def without_batch_norm(module: nn.Module) -> None:
@@ -76,9 +78,45 @@ def with_shared_statistics(module: nn.Module) -> None:
             with_shared_statistics(child)
         elif processes.world() > 1:
             setattr(module, name, SharedStatistics(child))
+    with_groups_of_two(module, shared=True)
 
 
-CASES = {"micro-batches": (without_batch_norm, 2), "shared statistics": (with_shared_statistics, 0)}
+def with_own_statistics(module: nn.Module) -> None:
+    """What processes on a CPU do: whole batches are normalised otherwise, MoCo's groups are not."""
+    with_groups_of_two(module, shared=False)
+
+
+def with_groups_of_two(module: nn.Module, shared: bool) -> None:
+    """In one process, give MoCo the groups that two have.
+
+    Either half of the batch deals out its keys by itself, and ``shared`` statistics are those of the groups of the
+    same place in both.
+    """
+    if processes.world() > 1 or not isinstance(module, MoCo) or not module.options.norm_rows:
+        return
+    rows = module.options.norm_rows
+
+    def regrouped(embed, deal):
+        def embed_regrouped(images: Tensor) -> Tensor:
+            half = len(images) // 2
+            order = torch.cat([deal(half, rows), half + deal(half, rows)])
+            order = order.view(2, -1, rows).transpose(0, 1).flatten() if shared else order
+            return embed(images[order])[order.argsort()]
+        return embed_regrouped
+
+    module.options = replace(module.options, norm_rows=(1 + shared) * rows, shuffle=False)
+    module.queries = regrouped(module.queries, lambda count, _: torch.arange(count))
+    module.keys = regrouped(module.keys, dealt_out)
+
+
+CASES = {"micro-batches": (without_batch_norm, 4), "shared statistics": (with_shared_statistics, 1),
+         "own statistics": (with_own_statistics, 1)}  # and how many micro-batches a whole batch would have
+
+
+def cases() -> list[tuple[str, str]]:
+    """Every variant in every case in which two processes train what one does."""
+    return [(variant, case) for variant, params in all_variants().items() for case in CASES
+            if case != "own statistics" or params.options.get("norm_rows")]
 
 
 @contextmanager
@@ -121,8 +159,9 @@ def trained(params: Pretraining, prepare) -> tuple[list[Tensor], Tensor, list[Te
     return views, loss, gradient, learned
 
 
-def compare(params: Pretraining, prepare, micro_batch_size: int) -> None:
+def compare(params: Pretraining, prepare, parts: int) -> None:
     """Raise AssertionError where two processes and one differ."""
+    micro_batch_size = params.batch_size // parts if parts > 1 else 0
     params = replace(params, optimizer=Optimizer(name="sgd", lr=0.01))  # Adam would blow up what is nearly zero
     shared = trained(replace(params, micro_batch_size=micro_batch_size), prepare)
     with alone():
@@ -133,14 +172,14 @@ def compare(params: Pretraining, prepare, micro_batch_size: int) -> None:
 
 
 def parity() -> None:
-    for variant, params in all_variants().items():
-        for case, how in CASES.items():
-            try:
-                compare(params, *how)
-                verdict = "agrees"
-            except AssertionError as difference:
-                verdict = " ".join(str(difference).split())
-            print(f"{processes.rank()}: {variant}, {case}: {verdict}\n", end="", flush=True)
+    variants = all_variants()
+    for variant, case in cases():
+        try:
+            compare(variants[variant], *CASES[case])
+            verdict = "agrees"
+        except AssertionError as difference:
+            verdict = " ".join(str(difference).split())
+        print(f"{processes.rank()}: {variant}, {case}: {verdict}\n", end="", flush=True)
 
 
 def from_the_lead() -> None:
