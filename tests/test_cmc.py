@@ -88,7 +88,6 @@ def test_views_are_undone_and_scaled_to_one():
 def test_conversion_stays_in_fp32_under_autocast():
     picture = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(2))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(rgb_to_lab(picture), rgb_to_lab(picture.clone()))
         inside = rgb_to_lab(picture)
     assert inside.dtype == torch.float32 and torch.equal(inside, rgb_to_lab(picture))
 

@@ -96,7 +96,6 @@ def test_soft_codes_have_the_gradient_at_a_fixed_threshold(form):
     count, hardness = torch.tensor(2), torch.tensor(1.7, dtype=torch.float64)
     middle = threshold(rows.detach(), count)
     squash = torch.sigmoid if form == "sigmoid" else (lambda x: (x / 6 + 0.5).clamp(0, 1))
-    assert torch.autograd.gradcheck(lambda x: squash(hardness * (x - middle)), (rows,))
     slope = normal(3, 7, seed=1, dtype=torch.float64)
     expected = torch.autograd.grad(squash(hardness * (rows - middle)), rows, slope)[0]
     torch.testing.assert_close(torch.autograd.grad(soft_code(rows, count, hardness, form), rows, slope)[0], expected)
