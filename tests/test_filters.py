@@ -11,7 +11,7 @@ from lib import tiles
 from lib.core.trainer import Pretrainer
 from lib.encoders.shallow import Shallow
 from lib.errors import UserError
-from lib.losses.patch_triplets import patch_triplets, semi_hard, squared_distances
+from lib.losses.patch_triplets import hinge, patch_triplets, semi_hard, squared_distances
 from lib.methods import build_method
 from lib.params.pretraining import Augment, Pretraining
 from lib.views.augment import augment, draw
@@ -90,6 +90,21 @@ def test_one_choice_gives_the_value_of_torch():
     theirs = triplet_margin_with_distance_loss(patches[0, 0], patches[0, 1], patches[1, 0], distance_function=squared,
                                                margin=2.0)
     assert share.item() == 0.5 and loss.item() == pytest.approx(theirs.item())
+
+
+@pytest.mark.parametrize("negative, value", [((0, 0), 2), ((1, 0), 1), ((1, 1), 0), ((9, 0), 0)])
+def test_the_hinge_of_two_equal_patches(negative, value):
+    """The margin where the negative is equal too, 0 and no slope from there on where it is as far as the margin.
+
+    The whole loss takes neither: only what is farther than the positive, by less than the margin, is semi-hard.
+    """
+    rows = torch.tensor([(0, 0), (0, 0), negative], dtype=torch.float64, requires_grad=True)
+    distances = squared_distances(rows)
+    found = hinge(distances[0, 1], distances[0, 2], 2.0)
+    found.backward()
+    assert found.item() == value and rows.grad.any() == (value == 1)
+    theirs = triplet_margin_with_distance_loss(*rows.detach()[:, None], distance_function=squared, margin=2.0)
+    assert found.item() == theirs.item()
 
 
 def test_semi_hard_on_a_table_made_by_hand():

@@ -22,7 +22,8 @@ def patch_triplets(patches: Tensor, margin: float) -> tuple[Tensor, Tensor]:
 
     Returns:
         The mean over the chosen triples of d(a, p) - d(a, n) + margin, and the share of pairs that have one.
-        0 with a zero gradient where there is none.
+        0 with a zero gradient where there is none, as where all patches are equal: no negative is then farther
+        than the positive.
     """
     patches = patches if patches.dtype == torch.float64 else patches.float()
     count, each, _ = patches.shape
@@ -34,8 +35,13 @@ def patch_triplets(patches: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     parts = [semi_hard(distances.detach()[anchors[part]], near.detach()[part], anchors[part] // each, each, margin)
              for part in tiles(len(anchors), len(distances))]  # A x B P numbers are never held at once
     chosen, found = map(torch.cat, zip(*parts))
-    losses = torch.relu(near - distances[anchors, chosen] + margin)
+    losses = hinge(near, distances[anchors, chosen], margin)
     return (losses * found).sum() / found.sum().clamp(min=1), found.float().mean()
+
+
+def hinge(near: Tensor, far: Tensor, margin: float) -> Tensor:
+    """max(0, d(a, p) - d(a, n) + margin) of distances, element by element; all three equal: the margin."""
+    return (near - far + margin).relu()
 
 
 def squared_distances(rows: Tensor) -> Tensor:
