@@ -120,30 +120,35 @@ def test_scaling_is_nothing_at_the_target(form):
     assert scaled(rows, torch.rand(10), torch.tensor(0.3), "off", 2.0) is rows
 
 
-def spread_of_usage(form: str, steps: int = 300) -> tuple[float, int]:
-    """Deviation of the units' long-run use, and the number of dead ones; drives are Gaussian, their means differ."""
+def spread_of_usage(form: str, mean: float = 0.0, steps: int = 300) -> tuple[float, float, int]:
+    """Deviation of the units' use in the first steps and in the second half of all, and the number of dead ones then.
+
+    Drives are Gaussian; the units' own means differ, about ``mean``.
+    """
     stream, units, count = torch.Generator().manual_seed(0), 40, torch.tensor(4)
-    bias = 0.5 * normal(units, seed=3) - 1
-    usage = torch.full((units,), 0.1)
-    total = torch.zeros(units)
-    for step in range(steps):
-        rows = torch.randn(32, units, generator=stream) + bias
-        active = hard_code(scaled(rows, usage, torch.tensor(0.1), form, 3.0), count).mean(0)
-        usage.lerp_(active, 0.05)
-        if step >= steps // 2:
-            total += active / (steps - steps // 2)
-    return total.std().item(), int((total < 0.01).sum())
+    means = 0.5 * normal(units, seed=3) + mean
+    usage, use = torch.full((units,), 0.1), []
+    for _ in range(steps):
+        rows = torch.randn(32, units, generator=stream) + means
+        use.append(hard_code(scaled(rows, usage, torch.tensor(0.1), form, 3.0), count).mean(0))
+        usage.lerp_(use[-1], 0.05)
+    first, last = (torch.stack(some).mean(0) for some in (use[:5], use[steps // 2:]))
+    return first.std().item(), last.std().item(), int((last < 0.01).sum())
 
 
-def test_additive_scaling_evens_out_the_use_of_units():
-    (plain, _), (evened, dead) = spread_of_usage("off"), spread_of_usage("additive")
-    assert evened < 0.75 * plain and dead == 0
+@pytest.mark.parametrize("form", ["additive", "multiplicative"])
+def test_scaling_evens_out_the_use_of_units_in_the_long_run(form):
+    (_, plain, _), (first, evened, dead) = spread_of_usage("off"), spread_of_usage(form)
+    assert evened < 0.75 * plain and evened < 0.75 * first and dead == 0
 
 
 def test_the_sources_factor_drives_a_rarely_used_negative_unit_further_down():
     rows, usage = torch.tensor([[-1.0, 1.0]]), torch.tensor([0.0, 0.0])
     factor, shift = (scaled(rows, usage, torch.tensor(0.3), form, 1.0)[0, 0] for form in ("multiplicative", "additive"))
     assert factor < -1 < shift
+    first, last, dead = spread_of_usage("multiplicative", mean=-3.0)
+    assert last > 2 * first and dead > 10
+    assert spread_of_usage("additive", mean=-3.0)[2] == 0
 
 
 def test_ramps_at_their_corners():
