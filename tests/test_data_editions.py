@@ -1,4 +1,7 @@
-"""CIFAR's two editions: the same tensors from both, which one is taken, and pickles that want to run code."""
+"""CIFAR's two editions: the same tensors from both, which one is taken, and pickles that want to run code.
+
+And what is published of these archives and of MNIST's.
+"""
 
 import pickle
 import urllib.request
@@ -21,6 +24,18 @@ CIFARS = {
     "cifar100": (official.cifar100_editions, cifar100_files, cifar100_python_files),
 }
 
+# Published values, typed here: by the data sets' own pages and by torchvision.
+CHECKSUMS = {
+    "cifar-10-binary.tar.gz": "sha256:c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    "cifar-10-python.tar.gz": "md5:c58f30108f718f92721af3b95e74349a",
+    "cifar-100-binary.tar.gz": "sha256:58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+    "cifar-100-python.tar.gz": "md5:eb9058c3a382ffc7106e4002c42a8d85",
+    "train-images-idx3-ubyte.gz": "md5:f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "train-labels-idx1-ubyte.gz": "md5:d53e105ee54ea40749a09fcbcd1e9432",
+    "t10k-images-idx3-ubyte.gz": "md5:9fb629c4189551a2d022fa330f9573f3",
+    "t10k-labels-idx1-ubyte.gz": "md5:ec29112dd5afa0611ce80d1b7f02629c",
+}
+
 
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch):
@@ -38,6 +53,17 @@ def small(folder, dataset="cifar10", python_files=None):
         path = write_tar(folder / edition.archive.name, content)
         made.append(replace(edition, archive=replace(edition.archive, checksum=sha256(path.read_bytes()))))
     return made
+
+
+def test_published_addresses_and_checksums():
+    editions = [*official.cifar10_editions(), *official.cifar100_editions()]
+    files = [edition.archive for edition in editions] + list(official.mnist_files().values())
+    assert {file.name: file.checksum for file in files} == CHECKSUMS
+    assert all(url.startswith(("https://", "http://yann.lecun.com/")) and url.endswith(f"/{file.name}")
+               for file in files for url in file.urls) and all(file.urls for file in files)
+    assert [type(edition) for edition in editions] == [official.BinaryEdition, official.PythonEdition] * 2
+    assert [edition.label_bytes for edition in editions[::2]] == [1, 2]
+    assert [edition.label_key for edition in editions[1::2]] == [b"labels", b"fine_labels"]
 
 
 @pytest.mark.parametrize("dataset", CIFARS)
