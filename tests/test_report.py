@@ -115,6 +115,12 @@ def test_markdown_is_well_formed(records):
     assert all(word not in page for word in ("nan |", "None", "<NA>"))
 
 
+def test_a_file_from_before_a_setting_existed_is_read(records):
+    params = records[0].pretraining
+    old = {**params, "optimizer": {key: value for key, value in params["optimizer"].items() if key != "trust"}}
+    assert tables.markdown([dataclasses.replace(records[0], pretraining=old)]) == tables.markdown(records[:1])
+
+
 def test_rows_that_are_no_self_supervised_training_are_named(records):
     untrained = dataclasses.replace(records[0], variant="random", pretraining={**records[0].pretraining, "epochs": 0})
     taught = dataclasses.replace(records[0], variant="taught", supervised=True)
@@ -314,6 +320,7 @@ def test_lines_differ_in_marker_and_dash_and_the_axis_names_the_loss(records):
     for look in (Line2D.get_color, Line2D.get_marker, lambda line: str(line._unscaled_dash_pattern)):
         assert len({look(line) for line in panel.lines}) == 3
     assert panel.get_ylabel() == "total loss (with its gamma term)"
+    assert figures.curves_figure(records[:1]).axes[0].get_ylabel() == "total loss"
 
 
 def test_overview_marks_what_collapsed_and_what_has_no_legend(root):
@@ -323,5 +330,7 @@ def test_overview_marks_what_collapsed_and_what_has_no_legend(root):
         arrays["classes"] = numpy.array([f"class {number}$" for number in range(21)])
     figure = overview_figure(maps)
     titles = [axes.get_title("left") for axes in figure.axes if axes.get_visible()]
-    assert titles == ["joint · h", "dual · upper", "dual · lower - collapsed: all rows equal"]
+    assert titles == ["joint · h", "dual · upper", "dual · lower"]
+    said = [axes.texts[0].get_text() for axes in figure.axes if axes.get_visible()]
+    assert said == ["", "", "collapsed: all rows equal"]
     assert not figure.legends and figure.get_suptitle() == "21 classes, no legend"

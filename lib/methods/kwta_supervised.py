@@ -1,4 +1,4 @@
-"""Sparse binary codes with labels, as EmbedderSDR trains them (docs/methods.md, 12): codes of a class are similar.
+"""Sparse binary codes with labels, after EmbedderSDR (docs/methods.md, 12): codes of a class are similar.
 
 Not self-supervised. It trains without the validation images.
 """

@@ -47,7 +47,8 @@ def curves_figure(records: Sequence[Record]) -> Figure:
             panel.plot(points["epoch"], points[column], label=record.variant, linewidth=1.8, markersize=4.5,
                        markevery=max(1, len(points) // MARKED), color=COLOURS[number % len(COLOURS)],
                        marker=MARKERS[number % len(MARKERS)], linestyle=DASHES[number % len(DASHES)])
-    words = (("training loss", "total loss (with its gamma term)"),
+    weighted = any(record.pretraining["gamma"] is not None for record in records)
+    words = (("training loss", f"total loss{' (with its gamma term)' if weighted else ''}"),
              ("kNN on validation images", "kNN top-1, %"))
     for panel, (title, value) in zip(panels, words):
         panel.set_title(title, loc="left")

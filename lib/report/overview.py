@@ -30,7 +30,8 @@ def overview_figure(maps: Mapping[str, Mapping[str, numpy.ndarray]]) -> Figure:
         classes = arrays["classes"].tolist()
         panel.spines[:].set_visible(True)
         scatter(panel, arrays[name], arrays["labels"], classes)
-        panel.set_title(f"{variant} · {name}{remarks(arrays[name], ())}", loc="left")
+        panel.set_title(f"{variant} · {name}", loc="left")
+        panel.text(0.02, 0.97, remarks(arrays[name], ()).strip(" -"), transform=panel.transAxes, va="top", fontsize=10)
     for panel in panels[len(shown):]:
         panel.set_visible(False)
     class_legend(figure, classes, loc="outside right center", fontsize=9)

@@ -162,7 +162,7 @@ def _compared(records: Sequence[Record]) -> Iterator[tuple[str, list[object], ob
     yield "gamma", [run["gamma"] for run in runs if run["gamma"] is not None], max(row.gamma or 0 for row in ROWS)
     for block, theirs in (("optimizer", asdict(row.optimizer)), ("augment", asdict(Augment()))):
         for key, value in theirs.items():
-            yield f"{block}.{key}", [run[block][key] for run in runs], value
+            yield f"{block}.{key}", [run[block].get(key, value) for run in runs], value  # older files lack newer keys
     for record, run in zip(records, runs):
         if run["method"] in {row.model for row in ROWS}:
             for key, value in run["options"].items():
