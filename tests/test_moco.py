@@ -205,7 +205,7 @@ def test_each_group_counts_into_the_running_statistics():
     ({"norm_rows": 1}, r"moco.norm_rows is 1; allowed: 0 .* at least 2 and a smaller .* divides batch_size, 16"),
     ({"norm_rows": 3}, "moco.norm_rows is 3"),
     ({"norm_rows": 16}, "moco.norm_rows is 16"),
-    ({"norm_rows": 0}, "moco.shuffle is true, which has no effect with norm_rows 0; allowed: norm_rows of at least 2"),
+    ({"norm_rows": 0}, "moco.shuffle is True, which has no effect with norm_rows 0; allowed: norm_rows of at least 2"),
     ({"head": "deep"}, "moco.head is 'deep'; allowed: 'linear', 'mlp'"),
     ({"temperature": 0}, "moco.temperature is 0"),
     ({"momentum": 1.5}, "moco.momentum is 1.5; allowed: a number at least 0 and at most 1"),

@@ -140,7 +140,7 @@ def _check(options: Options, params: Pretraining) -> None:
         raise UserError(f"{where}.norm_rows is {rows}; allowed: 0 (all rows at once), or at least 2 and a smaller "
                         f"number that divides {together}, {most}")
     if options.shuffle and not rows:
-        raise UserError(f"{where}.shuffle is true, which has no effect with norm_rows 0; allowed: norm_rows of at "
+        raise UserError(f"{where}.shuffle is True, which has no effect with norm_rows 0; allowed: norm_rows of at "
                         "least 2, or shuffle: false")
 
 
