@@ -105,7 +105,7 @@ def test_counting_leaves_the_random_state_alone():
 def test_a_row_holds_its_arithmetic(bench, tmp_path):
     write_json(tmp_path / "bench.json", bench)
     lines = scaling.document(tmp_path / "bench.json", price=3.0).splitlines()
-    row = next(line for line in lines if "1,281,167" in line and "resnet50" in line)
+    row = next(line for line in lines if "1,281,167" in line and "resnet50 | A100" in line)
     rate = 50_000 / 36.9 / 4
     hours = 1_281_167 / rate / 3600
     assert f"| A100 | {rate:,.0f} (computed) | {hours:.1f} h | 15.7 GB |" in row
@@ -113,6 +113,19 @@ def test_a_row_holds_its_arithmetic(bench, tmp_path):
     own = next(line for line in lines if "50,000" in line and "small" in line)
     assert "| 128 (measured) | 7 min | 153.6 MB |" in own and own.endswith("| - |")
     assert any("assumed 3 USD" in line for line in lines)
+
+
+def test_steps_recorded_on_a_gpu_have_rows_and_a_price(bench, tmp_path, monkeypatch):
+    folder = tmp_path / RECORDS / "2026-01-31-steps"
+    folder.mkdir(parents=True)
+    (folder / "steps.csv").write_text("encoder,batch,images_per_second,memory_gib,device\n"
+                                      "resnet18,512,5000,2.8,GPU\nresnet18,128,900,1.0,GPU\n")
+    monkeypatch.chdir(tmp_path)
+    write_json(tmp_path / "bench.json", bench)
+    lines = scaling.document(Path("bench.json"), price=3.6).splitlines()
+    row = next(line for line in lines if "50,000" in line and "resnet18 | GPU" in line)
+    assert "| 5,000 (measured) | 10 s |" in row and row.endswith("| 100 | 17 min | 1.00 USD |")  # of the larger batch
+    assert any("resnet18 5,000 images/s (batch 512, 2.8 GiB of GPU memory); one run each" in line for line in lines)
 
 
 def test_the_page_is_rewritten_between_its_markers(tmp_path):
