@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lib.core.checkpoint import LIBRARY, CheckpointStore, fingerprint, prune
-from lib.core.loop import pretrain
+from lib.core.loop import _Saves, pretrain
 from lib.core.trainer import Pretrainer, check_batch
 from lib.core.optimizers import LARS, build_optimizer
 from lib.core.progress import duration
@@ -75,12 +75,40 @@ def test_lars_moves_each_weight_by_its_formula():
         torch.testing.assert_close(layer.bias.detach(), bias)
 
 
+def test_the_trust_of_lars_is_the_settings():
+    optimizer = build_optimizer(nn.Linear(2, 2), Optimizer(name="lars", trust=0.02))
+    assert optimizer.param_groups[0]["trust"] == 0.02
+
+
+def test_checkpoints_of_short_epochs_cost_a_tenth_of_the_time(monkeypatch):
+    now, saved = [0.0], []
+    monkeypatch.setattr("lib.core.loop.time.monotonic", lambda: now[0])
+
+    class Store:
+        def save(self, state):
+            now[0] += 2.0
+            saved.append(state)
+
+    class Trainer:
+        def state(self):
+            return now[0]
+
+    saves = _Saves(Store(), 1.0, lead=True)
+    for _ in range(50):  # epochs of 4 s
+        now[0] += 4.0
+        if saves.worth_it():
+            saves.save(Trainer())
+    assert saved[:2] == [4.0, 30.0]  # the first costs 2 s, so the next comes after more than 20
+    assert len(saved) == 1 + (200 - 4) // 24 and not saves.due()
+    now[0] = 1000.0
+    assert saves.due() and saves.worth_it()
+
+
 @pytest.mark.parametrize("name", ["adam", "sgd", "lars"])
 def test_every_optimiser_lowers_a_quadratic(name):
     torch.manual_seed(0)
     layer = nn.Linear(6, 6, bias=False)
     optimizer = build_optimizer(layer, Optimizer(name=name, lr={"adam": 0.05, "sgd": 0.05, "lars": 20.0}[name]))
-    assert name != "lars" or optimizer.param_groups[0]["trust"] == 0.001
     values = []
     for _ in range(30):
         value = layer.weight.square().sum()
