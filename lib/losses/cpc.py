@@ -10,6 +10,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from lib.tiles import tiles
 
@@ -23,12 +24,13 @@ def false_scores(predicted: Tensor, codes: Tensor, draws: Tensor) -> Tensor:
     """Of each prediction for the n patches ``draws`` [B, P, n], numbered as in codes [B * P, D]: -> [B, P, n].
 
     The n codes of every prediction are laid out for it, B * P * n * D numbers in all, and some places at a time, so
-    that what is at hand fits into a cache.
+    that what is at hand fits into a cache. Its gradients add up in one order, where those of ``rows[draws]`` add up
+    in the order in which threads come by.
     """
     rows, wide = _wide(codes).flatten(0, 1), _wide(predicted)
     images, places, count = draws.shape
     parts = tiles(places, images * count * rows.shape[1])
-    return torch.cat([(rows[draws[:, part]] @ wide[:, part, :, None])[:, :, :, 0] for part in parts], 1)
+    return torch.cat([(embedding(draws[:, part], rows) @ wide[:, part, :, None])[:, :, :, 0] for part in parts], 1)
 
 
 def any_place(codes: Tensor, count: int, parts: tuple[int, ...] = ()) -> Tensor:

@@ -6,6 +6,7 @@ each unordered pair once, its first patch the anchor.
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from lib.tiles import tiles
 
@@ -31,11 +32,11 @@ def patch_triplets(patches: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     distances = squared_distances(patches.flatten(0, 1))  # [B P, B P]
     rows = torch.arange(count, device=patches.device)[:, None] * each
     anchors, positives = (rows + first).flatten(), (rows + second).flatten()
-    near = distances[anchors, positives]  # [A]
+    near = _picked(distances, anchors, positives)  # [A]
     parts = [semi_hard(distances.detach()[anchors[part]], near.detach()[part], anchors[part] // each, each, margin)
              for part in tiles(len(anchors), len(distances))]  # A x B P numbers are never held at once
     chosen, found = map(torch.cat, zip(*parts))
-    losses = hinge(near, distances[anchors, chosen], margin)
+    losses = hinge(near, _picked(distances, anchors, chosen), margin)
     return (losses * found).sum() / found.sum().clamp(min=1), found.float().mean()
 
 
@@ -68,3 +69,8 @@ def semi_hard(distances: Tensor, near: Tensor, images: Tensor, each: int, margin
     ticket = torch.rand(distances.shape, device=distances.device).masked_fill_(~allowed, -1)
     best, chosen = ticket.max(1)
     return chosen, best >= 0
+
+
+def _picked(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """``values[rows, columns]``, whose gradients add up in one order, not in the order in which threads come by."""
+    return embedding(rows * values.shape[1] + columns, values.view(-1, 1))[:, 0]
