@@ -1,7 +1,7 @@
 """This project's arms: the pipeline's own functions, called as its stages call them."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -49,9 +49,9 @@ def new_trainer(params: Pretraining, data: ImageData, machine: Machine) -> Pretr
     return Pretrainer(build_method(params), data, params, machine)
 
 
-def positions(trainer: Pretrainer) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """(epoch, step, indices) for ever, as the training loop goes through them."""
-    for epoch in itertools.count():
+def positions(trainer: Pretrainer, epochs: Iterable[int] | None = None) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """(epoch, step, indices) as the training loop goes through them: of ``epochs``, else of all, for ever."""
+    for epoch in itertools.count() if epochs is None else epochs:
         for step, indices in enumerate(trainer.order(epoch)):
             yield epoch, step, indices
 

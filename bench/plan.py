@@ -3,11 +3,14 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bench.systems import system_params
+
 SECTIONS = {
     "ceiling": "The machine's ceiling",
     "data": "Data path alone",
     "step": "Whole SimCLR step",
     "parts": "What each part of the step gives",
+    "systems": "A step of every system",
     "memory": "Memory, and NT-Xent in tiles",
     "embed": "Embedding and nearest neighbours",
     "probe": "Linear probe",
@@ -15,11 +18,11 @@ SECTIONS = {
     "accuracy": "Time to accuracy",
 }
 NAMES = {"ours": "ours", "leftthomas": "leftthomas/SimCLR recipe", "with_lightly": "lightly", "with_kornia": "kornia",
-         "with_scikit": "scikit-learn, all threads", "ceiling": "matrix products"}
+         "with_scikit": "scikit-learn, all threads", "ceiling": "matrix products", "systems": "ours"}
 PARTS = {"parts.fp32": "in fp32", "parts.contiguous": "not channels last", "parts.one_by_one": "augmented one by one",
          "parts.plain_adam": "Adam not fused", "parts.one_forward": "both views in one forward (another training)",
          "parts.compiled": "encoder compiled", "parts.side_by_side": "a training on each processor"}
-CUDA_SECTIONS = ("ceiling", "step", "accuracy")
+CUDA_SECTIONS = ("ceiling", "step", "systems", "accuracy")
 CUDA_PARTS = ("parts.started_singly", "parts.compiled")
 OTHERS = {"parts.started_singly": "kernels started one by one", "parts.whole_matrix": "the whole matrix at once"}
 PEERS = ("leftthomas", "with_lightly")  # those with a data loader and workers
@@ -39,6 +42,7 @@ class Sizes:
     rows: tuple[int, ...] = (512, 4_096, 16_384)  # of NT-Xent's matrix, where it can be held whole
     most_rows: int = 65_536
     large_batch: tuple[int, int] = (4_096, 128)  # ResNet-18's, and its micro-batches
+    systems: tuple[int, int] = (50_000, 0)  # training images; batch, 0: each system's own
     squares: tuple[int, ...] = (1024, 2048, 4096)
     warm: float = 8.0
     seconds: float = 20.0
@@ -52,7 +56,7 @@ FULL = Sizes()
 CUDA = replace(FULL, squares=(4096, 8192), warm=2.0, seconds=4.0, sweep_seconds=2.0, cuda=True,
                whole_device=(("resnet18", 512), ("resnet50", 512)))
 QUICK = Sizes(train=400, test=100, data_batch=32, step_batches=(8, 4, 4), points=(100, 200), iterations=250,
-              rows=(16,), most_rows=32, large_batch=(8, 4), squares=(128,),
+              rows=(16,), most_rows=32, large_batch=(8, 4), systems=(4_096, 64), squares=(128,),
               warm=0.0, seconds=0.1, least=1, sweep_seconds=0.0)
 
 
@@ -110,6 +114,15 @@ def _parts(sizes: Sizes) -> list[Row]:
             for encoder, batch in zip(("small", "resnet18"), sizes.step_batches)]
 
 
+def _systems(sizes: Sizes) -> list[Row]:
+    times = {"warm": sizes.warm / 4, "seconds": sizes.seconds / 4, "least": sizes.least}
+    train, batch = sizes.systems
+    found = {variant: batch or params.batch_size for variant, params in system_params().items()}
+    return [Row("systems", variant, "one step", ("systems.system",),
+                {"variant": variant, "train": train, "test": sizes.test, "batch": batch, **times}, batch)
+            for variant, batch in found.items()]
+
+
 def _memory(sizes: Sizes) -> list[Row]:
     times = {"warm": sizes.warm / 4, "seconds": sizes.seconds / 4, "least": sizes.least}
     losses = [Row("memory", f"NT-Xent and its gradient, 2N = {rows:,}, D = 128", "one loss",
@@ -144,7 +157,8 @@ def name_of(arm: str) -> str:
     return {**PARTS, **OTHERS}.get(arm) or NAMES[arm.split(".")[0]]
 
 
-_SECTION_ROWS = {"ceiling": _ceiling, "data": _data, "step": _step, "parts": _parts, "memory": _memory,
+_SECTION_ROWS = {"ceiling": _ceiling, "data": _data, "step": _step, "parts": _parts, "systems": _systems,
+                 "memory": _memory,
                  "embed": _embed, "probe": _probe, "tsne": _tsne}
 
 

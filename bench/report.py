@@ -17,6 +17,9 @@ NOTES = {
     "parts": "The same step with one thing done otherwise: a ratio above 1 is what our way gains. The last three are "
              "other ways to train: below 1 is what they would gain. Where a training runs on each processor, the time "
              "is that in which any of them does a step, and their memory is with the workers.",
+    "systems": "Each variant that trains, by itself, with preset `all`, with its own encoder and batch: the mean of a step in "
+               "its first epoch and one in its last, which differ where layers learn in turn. An epoch is that of "
+               "CIFAR-10's training images; what learns from labels leaves the validation images out.",
     "memory": "Random unit rows, and a large batch; a single cold call of the two that have no peer. What counts here "
               "is the memory, torch itself included.",
     "embed": "One pass over all images without augmentation, and nearest neighbours with k 200.",
@@ -43,6 +46,8 @@ def document(record: Record) -> str:
             parts += ["Not run."]
         elif section == "ceiling":
             parts += [NOTES[section], _ceiling_table(found[0])]
+        elif section == "systems":
+            parts += [NOTES[section], _systems_table(found, on_gpu)]
         else:
             parts += [NOTES[section], *(_published() if on_gpu else []), *(_row_table(row, record) for row in found)]
     return "\n\n".join([*parts, *_workers(record["workers"])]) + "\n"
@@ -139,6 +144,21 @@ def _ceiling_table(row: Record) -> str:
         shown = "not measured" if found is None else _number(Spread(*(value / 1e12 for value in (
             found.median, found.low, found.high)), found.count))
         lines.append(f"| {precision} | {shown} |")
+    return "\n".join(lines)
+
+
+def _systems_table(rows: list[Record], on_gpu: bool) -> str:
+    columns = ["system", "batch", "time of one step", "images/s", "one epoch", "memory, MiB",
+               *(["GPU, MiB"] if on_gpu else [])]
+    lines = [_line(columns), _line(["---", *["---:"] * (len(columns) - 1)])]
+    for row in rows:
+        (runs,) = row["runs"].values()
+        seconds = spread(_seconds(row, row["arms"][0]))
+        steps = [run["steps"] for run in runs if "steps" in run]
+        epoch = f"{seconds.median * steps[0]:,.0f} s" if seconds else "not measured"
+        rate = f"{_three(row['images'] / seconds.median)}" if seconds else "not measured"
+        lines.append(_line([row["name"], str(row["settings"]["batch"]), _duration(seconds), rate, epoch,
+                            _memory(runs, "memory"), *([_memory(runs, "device_memory")] if on_gpu else [])]))
     return "\n".join(lines)
 
 

@@ -14,6 +14,7 @@ from bench.plan import CUDA, CUDA_SECTIONS, FULL, PARTS, QUICK, SECTIONS, name_o
 from bench.ratios import Race, Spread, fractions, race, race_verdict, ratios, spread, verdict
 from bench.report import document
 from bench.run import kept, parse
+from bench.systems import system, system_params
 from lib.errors import UserError
 from lib.views.augment import normalize
 from tests import examples
@@ -126,6 +127,29 @@ def test_the_page_says_what_was_met_and_what_was_not_run():
     assert "50 %" in page  # 1 GFLOP in 0.5 s of 4 GFLOP/s
 
 
+def test_every_system_that_trains_has_a_row():
+    plan = {row.name: row for row in rows(FULL, ["systems"])}
+    assert list(plan) == [name for name, block in examples.every_variant().items() if block.get("epochs", 1)]
+    assert plan["simclr"].images == 256 and plan["cpc"].images == plan["cpc"].settings["batch"] == 64
+    assert system_params()["simclr"].epochs == 12  # of preset all
+
+
+def test_a_system_is_timed_at_both_ends_of_its_training():
+    settings = {"variant": "patch_filters_two", "train": 64, "test": 4, "batch": 16, "warm": 0.0, "seconds": 0.0,
+                "least": 1}
+    found = system(settings, CPU)
+    assert found["calls"] == 2 and found["steps"] == 4 and found["seconds"] == (found["first"] + found["last"]) / 2
+
+
+def test_the_page_of_systems():
+    row = rows(replace(QUICK, systems=(400, 0)), ["systems"])[0]
+    runs = [{"seconds": seconds, "steps": 195, "memory": 700.0, "workers_memory": 0.0} for seconds in (0.5, 0.6, 1.0)]
+    page = document(record(rows=[{**vars(row), "flops": None, "runs": {row.arms[0]: runs}}]))
+    assert "| simclr | 256 | 600 (500 to 1,000) ms | 427 | 117 s | 700 |" in page
+    page = document(record(rows=[{**vars(row), "flops": None, "runs": {row.arms[0]: [{"error": "failed"}]}}]))
+    assert "| simclr | 256 | not measured | not measured | not measured |  |" in page
+
+
 def test_the_page_of_a_gpu():
     """Its sections alone, its memory, a ceiling in tf32, what others published; batches that keep it busy."""
     plan = rows(replace(CUDA, train=400), ["ceiling", "step"])
@@ -142,7 +166,7 @@ def test_the_page_of_a_gpu():
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["tsne", "--device", "cuda"], "section tsne is of a CPU alone; with --device cuda: ceiling, step, accuracy"),
+    (["tsne", "--device", "cuda"], "section tsne is of a CPU alone; with --device cuda: ceiling, step, systems, accuracy"),
     (["--workers", "-1"], "--workers is -1; allowed: at least 0"), (["stepp"], "there is no section 'stepp'"),
 ])
 def test_what_cannot_be_measured_is_refused(arguments, words, monkeypatch, capsys):

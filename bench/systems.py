@@ -1,0 +1,45 @@
+"""A training step of every system, each by itself, so that their times can be held side by side."""
+
+import itertools
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench.images import image_data
+from bench.ours import new_trainer, positions
+from bench.timing import steady
+from lib.core.trainer import Pretrainer
+from lib.machine import Machine
+from lib.params.pretraining import Pretraining, load_params, pretraining_params
+from lib.params.spec import PARAMS_FILE
+from lib.preset import apply_preset
+
+PRESET = "all"
+
+
+def system_params() -> dict[str, Pretraining]:
+    """Of every variant that trains, by name: those of params.yaml, with preset ``all`` laid over it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        shutil.copyfile(PARAMS_FILE, path)
+        apply_preset(PRESET, [], path)
+        raw = load_params(path)
+    every = {variant: pretraining_params(raw, variant) for variant in raw["variants"]}
+    return {variant: params for variant, params in every.items() if params.epochs}
+
+
+def system(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """Steps of the first and of the last epoch, which may differ: layers that learn in turn, codes that get sparse."""
+    params = replace(system_params()[settings["variant"]], batch_size=settings["batch"])
+    trainer = new_trainer(params, image_data(settings["train"], settings["test"]), machine)
+    first, last = (_steady(trainer, epoch, settings) for epoch in (0, params.epochs - 1))
+    return {"seconds": (first["seconds"] + last["seconds"]) / 2, "first": first["seconds"], "last": last["seconds"],
+            "calls": first["calls"] + last["calls"], "workers_memory": last["workers_memory"],
+            "steps": trainer.steps_per_epoch, "precision": machine.precision}
+
+
+def _steady(trainer: Pretrainer, epoch: int, settings: dict[str, Any]) -> dict[str, Any]:
+    place = positions(trainer, itertools.repeat(epoch))
+    return steady(lambda: trainer.step(*next(place)), settings)
