@@ -17,9 +17,9 @@ NOTES = {
     "parts": "The same step with one thing done otherwise: a ratio above 1 is what our way gains. The last three are "
              "other ways to train: below 1 is what they would gain. Where a training runs on each processor, the time "
              "is that in which any of them does a step, and their memory is with the workers.",
-    "systems": "Each variant that trains, by itself, with preset `all`, with its own encoder and batch: the mean of a step in "
-               "its first epoch and one in its last, which differ where layers learn in turn. An epoch is that of "
-               "CIFAR-10's training images; what learns from labels leaves the validation images out.",
+    "systems": "Each variant that trains, by itself, with preset `all`, its own encoder and batch: the mean of a "
+               "step in its first epoch and one in its last, which differ where layers learn in turn. An epoch is that "
+               "of CIFAR-10's training images; what learns from labels leaves the validation images out.",
     "memory": "Random unit rows, and a large batch; a single cold call of the two that have no peer. What counts here "
               "is the memory, torch itself included.",
     "embed": "One pass over all images without augmentation, and nearest neighbours with k 200.",
@@ -84,7 +84,7 @@ def _head(record: Record) -> list[str]:
         f"- repetitions: {_repetitions(record)}; in each all arms in turn, every one in a fresh process that warms up",
     ]))
     lines.append("A ratio is the peer's time divided by ours, taken within each repetition: its median, and in "
-                 "brackets the lowest and the highest. A target is met if the median reaches it. Memory is the peak "
+                 "brackets the lowest and the highest of several. A target is met if the median reaches it. Memory is the peak "
                  "resident size of the main process, Python and torch included, and beside it what the running workers "
                  "hold for themselves at the end of the measurement.")
     return lines
@@ -255,7 +255,7 @@ def _duration(found: Spread | None) -> str:
 def _number(found: Spread | None) -> str:
     if found is None:
         return "not measured"
-    return f"{_three(found.median)} ({_three(found.low)} to {_three(found.high)})"
+    return _three(found.median) + (f" ({_three(found.low)} to {_three(found.high)})" if found.count > 1 else "")
 
 
 def _three(value: float) -> str:
@@ -264,7 +264,9 @@ def _three(value: float) -> str:
 
 
 def _times(found: Spread | None) -> str:
-    return "not measured" if found is None else f"{found.median:.2f} ({found.low:.2f} to {found.high:.2f})"
+    if found is None:
+        return "not measured"
+    return f"{found.median:.2f}" + (f" ({found.low:.2f} to {found.high:.2f})" if found.count > 1 else "")
 
 
 def _percent(found: Spread | None) -> str:

@@ -166,7 +166,8 @@ def test_the_page_of_a_gpu():
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["tsne", "--device", "cuda"], "section tsne is of a CPU alone; with --device cuda: ceiling, step, systems, accuracy"),
+    (["tsne", "--device", "cuda"],
+     "section tsne is of a CPU alone; with --device cuda: ceiling, step, systems, accuracy"),
     (["--workers", "-1"], "--workers is -1; allowed: at least 0"), (["stepp"], "there is no section 'stepp'"),
 ])
 def test_what_cannot_be_measured_is_refused(arguments, words, monkeypatch, capsys):
