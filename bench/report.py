@@ -84,9 +84,9 @@ def _head(record: Record) -> list[str]:
         f"- repetitions: {_repetitions(record)}; in each all arms in turn, every one in a fresh process that warms up",
     ]))
     lines.append("A ratio is the peer's time divided by ours, taken within each repetition: its median, and in "
-                 "brackets the lowest and the highest of several. A target is met if the median reaches it. Memory is the peak "
-                 "resident size of the main process, Python and torch included, and beside it what the running workers "
-                 "hold for themselves at the end of the measurement.")
+                 "brackets the lowest and the highest of several. A target is met if the median reaches it. Memory is "
+                 "the peak resident size of the main process, Python and torch included, and beside it what the "
+                 "running workers hold for themselves at the end of the measurement.")
     return lines
 
 
