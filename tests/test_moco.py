@@ -10,6 +10,7 @@ from pytorch_metric_learning.losses import NTXentLoss
 from torch import nn
 from torch.nn.functional import normalize
 
+from lib.core import processes
 from lib.core.trainer import Pretrainer
 from lib.errors import UserError
 from lib.losses.queue import queue_contrast
@@ -222,6 +223,16 @@ def test_groups_must_fit_into_micro_batches():
     with pytest.raises(UserError, match="moco.norm_rows is 4; .* divides micro_batch_size, 4"):
         build_method(params)
     build_method(replace(params, micro_batch_size=8))
+
+
+def test_groups_must_fit_into_each_processs_share(monkeypatch):
+    params = params_of("moco", norm_rows=8)
+    monkeypatch.setattr(processes, "world", lambda: 4)
+    with pytest.raises(UserError, match="batch_size of moco is 16, 4 images for each of 4 processes; allowed: shares "
+                                        "that are a multiple of the 8 images that are normalised together"):
+        Pretrainer(build_method(params), images(), params, CPU)
+    monkeypatch.setattr(processes, "world", lambda: 2)
+    Pretrainer(build_method(params), images(), params, CPU)
 
 
 @pytest.mark.parametrize("variant, held", [("moco", 32), ("moco_v1", 64)])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
+from lib.seeds import send
 from lib.tiles import tiles
 
 
@@ -75,11 +76,6 @@ def _averages(parts: tuple[int, ...], dtype: torch.dtype, device: torch.device) 
     """[P, K]: what each place counts in the mean of each part."""
     owner = torch.repeat_interleave(torch.arange(len(parts)), torch.tensor(parts))
     return send((owner[:, None] == torch.arange(len(parts))) / torch.tensor(parts, dtype=dtype), device)
-
-
-def send(draws: Tensor, device: torch.device) -> Tensor:
-    """To a device, without waiting for it."""
-    return draws.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else draws.to(device)
 
 
 def _others(images: int, shape: tuple[int, ...]) -> Tensor:

@@ -7,7 +7,8 @@ B images, P places in each, n negatives of each prediction; ``parts`` of the pla
 import torch
 from torch import Tensor
 
-from lib.losses.cpc import means, send
+from lib.losses.cpc import means
+from lib.seeds import send
 
 
 def synchronous(true: Tensor, false: Tensor, parts: tuple[int, ...] = ()) -> Tensor:

@@ -49,6 +49,7 @@ class Method(nn.Module):
         super().__init__()
         self.options = options
         self.encoder_name = self.own_encoder or params.encoder
+        self.together = 1  # images that a forward pass takes as one: each process's share of a batch is a multiple
         self.encoder = self.network(params)
 
     def network(self, params: Pretraining) -> nn.Module:

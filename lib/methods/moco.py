@@ -49,6 +49,7 @@ class MoCo(WithSlowCopy):
         _check(options, params)
         super().__init__(options, params, lambda width: _head(options.head, width, options.projector_out))
         self.variant, self.ways = params.variant, _ways(options)
+        self.together = max(1, options.norm_rows)
         self.register_buffer("queue", unit(torch.randn(options.queue, options.projector_out)))
         self.register_buffer("oldest", torch.zeros((), dtype=torch.int64))  # the row that is replaced next
         self.arrived: Tensor | None = None  # the step's keys, which join the queue after it

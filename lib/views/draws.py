@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lib.params.pretraining import Augment
+from lib.seeds import send
 from lib.views.crop import positions
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
@@ -129,7 +130,7 @@ class Draws:
         """What the device works with; nothing waits for it."""
         if torch.device(device).type == "cuda":
             table = self.table()
-            return replace(table, numbers=_send(table.numbers, device))
+            return replace(table, numbers=send(table.numbers, device))
         return self._plan()
 
     def table(self) -> Table:
@@ -226,9 +227,3 @@ def _runs(counts: list[int]) -> list[Run]:
             runs.append(Run(start, start + gray + colored, group, gray))
         start += gray + colored
     return runs
-
-
-def _send(tensor: Tensor, device: torch.device | str) -> Tensor:
-    if torch.device(device).type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
