@@ -42,7 +42,7 @@ class Sizes:
     rows: tuple[int, ...] = (512, 4_096, 16_384)  # of NT-Xent's matrix, where it can be held whole
     most_rows: int = 65_536
     large_batch: tuple[int, int] = (4_096, 128)  # ResNet-18's, and its micro-batches
-    systems: tuple[int, int] = (50_000, 0)  # training images; batch, 0: each system's own
+    systems: tuple[int, int | None] = (50_000, None)  # training images; batch, None: each system's own
     squares: tuple[int, ...] = (1024, 2048, 4096)
     warm: float = 8.0
     seconds: float = 20.0
@@ -75,8 +75,8 @@ class Row:
 
 def rows(sizes: Sizes, sections: list[str]) -> list[Row]:
     """The rows of the chosen sections, in the order of `SECTIONS`; accuracy, which is run apart, has none."""
-    found = [row for section in SECTIONS for row in _SECTION_ROWS.get(section, lambda _: [])(sizes)]
-    return [row for row in found if row.section in sections]
+    return [row for section in SECTIONS if section in sections and section in _SECTION_ROWS
+            for row in _SECTION_ROWS[section](sizes)]
 
 
 def _common(sizes: Sizes, encoder: str, batch: int) -> dict[str, Any]:
@@ -116,11 +116,11 @@ def _parts(sizes: Sizes) -> list[Row]:
 
 def _systems(sizes: Sizes) -> list[Row]:
     times = {"warm": sizes.warm / 4, "seconds": sizes.seconds / 4, "least": sizes.least}
-    train, batch = sizes.systems
-    found = {variant: batch or params.batch_size for variant, params in system_params().items()}
+    train, given = sizes.systems
+    batches = {variant: given or params.batch_size for variant, params in system_params().items()}
     return [Row("systems", variant, "one step", ("systems.system",),
                 {"variant": variant, "train": train, "test": sizes.test, "batch": batch, **times}, batch)
-            for variant, batch in found.items()]
+            for variant, batch in batches.items()]
 
 
 def _memory(sizes: Sizes) -> list[Row]:
@@ -158,8 +158,7 @@ def name_of(arm: str) -> str:
 
 
 _SECTION_ROWS = {"ceiling": _ceiling, "data": _data, "step": _step, "parts": _parts, "systems": _systems,
-                 "memory": _memory,
-                 "embed": _embed, "probe": _probe, "tsne": _tsne}
+                 "memory": _memory, "embed": _embed, "probe": _probe, "tsne": _tsne}
 
 
 def worker_counts(processors: int) -> list[int]:

@@ -19,7 +19,8 @@ NOTES = {
              "is that in which any of them does a step, and their memory is with the workers.",
     "systems": "Each variant that trains, by itself, with preset `all`, its own encoder and batch: the mean of a "
                "step in its first epoch and one in its last, which differ where layers learn in turn. An epoch is that "
-               "of CIFAR-10's training images; what learns from labels leaves the validation images out.",
+               "of CIFAR-10's training images without a look at the neighbours; what learns from labels leaves the "
+               "validation images out. The settings are in the JSON file beside this page.",
     "memory": "Random unit rows, and a large batch; a single cold call of the two that have no peer. What counts here "
               "is the memory, torch itself included.",
     "embed": "One pass over all images without augmentation, and nearest neighbours with k 200.",
@@ -156,7 +157,7 @@ def _systems_table(rows: list[Record], on_gpu: bool) -> str:
         seconds = spread(_seconds(row, row["arms"][0]))
         steps = [run["steps"] for run in runs if "steps" in run]
         epoch = f"{seconds.median * steps[0]:,.0f} s" if seconds else "not measured"
-        rate = f"{_three(row['images'] / seconds.median)}" if seconds else "not measured"
+        rate = _three(row["images"] / seconds.median) if seconds else "not measured"
         lines.append(_line([row["name"], str(row["settings"]["batch"]), _duration(seconds), rate, epoch,
                             _memory(runs, "memory"), *([_memory(runs, "device_memory")] if on_gpu else [])]))
     return "\n".join(lines)

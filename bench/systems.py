@@ -3,7 +3,8 @@
 import itertools
 import shutil
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from lib.preset import apply_preset
 PRESET = "all"
 
 
+@cache
 def system_params() -> dict[str, Pretraining]:
     """Of every variant that trains, by name: those of params.yaml, with preset ``all`` laid over it."""
     with tempfile.TemporaryDirectory() as folder:
@@ -31,13 +33,15 @@ def system_params() -> dict[str, Pretraining]:
 
 
 def system(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
-    """Steps of the first and of the last epoch, which may differ: layers that learn in turn, codes that get sparse."""
+    """Steps of the first epoch and of the last, which may differ: layers that learn in turn, codes that get sparse."""
     params = replace(system_params()[settings["variant"]], batch_size=settings["batch"])
     trainer = new_trainer(params, image_data(settings["train"], settings["test"]), machine)
-    first, last = (_steady(trainer, epoch, settings) for epoch in (0, params.epochs - 1))
+    first = _steady(trainer, 0, settings)
+    trainer.method.after_step(trainer.steps // 2 - 1, trainer.steps)  # a method may turn to other layers there
+    last = _steady(trainer, params.epochs - 1, settings)
     return {"seconds": (first["seconds"] + last["seconds"]) / 2, "first": first["seconds"], "last": last["seconds"],
             "calls": first["calls"] + last["calls"], "workers_memory": last["workers_memory"],
-            "steps": trainer.steps_per_epoch, "precision": machine.precision}
+            "steps": trainer.steps_per_epoch, "precision": machine.precision, "params": asdict(params)}
 
 
 def _steady(trainer: Pretrainer, epoch: int, settings: dict[str, Any]) -> dict[str, Any]:

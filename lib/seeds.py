@@ -1,4 +1,4 @@
-"""Random draws as a function of named integers, never of how many numbers were drawn before."""
+"""Random draws as a function of named integers, never of how many numbers were drawn before; made on the CPU."""
 
 import zlib
 

@@ -25,12 +25,12 @@ def main(raw: dict, variant: str) -> None:
     params, machine, about = pretraining_params(raw, variant), read_machine(), read_about(IMAGES_FILE)
     images, classes = about["counts"]["train"], len(about["classes"])
     check_batch(params, images, machine.processes)
-    try_method(params, images, classes)
+    try_method(params, images, classes, machine.processes)
     store = CheckpointStore(variant, fingerprint(params.resolved(), about["checksum"]))  # of the code loaded so far
     others = [pretraining_params(raw, name) for name in variant_names(raw)]
     for other in others:  # a slip in a later variant must not wait for this one's end
         check_batch(other, images, machine.processes)
-        try_method(other, images, classes)
+        try_method(other, images, classes, machine.processes)
     processes.start(machine, "stages.pretrain", [variant])
     data = load_data(IMAGES_FILE)
     torch.manual_seed(generator(params.seed, "initial weights").initial_seed())

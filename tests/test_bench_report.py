@@ -15,6 +15,7 @@ from bench.ratios import Race, Spread, fractions, race, race_verdict, ratios, sp
 from bench.report import document
 from bench.run import kept, parse
 from bench.systems import system, system_params
+from lib.core.trainer import Pretrainer
 from lib.errors import UserError
 from lib.views.augment import normalize
 from tests import examples
@@ -134,15 +135,20 @@ def test_every_system_that_trains_has_a_row():
     assert system_params()["simclr"].epochs == 12  # of preset all
 
 
-def test_a_system_is_timed_at_both_ends_of_its_training():
+def test_a_system_is_timed_at_both_ends_of_its_training(monkeypatch):
+    """Where the second layer of filters learns in place of the first one."""
+    seen, step = [], Pretrainer.step
+    monkeypatch.setattr(Pretrainer, "step", lambda run, epoch, *where: (
+        seen.append((epoch, run.method.now)), step(run, epoch, *where))[1])
     settings = {"variant": "patch_filters_two", "train": 64, "test": 4, "batch": 16, "warm": 0.0, "seconds": 0.0,
                 "least": 1}
     found = system(settings, CPU)
+    assert seen == [(0, 1)] * 3 + [(11, 2)] * 3
     assert found["calls"] == 2 and found["steps"] == 4 and found["seconds"] == (found["first"] + found["last"]) / 2
 
 
 def test_the_page_of_systems():
-    row = rows(replace(QUICK, systems=(400, 0)), ["systems"])[0]
+    row = rows(replace(QUICK, systems=(400, None)), ["systems"])[0]
     runs = [{"seconds": seconds, "steps": 195, "memory": 700.0, "workers_memory": 0.0} for seconds in (0.5, 0.6, 1.0)]
     page = document(record(rows=[{**vars(row), "flops": None, "runs": {row.arms[0]: runs}}]))
     assert "| simclr | 256 | 600 (500 to 1,000) ms | 427 | 117 s | 700 |" in page

@@ -1,6 +1,7 @@
 """MoCo (docs/methods.md, 8): closed-form values, slow twins, other implementations, the queue, groups of BatchNorm."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import lightly.loss
@@ -14,7 +15,7 @@ from lib.core import processes
 from lib.core.trainer import Pretrainer
 from lib.errors import UserError
 from lib.losses.queue import queue_contrast
-from lib.methods import build_method
+from lib.methods import build_method, try_method
 from lib.methods.moco import dealt_out, enqueue
 from tests.examples import CPU, images
 from tests.test_momentum import params_of, run_of, steps
@@ -225,14 +226,20 @@ def test_groups_must_fit_into_micro_batches():
     build_method(replace(params, micro_batch_size=8))
 
 
-def test_groups_must_fit_into_each_processs_share(monkeypatch):
-    params = params_of("moco", norm_rows=8)
-    monkeypatch.setattr(processes, "world", lambda: 4)
-    with pytest.raises(UserError, match="batch_size of moco is 16, 4 images for each of 4 processes; allowed: shares "
-                                        "that are a multiple of the 8 images that are normalised together"):
-        Pretrainer(build_method(params), images(), params, CPU)
-    monkeypatch.setattr(processes, "world", lambda: 2)
-    Pretrainer(build_method(params), images(), params, CPU)
+@pytest.mark.parametrize("count, shuffle, words", [
+    (1, True, ""), (2, False, ""),
+    (2, True, "norm_rows is 8 where each process takes 8 images of a batch; allowed: a smaller number that "
+              "divides 8, because of shuffle; or use fewer processes"),
+    (4, False, "norm_rows is 8 where each process takes 4 images of a batch; allowed: 0, or a number that divides 4; "),
+])
+def test_the_share_of_each_process_is_whole_groups(count, shuffle, words, monkeypatch):
+    """Two of them where keys change groups: in one group, the shuffle would change nothing."""
+    params = params_of("moco", norm_rows=8, shuffle=shuffle)
+    monkeypatch.setattr(processes, "world", lambda: count)
+    for check in (lambda: try_method(params, 64, 2, count),
+                  lambda: Pretrainer(build_method(params), images(), params, CPU)):
+        with pytest.raises(UserError, match=words) if words else nullcontext():
+            check()
 
 
 @pytest.mark.parametrize("variant, held", [("moco", 32), ("moco_v1", 64)])

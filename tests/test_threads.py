@@ -1,4 +1,4 @@
-"""What several threads compute is the same every time, for every variant."""
+"""What several threads train is the same every time, for every variant."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ TRAINED = [name for name, block in params_file()["variants"].items() if block.ge
 
 
 class InOneOrder(TorchDispatchMode):
-    """Refuses the operations that threads of a CPU add up in the order in which they come by."""
+    """Refuses to accumulate at indices, which threads of a CPU do in the order in which they come by."""
 
     def __torch_dispatch__(self, operation: Any, types: Any, given: tuple = (), named: dict | None = None) -> Any:
         name = operation.overloadpacket.__name__
@@ -39,8 +39,9 @@ def trained(variant: str, steps: int = 2) -> Pretrainer:
     run = Pretrainer(build_method(params), images(count=64), params, CPU)
     order = run.order(0)
     with InOneOrder():
-        for number in range(min(steps, run.steps_per_epoch)):
+        for number in range(steps):
             run.step(0, number, order[number])
+            run.method.after_step(run.steps // 2 - 1, run.steps)  # a method may turn to other layers there
     return run
 
 

@@ -56,13 +56,6 @@ def check_batch(params: Pretraining, images: int, processes_wanted: int) -> None
                         f"smaller number that divides each process's share of the batch, {share}")
 
 
-def _check_share(params: Pretraining, share: int, together: int) -> None:
-    if share % together:
-        raise UserError(f"params.yaml: batch_size of {params.variant} is {params.batch_size}, {share} images for each "
-                        f"of {params.batch_size // share} processes; allowed: shares that are a multiple of the "
-                        f"{together} images that are normalised together; use fewer processes or another batch_size")
-
-
 def micro_batches(rows: slice, size: int) -> list[slice]:
     """The rows in consecutive parts of ``size``; in one part if ``size`` is 0."""
     size = size or rows.stop - rows.start
@@ -77,7 +70,7 @@ class Pretrainer:
         check_batch(params, len(images), processes.world())
         self.params = params
         self.rows = processes.own_rows(params.batch_size)
-        _check_share(params, self.rows.stop - self.rows.start, method.together)
+        method.check_share(self.rows.stop - self.rows.start)
         self.micro_batches = micro_batches(self.rows, params.micro_batch_size)
         if machine.compile == "graphs" and len(self.micro_batches) > 1:
             machine = replace(machine, compile="off")  # what BatchNorm counts differs between the two passes

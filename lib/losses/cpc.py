@@ -25,8 +25,8 @@ def false_scores(predicted: Tensor, codes: Tensor, draws: Tensor) -> Tensor:
     """Of each prediction for the n patches ``draws`` [B, P, n], numbered as in codes [B * P, D]: -> [B, P, n].
 
     The n codes of every prediction are laid out for it, B * P * n * D numbers in all, and some places at a time, so
-    that what is at hand fits into a cache. Its gradients add up in one order, where those of ``rows[draws]`` add up
-    in the order in which threads come by.
+    that what is at hand fits into a cache. The gradients of a code add up in one order, where those of ``rows[draws]``
+    add up in the order in which threads come by.
     """
     rows, wide = _wide(codes).flatten(0, 1), _wide(predicted)
     images, places, count = draws.shape

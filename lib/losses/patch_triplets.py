@@ -72,5 +72,8 @@ def semi_hard(distances: Tensor, near: Tensor, images: Tensor, each: int, margin
 
 
 def _picked(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """``values[rows, columns]``, whose gradients add up in one order, not in the order in which threads come by."""
+    """``values[rows, columns]``, whose gradients add up in one order whatever the number of threads.
+
+    Here they are 0 or all alike, so that any order would do; the rule is kept so that it can be tested for all.
+    """
     return embedding(rows * values.shape[1] + columns, values.view(-1, 1))[:, 0]

@@ -41,13 +41,15 @@ def check_method(params: Pretraining) -> Any:
     return parse(kind.Options, params.options, where)
 
 
-def try_method(params: Pretraining, images: int = 0, classes: int = 0) -> None:
+def try_method(params: Pretraining, images: int = 0, classes: int = 0, processes: int = 1) -> None:
     """Check a variant whole without computing anything: its options, and that its latents fit images and views.
 
-    With ``images``, the number of training images, also whether the options fit to so many, of ``classes`` classes.
+    With ``images``, the number of training images, also whether the options fit to so many, of ``classes`` classes,
+    and to a batch that is shared by ``processes``.
 
     Raises:
-        UserError: what `check_method` or ``see_data`` refuses, or a size that the method cannot work with.
+        UserError: what `check_method`, ``see_data`` or ``check_share`` refuses, or a size that the method cannot work
+            with.
     """
     with torch.device("meta"), torch.no_grad():
         method = build_method(params).eval()
@@ -60,6 +62,7 @@ def try_method(params: Pretraining, images: int = 0, classes: int = 0) -> None:
                                 "cannot take; allowed: 0 (no squares), or a size that would do as image_size") from None
     if images:
         method.see_data(torch.zeros(3), torch.ones(3), images, classes)
+        method.check_share(params.batch_size // processes)
 
 
 def alike(variants: list[Pretraining]) -> int:

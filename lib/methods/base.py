@@ -49,7 +49,6 @@ class Method(nn.Module):
         super().__init__()
         self.options = options
         self.encoder_name = self.own_encoder or params.encoder
-        self.together = 1  # images that a forward pass takes as one: each process's share of a batch is a multiple
         self.encoder = self.network(params)
 
     def network(self, params: Pretraining) -> nn.Module:
@@ -76,6 +75,13 @@ class Method(nn.Module):
 
         Raises:
             UserError: options that do not fit the data.
+        """
+
+    def check_share(self, share: int) -> None:
+        """Called once before training with the number of images that each process takes of a batch.
+
+        Raises:
+            UserError: options that do not fit it.
         """
 
     def after_step(self, step: int, steps: int) -> None:

@@ -49,7 +49,6 @@ class MoCo(WithSlowCopy):
         _check(options, params)
         super().__init__(options, params, lambda width: _head(options.head, width, options.projector_out))
         self.variant, self.ways = params.variant, _ways(options)
-        self.together = max(1, options.norm_rows)
         self.register_buffer("queue", unit(torch.randn(options.queue, options.projector_out)))
         self.register_buffer("oldest", torch.zeros((), dtype=torch.int64))  # the row that is replaced next
         self.arrived: Tensor | None = None  # the step's keys, which join the queue after it
@@ -60,6 +59,14 @@ class MoCo(WithSlowCopy):
             raise UserError(f"params.yaml: variants.{self.variant}.queue is {self.options.queue}, keys of {images} "
                             f"images; allowed: keys of at most the number of training images, {count}, because an "
                             "image must not meet itself among its negatives")
+
+    def check_share(self, share: int) -> None:
+        """A process has whole groups, and with ``shuffle`` at least two to exchange keys between."""
+        rows, shuffled = self.options.norm_rows, self.options.shuffle
+        if rows and (share % rows or shuffled and share == rows):
+            raise UserError(f"params.yaml: variants.{self.variant}.norm_rows is {rows} where each process takes "
+                            f"{share} images of a batch; allowed: {'a smaller' if shuffled else '0, or a'} number that "
+                            f"divides {share}{', because of shuffle' if shuffled else ''}; or use fewer processes")
 
     def embed(self, views: list[Tensor]) -> Named:
         """q_a and k_b; with both ways also q_b and k_a."""
