@@ -68,6 +68,11 @@ def plain_adam(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     return _step(settings, machine, change)
 
 
+def memory_given_back(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """Without keeping freed memory, which `bench.arm` leaves out for this one."""
+    return _step(settings, machine)
+
+
 def one_forward(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     """Both views in one forward pass, and so with shared BatchNorm statistics: another training, timed alone."""
     def change(trainer: Pretrainer) -> None:

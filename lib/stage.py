@@ -1,6 +1,7 @@
 """What every stage script shares: its arguments, the check of params.yaml, one-line errors, and the time it took."""
 
 import argparse
+import ctypes
 import os
 import signal
 import sys
@@ -16,6 +17,8 @@ from lib.params.check import check_params
 from lib.params.pretraining import load_params
 
 TIMES_FOLDER = Path(".times")  # git-ignored; one file for each stage, replaced whole
+TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # of mallopt, as glibc's malloc.h numbers them
+AHEAD = 2**28  # bytes that are asked for beyond what is needed
 SIZES = ("dataset", "images_path", "image_size", "encoder")  # a time taken with another of these says little
 
 
@@ -26,6 +29,7 @@ def run_stage(stage: Callable[..., None], about: str, *, per_variant: bool = Fal
     one line and 143.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    keep_memory()
     parser = argparse.ArgumentParser(description=about)
     if per_variant:
         parser.add_argument("variant", help="a key of variants in params.yaml")
@@ -42,6 +46,20 @@ def run_stage(stage: Callable[..., None], about: str, *, per_variant: bool = Fal
         word, status = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
         print(f"{word}; give the same command again (a training goes on from its last checkpoint)", file=sys.stderr)
         sys.exit(status)
+
+
+def keep_memory() -> None:
+    """Freed memory stays with this process until it ends, where the C library is glibc; elsewhere nothing changes.
+
+    glibc gives large blocks back at once, and the system hands each out again page by page, zeroed. A training step
+    frees and asks for the same hundreds of megabytes every time (docs/speed.md has what that costs).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+    for key, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1), (TOP_PAD, AHEAD)):
+        mallopt(key, value)
 
 
 class Terminated(BaseException):

@@ -19,7 +19,7 @@ LAYERS = [["stages"], ["lib/side_by_side.py"], ["lib/plan.py"],
           ["lib/report", "lib/preset.py", "lib/offline_plots.py"], ["lib/evaluate"], ["lib/methods"],
           ["lib/core"], ["lib/losses"], ["lib/views"], ["lib/encoders"], ["lib/data"],
           ["lib/params", "lib/machine.py", "lib/files.py", "lib/seeds.py", "lib/errors.py", "lib/stage.py",
-           "lib/tiles.py"]]
+           "lib/tiles.py", "lib/workers.py"]]
 
 
 def instances(variants: dict) -> list[tuple[str, str | None]]:

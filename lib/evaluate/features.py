@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from lib.errors import UserError
 from lib.machine import Machine, computing
 from lib.views.augment import normalize
+from lib.workers import one_thread_each
 
+BATCH = {"cpu": 128, "cuda": 512}
 BOTH, ALL, MEAN = "both", "all", "mean"  # combinations of latents
 
 Named = dict[str, Tensor]
@@ -28,10 +30,11 @@ def evaluating(network: nn.Module):
 
 
 def extract(method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machine: Machine,
-            batch: int = 512) -> Named:
+            batch: int | None = None) -> Named:
     """The latents of ``images`` under the test transform, by name, as float32 on the CPU.
 
-    Parameters and buffers stay as they are.
+    Parameters and buffers stay as they are. ``batch`` images are taken at a time, on a CPU by each thread; without it
+    as many as the device is fast with (`BATCH`).
 
     Shape:
         images uint8 [N, 3, S, S] -> {name: [N, D]}
@@ -43,25 +46,26 @@ def extract(method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machin
 
 
 def extract_with_projections(method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machine: Machine,
-                             batch: int = 512) -> dict[str, Named]:
+                             batch: int | None = None) -> dict[str, Named]:
     """As `extract`, and the projections of the same forward pass: {"latents": ..., "projections": ...}."""
     return _extract(method, images, mean, std, machine, batch, project=True)
 
 
-def _extract(method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machine: Machine, batch: int,
+def _extract(method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machine: Machine, batch: int | None,
              project: bool) -> dict[str, Named]:
     method.to(machine.device)
     mean, std = mean.to(machine.device), std.to(machine.device)
-    parts: list[dict[str, Named]] = []
+
+    def outputs(rows: Tensor) -> dict[str, Named]:
+        inputs = normalize(rows.to(machine.device), mean, std).contiguous(memory_format=torch.channels_last)
+        with torch.no_grad(), computing(machine):
+            found = {"latents": method.latents(inputs)}
+            if project:
+                found["projections"] = method.project(found["latents"])
+        return {what: {name: values.float().cpu() for name, values in named.items()} for what, named in found.items()}
+
     with evaluating(method):
-        for rows in images.split(batch):
-            inputs = normalize(rows.to(machine.device), mean, std).contiguous(memory_format=torch.channels_last)
-            with computing(machine):
-                outputs = {"latents": method.latents(inputs)}
-                if project:
-                    outputs["projections"] = method.project(outputs["latents"])
-            parts.append({what: {name: values.float().cpu() for name, values in named.items()}
-                          for what, named in outputs.items()})
+        parts = one_thread_each(outputs, images.split(batch or BATCH[torch.device(machine.device).type]), machine)
     found = {what: {name: torch.cat([part[what][name] for part in parts]) for name in named}
              for what, named in parts[0].items()}
     for what, named in found.items():

@@ -1,0 +1,31 @@
+"""Whole pieces of work on the processors of this machine, each by one thread.
+
+Kernels that are cut up among threads wait for the slowest of them, every one; a piece that one thread does from its
+beginning to its end waits once. What comes out does not depend on how many threads there are.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+
+from lib.machine import Machine
+
+
+def one_thread_each(work: Callable[[Any], Any], pieces: Sequence[Any], machine: Machine) -> list[Any]:
+    """``[work(piece) for piece in pieces]``, on a CPU by ``machine.threads`` at a time.
+
+    ``work`` must not change what other pieces read, and sets autograd's and autocast's modes itself: they belong to a
+    thread. If a piece fails, or the process is interrupted, pieces that have not begun are left out.
+    """
+    count = min(machine.threads, len(pieces)) if torch.device(machine.device).type == "cpu" else 1
+    if count == 1:
+        return [work(piece) for piece in pieces]
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        return list(pool.map(work, pieces))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # torch gives a new thread the number that was set last, by whichever thread
