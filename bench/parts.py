@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.images import image_data
@@ -17,7 +17,7 @@ from bench.ours import new_trainer, pairs_of_rows, positions, study_params
 from bench.timing import steady
 from lib.core.trainer import Pretrainer
 from lib.errors import UserError
-from lib.machine import Machine
+from lib.machine import Machine, computing
 from lib.methods.base import Method, Named
 from lib.shares import Share
 
@@ -89,6 +89,28 @@ def started_singly(settings: dict[str, Any], machine: Machine) -> dict[str, Any]
 def compiled(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     """With torch.compile of the encoder."""
     return _step(settings, replace(machine, compile="on"))
+
+
+def convolutions(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """A step's convolutions alone, forward and backward, of each view: no training is faster with the same kernels."""
+    trainer = new_trainer(study_params(settings), image_data(settings["train"], settings["test"]), machine)
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        calls.append((module, inputs[0].detach().requires_grad_(inputs[0].requires_grad), output.detach()))
+
+    hooks = [module.register_forward_hook(keep) for module in trainer.method.modules() if isinstance(module, nn.Conv2d)]
+    trainer.gradient(*next(positions(trainer)))
+    for hook in hooks:
+        hook.remove()
+
+    def work() -> None:
+        for module, given, slope in calls:
+            with computing(machine):
+                module(given).backward(slope)
+            module.weight.grad = given.grad = None
+
+    return {**steady(work, settings), "precision": machine.precision}
 
 
 def _step(settings: dict[str, Any], machine: Machine,

@@ -25,7 +25,8 @@ PARTS = {"parts.fp32": "in fp32", "parts.contiguous": "not channels last", "part
          "parts.compiled": "encoder compiled", "parts.side_by_side": "a training on each processor"}
 CUDA_SECTIONS = ("ceiling", "step", "systems", "accuracy")
 CUDA_PARTS = ("parts.started_singly", "parts.compiled")
-OTHERS = {"parts.started_singly": "kernels started one by one", "parts.whole_matrix": "the whole matrix at once"}
+OTHERS = {"parts.started_singly": "kernels started one by one", "parts.whole_matrix": "the whole matrix at once",
+          "parts.convolutions": "ours, its convolutions alone"}
 PEERS = ("leftthomas", "with_lightly")  # those with a data loader and workers
 ACCURACY_TARGET = 4.0
 
@@ -100,7 +101,7 @@ def _data(sizes: Sizes) -> list[Row]:
 
 def _step(sizes: Sizes) -> list[Row]:
     goals = {"small": 2.8, "resnet18": 3.0, "resnet50": 2.5}
-    arms = ("ours.step", "leftthomas.step", "with_lightly.step", *(CUDA_PARTS[:1] if sizes.cuda else ()))
+    arms = ("ours.step", "leftthomas.step", "with_lightly.step", CUDA_PARTS[0] if sizes.cuda else "parts.convolutions")
     beside = [Row("step", f"{encoder}, batch {batch}", "one step", arms, _common(sizes, encoder, batch), batch,
                   {f"{peer}.step": goal for peer in PEERS})
               for (encoder, goal), batch in zip(goals.items(), sizes.step_batches, strict=True)]

@@ -7,13 +7,15 @@ from bench.ratios import Race, Spread, fractions, race, race_verdict, ratios, sp
 from lib.report.scaling import PUBLISHED, SOURCE
 
 Record = dict[str, Any]
+FLOOR = "parts.convolutions"
 NOTES = {
     "ceiling": "The fastest of several sizes, with as many threads as everything else. bf16 is measured where ours "
                "computes in it.",
     "data": "From uint8 pictures in memory to normalised fp32 views, the same recipe for all. Workers as below.",
     "step": "Views, forward of each view, loss, backward, optimiser; the same encoder for all. Ours computes in the "
             "machine's precision, the peers in fp32 as it comes, on a GPU tf32. The share is of the matrix products' "
-            "ceiling in the arm's own precision, by the FLOPs of convolutions and matrix products.",
+            "ceiling in the arm's own precision, by the FLOPs of convolutions and matrix products. The convolutions "
+            "alone are no training: each of a step's, forward and backward, without anything between them.",
     "parts": "The same step with one thing done otherwise: a ratio above 1 is what our way gains. The last three are "
              "other ways to train: below 1 is what they would gain. Where a training runs on each processor, the time "
              "is that in which any of them does a step, and their memory is with the workers.",
@@ -133,6 +135,10 @@ def _row_table(row: Record, record: Record) -> str:
         notes += [f"{name_of(arm)}: {failed} of {len(runs)} repetitions failed."] if failed else []
     if share:
         notes.append(f"One step has {row['flops'] / 1e9:.4g} GFLOP.")
+    if FLOOR in row["runs"]:
+        best = {arm: spread(_ratios(row, arm, FLOOR)) for arm in row["targets"]}
+        notes.append("The most that a ratio could be with the same convolutions and nothing beside them: "
+                     + ", ".join(f"{name_of(arm)} {_times(found)}" for arm, found in best.items()) + ".")
     return "\n".join([*lines, *(["", " ".join(notes)] if notes else [])])
 
 
@@ -213,8 +219,9 @@ def _seconds(row: Record, arm: str) -> list[float | None]:
     return [run.get("seconds") for run in row["runs"][arm]]
 
 
-def _ratios(row: Record, arm: str) -> list[float | None]:
-    ours, peer = _seconds(row, row["arms"][0]), _seconds(row, arm)
+def _ratios(row: Record, arm: str, beside: str = "") -> list[float | None]:
+    """Of an arm's time to that of ``beside``, or else of ours."""
+    ours, peer = _seconds(row, beside or row["arms"][0]), _seconds(row, arm)
     whole = min(len(ours), len(peer))  # a repetition that is under way has not reached every arm
     return ratios(ours[:whole], peer[:whole])
 

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from bench import leftthomas, parts
+from bench import ceiling, leftthomas, parts
 from bench.accuracy import as_the_recipe
 from bench.plan import CUDA, CUDA_SECTIONS, FULL, PARTS, QUICK, SECTIONS, name_of, rows, sweep_of, worker_counts
 from bench.ratios import Race, Spread, fractions, race, race_verdict, ratios, spread, verdict
@@ -86,10 +87,30 @@ def test_every_arm_is_a_function_with_a_name_of_its_own():
 
 
 @pytest.mark.parametrize("arm", [*(arm for arm in PARTS if arm not in ("parts.compiled", "parts.side_by_side")),
-                                 "parts.started_singly"])
+                                 "parts.started_singly", "parts.convolutions"])
 def test_a_step_with_a_part_done_otherwise_runs(arm):
     settings = {"encoder": "small", "batch": 4, "train": 16, "test": 4, "warm": 0.0, "seconds": 0.0, "least": 1}
     assert getattr(parts, arm.removeprefix("parts."))(settings, CPU)["calls"] == 1
+
+
+def test_convolutions_alone_are_those_of_a_step():
+    """All that `ceiling.flops` counts of a step, but for the projector of both views, forward and twice backward."""
+    settings = {"encoder": "small", "batch": 4, "train": 16, "test": 4, "warm": 0.0, "seconds": 0.0}
+
+    def counted(calls: int) -> int:
+        with FlopCounterMode(display=False) as counter:
+            assert parts.convolutions({**settings, "least": calls}, CPU)["calls"] == calls
+        return counter.get_total_flops()
+
+    projector = 3 * 2 * 4 * 2 * (512 * 512 + 512 * 128)
+    assert counted(2) - counted(1) == ceiling.flops(settings, CPU)["flops"] - projector
+
+
+def test_the_page_says_what_the_convolutions_alone_would_allow():
+    found = record()
+    found["rows"][2]["runs"]["parts.convolutions"] = [{"seconds": 0.25, "precision": "fp32"}] * 2
+    assert ("nothing beside them: leftthomas/SimCLR recipe 20.00 (20.00 to 20.00), lightly 20.00 (20.00 to 20.00)."
+            in document(found))
 
 
 def test_workers_are_chosen_for_arms_that_have_them():
