@@ -28,7 +28,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)  # run says so
-    print(json.dumps({**found, "memory": peak_memory(), "device_memory": device_memory()}))
+    print(json.dumps({"memory": peak_memory(), "device_memory": device_memory(), **found}))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ SECTIONS = {
     "embed": "Embedding and nearest neighbours",
     "probe": "Linear probe",
     "tsne": "t-SNE",
+    "pipeline": "The whole pipeline",
     "accuracy": "Time to accuracy",
 }
 NAMES = {"ours": "ours", "leftthomas": "leftthomas/SimCLR recipe", "with_lightly": "lightly", "with_kornia": "kornia",
@@ -26,7 +27,8 @@ PARTS = {"parts.fp32": "in fp32", "parts.contiguous": "not channels last", "part
 CUDA_SECTIONS = ("ceiling", "step", "systems", "accuracy")
 CUDA_PARTS = ("parts.started_singly", "parts.compiled")
 OTHERS = {"parts.started_singly": "kernels started one by one", "parts.whole_matrix": "the whole matrix at once",
-          "parts.convolutions": "ours, its convolutions alone"}
+          "parts.convolutions": "ours, its convolutions alone", "pipeline.side_by_side": "variants side by side",
+          "pipeline.in_turn": "one stage after the other"}
 PEERS = ("leftthomas", "with_lightly")  # those with a data loader and workers
 ACCURACY_TARGET = 4.0
 
@@ -44,6 +46,7 @@ class Sizes:
     rows: tuple[int, ...] = (512, 4_096, 16_384)  # of NT-Xent's matrix, where it can be held whole
     most_rows: int = 65_536
     large_batch: tuple[int, int] = (4_096, 128)  # ResNet-18's, and its micro-batches
+    demo: tuple[str, ...] = ()  # changes to the preset
     systems: tuple[int, int | None] = (50_000, None)  # training images; batch, None: each system's own
     squares: tuple[int, ...] = (1024, 2048, 4096)
     warm: float = 8.0
@@ -59,7 +62,7 @@ CUDA = replace(FULL, squares=(4096, 8192), warm=2.0, seconds=4.0, sweep_seconds=
                whole_device=(("resnet18", 512), ("resnet50", 512)))
 QUICK = Sizes(train=400, test=100, data_batch=32, step_batches=(8, 4, 4), points=(100, 200), iterations=250,
               rows=(16,), most_rows=32, large_batch=(8, 4), systems=(4_096, 64), squares=(128,),
-              warm=0.0, seconds=0.1, least=1, sweep_seconds=0.0)
+              demo=("epochs=1", "linear.epochs=2", "tsne.iterations=250"), warm=0.0, seconds=0.1, least=1, sweep_seconds=0.0)
 
 
 @dataclass(frozen=True)
@@ -154,13 +157,20 @@ def _tsne(sizes: Sizes) -> list[Row]:
             for points in sizes.points]
 
 
+def _pipeline(sizes: Sizes) -> list[Row]:
+    settings = {"preset": "demo", "changes": sizes.demo}
+    changed = f", {', '.join(sizes.demo)}" if sizes.demo else ""
+    return [Row("pipeline", f"preset demo{changed}, three variants, from nothing to the table", "the whole",
+                ("pipeline.side_by_side", "pipeline.in_turn"), settings, targets={"pipeline.in_turn": 1.0})]
+
+
 def name_of(arm: str) -> str:
     """What readers call an arm."""
     return {**PARTS, **OTHERS}.get(arm) or NAMES[arm.split(".")[0]]
 
 
 _SECTION_ROWS = {"ceiling": _ceiling, "data": _data, "step": _step, "parts": _parts, "systems": _systems,
-                 "memory": _memory, "embed": _embed, "probe": _probe, "tsne": _tsne}
+                 "memory": _memory, "embed": _embed, "probe": _probe, "tsne": _tsne, "pipeline": _pipeline}
 
 
 def worker_counts(processors: int) -> list[int]:

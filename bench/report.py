@@ -28,6 +28,8 @@ NOTES = {
     "embed": "One pass over all images without augmentation, and nearest neighbours with k 200.",
     "probe": "Two ways to a linear evaluation: ours embeds once and fits a grid of settings, the recipe trains one "
              "layer for 100 epochs through the frozen encoder; its steps are timed and multiplied.",
+    "pipeline": "In a fresh clone: images, trainings, probes, planes and tables of scikit-learn's digits, with DVC. "
+                "Memory is that of the largest process.",
     "tsne": "Ours is scikit-learn's on one thread, which makes it repeatable; beside it the same on all threads.",
 }
 

@@ -73,6 +73,7 @@ def test_the_plan_holds_every_target():
         ("step", "small", "leftthomas.step"): 2.8, ("step", "small", "with_lightly.step"): 2.8,
         ("step", "resnet18", "leftthomas.step"): 3.0, ("step", "resnet18", "with_lightly.step"): 3.0,
         ("step", "resnet50", "leftthomas.step"): 2.5, ("step", "resnet50", "with_lightly.step"): 2.5,
+        ("pipeline", None, "pipeline.in_turn"): 1.0,
     }
     assert {row.section for row in rows(FULL, ["tsne", "data"])} == {"tsne", "data"}
 
