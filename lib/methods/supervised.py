@@ -17,9 +17,9 @@ from lib.params.spec import param
 
 @dataclass(frozen=True)
 class Options:
-    """``classes``: at least as many as the data has; more cost nothing but unused scores."""
+    """``classes``: 0 for those of the data, or at least as many; more cost nothing but unused scores."""
 
-    classes: int = param(10, low=2, high=WIDEST)
+    classes: int = param(0, low=0, high=WIDEST)
 
 
 class Supervised(Method):
@@ -33,12 +33,18 @@ class Supervised(Method):
     def __init__(self, options: Options, params: Pretraining) -> None:
         super().__init__(options, params)
         self.variant = params.variant
-        self.classifier = nn.Linear(self.encoder.width, options.classes)
+        self.score(options.classes or 1)
+
+    def score(self, classes: int) -> None:
+        """A fresh linear layer for so many classes, unless there is one."""
+        if not hasattr(self, "classifier") or self.classifier.out_features != classes:
+            self.classifier = nn.Linear(self.encoder.width, classes)
 
     def see_data(self, mean: Tensor, std: Tensor, count: int, classes: int) -> None:
-        if classes > self.options.classes:
-            raise UserError(f"params.yaml: variants.{self.variant}.classes is {self.options.classes}; allowed: at "
-                            f"least the number of classes of the data, {classes}")
+        if 0 < self.options.classes < classes:
+            raise UserError(f"params.yaml: variants.{self.variant}.classes is {self.options.classes}; allowed: 0 (those "
+                            f"of the data), or at least the number of classes of the data, {classes}")
+        self.score(self.options.classes or classes)
 
     def latents(self, images: Tensor) -> Named:
         return {"h": pool(self.encoder(images))}
@@ -49,6 +55,11 @@ class Supervised(Method):
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
         error = cross_entropy(embeddings["y_a"], embeddings["labels"])
         return error, {"cross_entropy": error}
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
+        """The data had as many classes as the saved layer has rows, which `Options` need not tell."""
+        self.score(len(state.get(f"{prefix}classifier.bias", self.classifier.bias)))
+        super()._load_from_state_dict(state, prefix, *rest)
 
 
 METHOD = Supervised
