@@ -9,7 +9,10 @@ from lib.core.health import COLLAPSED, Guard, spread
 from lib.core.loop import pretrain
 from lib.core.optimizers import build_optimizer
 from lib.errors import UserError
+from lib.methods import build_method
+from lib.methods.parts.kwta import soft_code
 from lib.params.pretraining import Optimizer
+from tests.examples import pretraining
 from tests.test_core import same, trainer
 
 
@@ -113,3 +116,21 @@ def test_nothing_is_reported_of_a_healthy_training(tmp_path, capsys):
     run(tmp_path, training)
     assert "collapse" not in capsys.readouterr().out
     assert all(row["spread"] > COLLAPSED for row in training.position.history)
+
+
+def test_what_a_method_has_watched_is_what_is_reported(tmp_path, capsys):
+    training = trainer()
+    training.method.watched = lambda embeddings: {"all alike": torch.ones(4, 3)}
+    run(tmp_path, training)
+    assert "collapse: the embeddings all alike of all images are nearly the same" in capsys.readouterr().out
+
+
+def test_soft_codes_with_the_same_winners_have_collapsed():
+    torch.manual_seed(0)
+    method = build_method(pretraining("kwta"))
+    drive = torch.randn(64, method.options.units) + 8 * (torch.arange(method.options.units) < 100)
+    codes = soft_code(drive, torch.tensor(100), torch.tensor(0.3), "sigmoid")
+    assert spread(codes) > 2 * COLLAPSED > 0 == spread(method.watched({"training_code_a": codes})["training_code_a"])
+    apart = soft_code(drive - 8 * (torch.arange(method.options.units) < 100), torch.tensor(100), torch.tensor(0.3),
+                      "sigmoid")
+    assert spread(method.watched({"training_code_a": apart})["training_code_a"]) > 0.8

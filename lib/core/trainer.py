@@ -181,7 +181,7 @@ class Pretrainer:
                     _carry(embeddings, embed(rows), slice(rows.start - self.rows.start, rows.stop - self.rows.start))
         processes.sum_gradients(self.method)
         self.value_names = ["loss", *parts, "spread"]
-        self.spreads = {name: spread(rows.detach()) for name, rows in whole.items()}
+        self.spreads = {name: spread(rows.detach()) for name, rows in self.method.watched(whole).items()}
         smallest = torch.stack(list(self.spreads.values())).min()
         return torch.stack([total, *parts.values(), smallest]).detach().double()
 

@@ -69,6 +69,10 @@ class Method(nn.Module):
         """The total to minimise and its named parts for the curve, from the embeddings of the whole batch."""
         raise TypeError(f"{type(self).__name__} does not define loss")
 
+    def watched(self, embeddings: Named) -> Named:
+        """What must not become the same for all images, [B, D] each; a training says so where it does."""
+        return embeddings
+
     def see_data(self, mean: Tensor, std: Tensor, count: int, classes: int) -> None:
         """Called once before training: mean and deviation [3] that the views are normalised with, how many
         images there are to train on, and how many classes they have.

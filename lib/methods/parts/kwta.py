@@ -99,6 +99,11 @@ def scaled(rows: Tensor, usage: Tensor, target: Tensor, form: str, strength: flo
     return rows + push if form == "additive" else rows * push.exp()
 
 
+def _winning(codes: Tensor) -> Tensor:
+    """1 where a code, hard or soft, is above its threshold, without gradient: [B, D] -> [B, D]."""
+    return (codes.detach() > 0.5).float()
+
+
 def ramped(progress: float, start: float, end: float, share: float) -> float:
     """From ``start`` to ``end`` by equal factors while ``progress`` goes from 0 to ``share``, then ``end``."""
     return end if progress >= share else start * (end / start) ** (progress / share)
@@ -145,6 +150,10 @@ class SparseCode(Method):
             rows = self.layer(h.float())
         return scaled(rows, self.usage, self.count / options.units, options.scaling, options.scaling_strength)
 
+    def watched(self, embeddings: Named) -> Named:
+        """The winners: soft codes may differ between images that all have the same ones."""
+        return {name: _winning(rows) for name, rows in embeddings.items()}
+
     def grouped(self, embeddings: Named) -> tuple[Tensor, Tensor]:
         """The batch's codes [R, D] and the group of each [R]."""
         raise TypeError(f"{type(self).__name__} does not define grouped")
@@ -152,7 +161,7 @@ class SparseCode(Method):
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
         options = self.options
         codes, groups = self.grouped(embeddings)
-        self.latest = (codes.detach() > 0.5).float().mean(0)  # of a soft code too: above its threshold
+        self.latest = _winning(codes).mean(0)
         if options.loss == "triplet":
             error = triplet(codes, groups, options.margin, options.triplets)
         else:
