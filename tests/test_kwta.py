@@ -151,6 +151,26 @@ def test_the_sources_factor_drives_a_rarely_used_negative_unit_further_down():
     assert spread_of_usage("additive", mean=-3.0)[2] == 0
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("form", ["off", "additive", "multiplicative"])
+def test_scaling_has_a_say_in_who_wins_in_training_and_in_evaluation(form, training):
+    """By the share of the step's k and the units' mean use, in the latent as in what the loss compares."""
+    method = built(units=40, scaling=form, **({} if form == "off" else {"scaling_strength": 3.0})).train(training)
+    views = normal(5, 3, 16, 16)
+    even = method.latents(views)["code"]
+    method.usage.copy_(torch.linspace(0, 0.9, 40))
+    method.count.fill_(8)
+    found = method.latents(views)
+    rows, push = method.layer(found["h"]), 3 * (0.2 - torch.linspace(0, 0.9, 40))
+    expected = {"off": rows, "additive": rows + push, "multiplicative": rows * push.exp()}[form]
+    torch.testing.assert_close(method.drive(found["h"]), expected)
+    assert torch.equal(method.drive(found["h"]), scaled(rows, method.usage, method.count / 40, form, 3.0))
+    assert torch.equal(found["code"], hard_code(expected, method.final_count))
+    assert torch.equal(found["code"], even) == (form == "off")
+    torch.testing.assert_close(method.project(found)["training_code"],
+                               soft_code(expected, method.count, method.training_hardness, "sigmoid"))
+
+
 def test_ramps_at_their_corners():
     assert ramped(0, 0.3, 0.05, 0.5) == 0.3 and ramped(0.5, 0.3, 0.05, 0.5) == ramped(1, 0.3, 0.05, 0.5) == 0.05
     assert ramped(0.25, 0.4, 0.1, 0.5) == pytest.approx(0.2) and ramped(0, 1.0, 10.0, 0.0) == 10.0
