@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from lightly.loss import BarlowTwinsLoss
+from torch import nn
 
 from lib.losses.barlow_twins import barlow_twins, cross_correlation
 from lib.methods import build_method
@@ -47,6 +48,17 @@ def test_the_method_weighs_the_two_sums():
     method = build_method(pretraining("barlow_twins"))
     total, parts = method.loss({"y_a": first, "y_b": second})
     assert total.item() == pytest.approx(0.1 * (parts["invariance"] + 0.0051 * parts["redundancy"]).item())
+
+
+def test_the_expander_has_batchnorm_after_its_hidden_layers_and_no_last_bias():
+    method = build_method(pretraining("barlow_twins")).eval()
+    layers = method.expander
+    assert [type(layer) for layer in layers] == 2 * [nn.Linear, nn.BatchNorm1d, nn.ReLU] + [nn.Linear]
+    assert [layer.weight.shape for layer in layers[::3]] == [(2048, 512), (2048, 2048), (2048, 2048)]
+    assert [layer.bias is not None for layer in layers[::3]] == [True, True, False]
+    assert [layer.num_features for layer in layers[1::3]] == [2048, 2048]
+    h = torch.randn(4, 512, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(method.project({"h": h})["y"], layers(h))  # raw
 
 
 def test_it_is_another_implementations():

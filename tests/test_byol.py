@@ -5,13 +5,16 @@ import math
 import pytest
 import torch
 from lightly.loss import NegativeCosineSimilarity
+from torch import nn
 from torch.nn.functional import normalize
 
 from lib.core.health import spread
+from lib.core.trainer import Pretrainer
 from lib.losses.byol import direction_distance
 from lib.methods import build_method
 from lib.methods.byol import momentum
-from tests.examples import pretraining
+from lib.params.pretraining import pretraining_params
+from tests.examples import CPU, images, params_file, pretraining
 from tests.test_momentum import run_of, steps
 
 
@@ -91,6 +94,15 @@ def test_each_view_predicts_the_copy_of_the_other():
     assert built().loss({"p_a": first, "t_b": second, "p_b": second, "t_a": first})[0].item() > 0.1
 
 
+@pytest.mark.parametrize("head, width", [("projector", 512), ("slow_projector", 512), ("predictor", 256)])
+def test_projector_and_predictor_have_a_hidden_layer_with_batchnorm(head, width):
+    layers = built().get_submodule(head)
+    assert [type(layer) for layer in layers] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+    assert [layer.weight.shape for layer in layers[::3]] == [(1024, width), (256, 1024)]
+    assert [layer.bias is not None for layer in layers[::3]] == [False, True]  # BatchNorm has the hidden layer's
+    assert layers[1].num_features == 1024 and layers[1].affine
+
+
 def test_the_predictor_is_on_the_learning_side_alone():
     method = built()
     pictures = views()
@@ -128,6 +140,25 @@ def test_training_uses_the_momentum_of_its_step(monkeypatch):
     monkeypatch.setattr(type(run.method), "follow", lambda self, value: used.append(value))
     steps(run, range(8))
     assert used == [momentum(step, 8, 0.99) for step in range(8)]
+
+
+def test_it_can_learn_by_an_optimiser_of_its_own():
+    """Two steps of LARS with solo-learn's trust, against its formula, where the other variants have Adam."""
+    raw = params_file()
+    raw["variants"]["byol"]["optimizer"] = {"name": "lars", "lr": 0.3, "weight_decay": 1e-5, "trust": 0.02}
+    params = pretraining_params(raw, "byol")
+    assert pretraining_params(raw, "moco").optimizer.name == "adam"
+    torch.manual_seed(0)
+    run, slopes = Pretrainer(build_method(params), images(), params, CPU), []
+    weight = run.method.predictor[0].weight
+    weight.register_post_accumulate_grad_hook(lambda it: slopes.append(it.grad.clone()))
+    expected, moved = weight.detach().clone(), torch.zeros_like(weight)
+    for step in range(2):
+        steps(run, range(step, step + 1))
+        slope = slopes[step] + 1e-5 * expected
+        moved = 0.9 * moved + 0.02 * expected.norm() / slope.norm() * slope
+        expected = expected - 0.3 * moved
+        torch.testing.assert_close(weight.detach(), expected)
 
 
 def test_the_spread_of_unit_rows_is_their_deviation_in_each_unit_times_the_root_of_the_width():

@@ -1,19 +1,21 @@
 """VICReg (docs/methods.md, 5): closed-form values, a slow twin, and another implementation."""
 
 import math
+from dataclasses import replace
 
 import lightly.loss
 import pytest
 import torch
 from pytorch_metric_learning.losses import VICRegLoss
+from torch import nn
 
 from lib.losses.vicreg import covariance, invariance, variance
 from lib.methods import build_method
 from tests.examples import pretraining
 
 
-def total(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    method = build_method(pretraining("vicreg"))
+def total(first: torch.Tensor, second: torch.Tensor, **options: float) -> torch.Tensor:
+    method = build_method(replace(pretraining("vicreg"), options=options))
     return method.loss({"y_a": first, "y_b": second})[0]
 
 
@@ -55,6 +57,12 @@ def test_total_collapse_costs_24_75():
     assert total(rows, rows).item() == pytest.approx(24.75, abs=1e-5)
 
 
+def test_total_collapse_costs_49_5_on_the_scale_of_solo_learn():
+    """It sums the variance terms of the two views, so that its weight of 25 is 50 here."""
+    rows = torch.full((6, 5), 0.3)
+    assert total(rows, rows, variance=50.0).item() == pytest.approx(49.5, abs=1e-5)
+
+
 def test_at_collapse_the_gradient_is_finite():
     rows = torch.full((6, 5), 0.3, requires_grad=True)
     total(rows, rows).backward()
@@ -85,6 +93,17 @@ def test_order_and_signs_do_not_matter():
     signs = torch.tensor([1.0, -1, 1, 1, -1, -1, 1])
     moved = total(first[rows][:, columns] * signs, second[rows][:, columns] * signs)
     torch.testing.assert_close(total(first, second), moved, rtol=1e-5, atol=1e-5)
+
+
+def test_the_expander_has_batchnorm_after_its_hidden_layers_and_no_last_bias():
+    method = build_method(pretraining("vicreg")).eval()
+    layers = method.expander
+    assert [type(layer) for layer in layers] == 2 * [nn.Linear, nn.BatchNorm1d, nn.ReLU] + [nn.Linear]
+    assert [layer.weight.shape for layer in layers[::3]] == [(2048, 512), (2048, 2048), (2048, 2048)]
+    assert [layer.bias is not None for layer in layers[::3]] == [True, True, False]
+    assert [layer.num_features for layer in layers[1::3]] == [2048, 2048]
+    h = torch.randn(4, 512, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(method.project({"h": h})["y"], layers(h))  # raw
 
 
 def test_it_is_another_implementations():
