@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from lib.encoders.vgg6 import places_ahead
+from lib.errors import UserError
 from lib.losses.cpc import false_scores, same_place, true_scores
 from lib.losses.hinge import asynchronous, coins, synchronous
 from lib.methods import build_method
 from tests.examples import pretraining
+from tests.test_cpc import grid, scores_by_loops
 
 
 def method(variant: str = "clapp", **options):
@@ -279,6 +281,29 @@ def test_a_loss_by_loops_from_images_to_total():
             expected += (mean(values[True]) + mean(values[False])) / 2
     assert total.item() == pytest.approx(expected, rel=1e-4)
     assert total.item() == pytest.approx(sum(parts[f"layer{number}"].item() for number in range(1, 7)), rel=1e-6)
+
+
+def test_hinge_cpc_by_loops_from_codes_to_total(monkeypatch):
+    """Sixteen patches at any place of other images beside the true one, means over places and distances."""
+    hinge_cpc, codes = method("hinge_cpc", furthest=2), grid()
+    monkeypatch.setattr(hinge_cpc.encoder, "forward", lambda images: [codes])
+    embedded = hinge_cpc.embed(views())
+    torch.manual_seed(0)
+    total, parts = hinge_cpc.loss(embedded)
+    torch.manual_seed(0)
+    coins(6, torch.device("cpu"))  # tossed in this form too
+    found = scores_by_loops(codes, hinge_cpc.maps["layer6_ahead"].maps, 16)
+    expected = [mean([hinge(1 - own) for own, _ in scores])
+                + mean([hinge(1 + score) for _, others in scores for score in others]) for scores in found]
+    assert total.item() == pytest.approx(mean(expected), rel=1e-5)
+    sizes = [mean([abs(own) for own, _ in scores]) for scores in found]
+    assert parts["score"].item() == pytest.approx(mean(sizes), rel=1e-4) and min(sizes) > 0.5  # the scores differ
+
+
+@pytest.mark.parametrize("variant", ["clapp", "hinge_cpc"])
+def test_a_distance_beyond_the_grid_is_refused(variant):
+    with pytest.raises(UserError, match=f"variants.{variant}.furthest is 6; allowed: a whole number .* at most 5"):
+        method(variant, furthest=6)
 
 
 def test_evaluation_sees_every_layer_the_last_first():

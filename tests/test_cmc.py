@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from pytorch_metric_learning.losses import NTXentLoss
 from torch.nn.functional import normalize
 
 from lib.core.trainer import Pretrainer
@@ -117,6 +118,13 @@ def test_in_batch_against_a_slow_twin():
             scores = [math.exp(float(one[i] @ other[j]) / 0.2) for j in range(7)]
             expected -= math.log(scores[i] / sum(scores)) / 7
     assert both(first, second, 0.2) == pytest.approx(expected, rel=1e-5)
+
+
+def test_in_batch_is_another_implementations():
+    first, second, images_ = rows(7, 5), rows(7, 5, 1), torch.arange(7)
+    for one, other in ((first, second), (second, first)):
+        theirs = NTXentLoss(0.2)(one, images_, ref_emb=other, ref_labels=images_.clone())
+        torch.testing.assert_close(in_batch(one, other, 0.2), theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_a_method_adds_both_directions():

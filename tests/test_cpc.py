@@ -5,8 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pytorch_metric_learning.distances import DotProductSimilarity
+from pytorch_metric_learning.losses import NTXentLoss
+from torch import nn
 from torch.nn import functional
 
+from lib.errors import UserError
 from lib.losses.cpc import any_place, false_scores, info_nce, same_place, true_scores
 from lib.methods import build_method
 from tests.examples import pretraining
@@ -47,6 +51,15 @@ def test_it_is_cross_entropy_with_the_true_patch_first():
     scores = torch.cat([true_scores(predicted, codes)[..., None], false_scores(predicted, codes, draws)], 2)
     expected = functional.cross_entropy(scores.flatten(0, 1), torch.zeros(4 * 6, dtype=torch.int64))
     torch.testing.assert_close(loss(predicted, codes, draws), expected)
+
+
+def test_it_is_another_implementations_with_pairs_written_out():
+    predicted, codes = rows()
+    draws, own = any_place(codes, 16), torch.arange(4 * 6)
+    theirs = NTXentLoss(1.0, distance=DotProductSimilarity(normalize_embeddings=False))(
+        predicted.flatten(0, 1), indices_tuple=(own, own, own.repeat_interleave(16), draws.flatten()),
+        ref_emb=codes.flatten(0, 1), ref_labels=None)
+    torch.testing.assert_close(loss(predicted, codes, draws), theirs, atol=1e-5, rtol=1e-5)
 
 
 def test_predictions_of_zero_cost_log_17():
@@ -174,6 +187,54 @@ def test_it_is_the_mean_over_the_distances(furthest):
     total, parts = cpc.loss(cpc.embed(views()))
     assert list(parts) == [f"ahead{k}" for k in range(1, furthest + 1)] and len(cpc.ahead.maps) == furthest
     assert total.item() == pytest.approx(sum(part.item() for part in parts.values()) / furthest, abs=1e-6)
+
+
+Scores = list[tuple[float, list[float]]]
+
+
+def grid() -> torch.Tensor:
+    """Codes of six images that differ more than those of noise seen by a new encoder, whose scores are all near 0."""
+    return torch.randn(6, 7, 7, 32, generator=torch.Generator().manual_seed(2))
+
+
+def scores_by_loops(codes: torch.Tensor, maps: nn.ModuleList, count: int) -> list[Scores]:
+    """For each distance, what each prediction scores with its true patch and with those drawn at any place.
+
+    From the codes of the grid, [B, 7, 7, D]; the draws are the next of the global generator.
+    """
+    images, found = len(codes), []
+    for distance, layer in enumerate(maps, 1):
+        weight, ahead = layer.weight.detach(), distance + 1  # rows; the nearest is left out
+        places = [(row, column) for row in range(7 - ahead) for column in range(7)]
+        draws = any_place(torch.zeros(images, len(places), 1), count).tolist()
+        found.append([])
+        for image in range(images):
+            for (row, column), drawn in zip(places, draws[image]):
+                predicted = weight @ codes[image, row, column]
+                there = [divmod(number, len(places)) for number in drawn]
+                others = torch.stack([codes[other, places[at][0] + ahead, places[at][1]] for other, at in there])
+                found[-1].append(((codes[image, row + ahead, column] @ predicted).item(),
+                                  (others @ predicted).tolist()))
+    return found
+
+
+def test_a_loss_by_loops_from_codes_to_total(monkeypatch):
+    cpc, codes = method(furthest=3), grid()
+    monkeypatch.setattr(cpc.encoder, "forward", lambda images: [codes])
+    embedded = cpc.embed(views())
+    torch.manual_seed(0)
+    total, parts = cpc.loss(embedded)
+    torch.manual_seed(0)
+    expected = [sum(math.log(sum(math.exp(score - own) for score in (own, *others))) for own, others in scores)
+                / len(scores) for scores in scores_by_loops(codes, cpc.ahead.maps, 16)]
+    assert [part.item() for part in parts.values()] == pytest.approx(expected, rel=1e-4)
+    assert total.item() == pytest.approx(sum(expected) / 3, rel=1e-4)
+    assert abs(total.item() - math.log(17)) > 0.1  # the scores differ
+
+
+def test_a_distance_beyond_the_grid_is_refused():
+    with pytest.raises(UserError, match="variants.cpc.furthest is 6; allowed: a whole number .* at most 5"):
+        method(furthest=6)
 
 
 def test_nothing_is_detached():

@@ -2,9 +2,14 @@
 
 import dataclasses
 import io
+from itertools import combinations
 
 import pytest
 import torch
+from pytorch_metric_learning.distances import LpDistance
+from pytorch_metric_learning.losses import TripletMarginLoss
+from pytorch_metric_learning.miners import TripletMarginMiner
+from pytorch_metric_learning.reducers import MeanReducer
 from torch.nn.functional import conv2d, relu, triplet_margin_with_distance_loss
 
 from lib import tiles
@@ -114,6 +119,39 @@ def test_semi_hard_on_a_table_made_by_hand():
         assert found.all() and chosen.item() in (3, 4)
     assert not semi_hard(distances, torch.tensor([4.0]), torch.tensor([0]), 2, 2.0)[1].any()
     assert not semi_hard(distances, torch.tensor([1.0]), torch.tensor([0]), 2, 0.4)[1].any()
+
+
+def by_pair(triples) -> dict[tuple[int, int], set[int]]:
+    """The negatives of each pair, of index tensors (anchors, positives, negatives)."""
+    found = {}
+    for anchor, positive, negative in zip(*(indices.tolist() for indices in triples)):
+        found.setdefault((anchor, positive), set()).add(negative)
+    return found
+
+
+def test_semi_hard_negatives_are_another_implementations():
+    """Whatever it finds for a pair comes up, nothing else does, and the triples drawn cost the same."""
+    patches = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(1))
+    rows, owners = patches.flatten(0, 1), torch.arange(5).repeat_interleave(4)
+    metric = LpDistance(p=2, power=2, normalize_embeddings=False)
+    theirs = by_pair(TripletMarginMiner(margin=2.0, type_of_triplets="semihard", distance=metric)(rows, owners))
+    anchors, positives = torch.tensor([(4 * image + a, 4 * image + p) for image in range(5)
+                                       for a, p in combinations(range(4), 2)]).T
+    distances = squared_distances(rows)
+    torch.testing.assert_close(distances, metric(rows), atol=1e-5, rtol=1e-5)
+
+    def drawn() -> list[torch.Tensor]:
+        chosen, found = semi_hard(distances[anchors], distances[anchors, positives], owners[anchors], 4, 2.0)
+        return [indices[found] for indices in (anchors, positives, chosen)]
+
+    torch.manual_seed(0)
+    ours = by_pair(map(torch.cat, zip(*(drawn() for _ in range(400)))))
+    assert ours == {pair: negatives for pair, negatives in theirs.items() if pair[0] < pair[1]}
+    assert 0 < len(ours) < len(anchors) and max(map(len, ours.values())) > 3
+    torch.manual_seed(0)
+    cost = TripletMarginLoss(margin=2.0, distance=metric, reducer=MeanReducer())(rows, owners, drawn())
+    torch.manual_seed(0)
+    torch.testing.assert_close(patch_triplets(patches, 2.0)[0], cost, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shift", [0.0, 50.0], ids=["all equal", "negatives far"])
