@@ -1,14 +1,14 @@
 """Binary codes in the pipeline: a layer over a whole map, what the linear stage says of codes, their table."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
-from lib.evaluate.centroid import centroid_scores, code_numbers
+from lib.evaluate.centroid import code_numbers
 from lib.evaluate.codes import k_winners
 from lib.evaluate.linear import evaluate
-from lib.evaluate.scores import accuracy
 from lib.files import read_json, write_json
 from lib.methods import build_method
 from lib.params.evaluation import Knn, Linear
@@ -46,23 +46,27 @@ def test_finding_the_places_changes_neither_the_encoder_nor_the_draws():
     assert torch.equal(pooled.encoder.conv1.weight, flat.encoder.conv1.weight)
 
 
-def test_numbers_of_codes_against_their_parts():
-    draw = torch.Generator().manual_seed(0)
-    labels, own = torch.arange(200) % 4, torch.arange(60) % 4
-    means = torch.rand(4, 30, generator=draw)
-    bank = k_winners(means[labels] + 0.7 * torch.rand(200, 30, generator=draw), 6)
-    codes = k_winners(means[own] + 0.7 * torch.rand(60, 30, generator=draw), 6)
-    codes[:, -1] = 0  # not every row has 6 any more
-    codes = k_winners(codes + 0.01 * torch.arange(30, 0, -1), 6)
-    found = code_numbers(bank, labels, codes, own, 4)
-    assert found["centroid"] == accuracy(centroid_scores(bank, labels, codes, 4), own)
-    assert found["centroid_code"] == accuracy(centroid_scores(bank, labels, codes, 4, 6), own)
-    assert found["centroid"] > 40 and found["active"] == 6
-    idle = (codes.sum(0) == 0).sum().item()
-    assert idle and found["unused"] == pytest.approx(100 * idle / 30)
-    assert 0 < found["usage_entropy"] < 1 and 0 < found["pattern_entropy"] <= torch.tensor(60.0).log2()
-    same = code_numbers(bank, labels, codes[:1].expand(60, -1), own, 4)
-    assert (same["usage_entropy"], same["pattern_entropy"], same["centroid"]) == (0, 0, 25)
+def rows_of(*active: tuple[int, int]) -> torch.Tensor:
+    """Codes of six units, of which these are active."""
+    return torch.stack([torch.eye(6)[list(units)].sum(0) for units in active])
+
+
+def test_numbers_of_codes_against_numbers_by_hand():
+    """Centroids (1, .4, 0, .2, .2, .2) and (0, 0, .5, .75, .75, 0), made codes of units 0, 1 and of 3, 4.
+
+    The third code, {1, 2}, of the first class, has cosines with the centroids that are as .4 / 1.28^(1/2) = .354 to
+    .5 / 1.375^(1/2) = .426, but shares a unit with the first one's code alone.
+    """
+    bank = rows_of((0, 1), (0, 1), (0, 3), (0, 4), (0, 5), (3, 4), (3, 4), (2, 3), (2, 4))
+    labels = torch.tensor([0] * 5 + [1] * 4)
+    codes, own = rows_of((0, 1), (0, 1), (1, 2), (3, 4)), torch.tensor([0, 1, 0, 1])
+    quarter, third = 2 - 0.75 * math.log2(3), math.log2(3) - 2 / 3  # bits of a coin of 1/4 or 3/4, and of 1/3
+    assert code_numbers(bank, labels, codes, own, 2) == pytest.approx({
+        "centroid": 50, "centroid_code": 75, "active": 2,
+        "usage_entropy": (1 + 4 * quarter) / 6 / third,  # units 0 to 4 in 2, 3, 1, 1, 1 of 4 codes
+        "pattern_entropy": 1.5, "unused": 100 / 6})
+    same = code_numbers(bank, labels, codes[:1].expand(4, -1), own, 2)
+    assert (same["usage_entropy"], same["pattern_entropy"], same["centroid"]) == (0, 0, 50)
 
 
 class Codes(TinyMethod):

@@ -63,18 +63,46 @@ def test_the_matrix_fills_as_theory_says():
     assert density(store(random_codes(100, 2048, 102))) == pytest.approx(theory, abs=0.005)
 
 
-@pytest.mark.parametrize("stored, cue", [(200, 10), (600, 10), (600, 5), (1200, 20)])
-def test_spurious_units_of_random_codes_are_as_many_as_expected(stored, cue):
-    units, active = 512, 20
-    codes = random_codes(stored, units, active)
-    answer = recall(store(codes), partial_cues(codes, cue, stream()))
-    found = (answer.sum(1) - overlap(answer, codes)).mean().item()
-    expected = expected_spurious(units, active, stored, cue)
-    assert found == pytest.approx(expected, rel=0.35, abs=0.05)  # theory takes ones for independent
+def exactly_spurious(units: int, active: int, stored: int, cue: int) -> float:
+    """The mean number of spurious units of random codes, with no one of the matrix taken for independent of another.
+
+    Inclusion and exclusion over the units of the cue that a unit outside the stored code is not connected with: each of
+    the other codes has that unit with probability k / D, and then misses j given units as ``missed`` says.
+    """
+    missed = [math.comb(units - 1 - j, active - 1) / math.comb(units - 1, active - 1) for j in range(cue + 1)]
+    none_of_them = [(1 - active / units * (1 - share)) ** (stored - 1) for share in missed]
+    return (units - active) * math.fsum((-1) ** j * math.comb(cue, j) * none for j, none in enumerate(none_of_them))
+
+
+@pytest.mark.parametrize("units, active, stored, cue, draws", [(128, 8, 100, 4, 100), (128, 8, 200, 8, 50),
+                                                               (256, 13, 300, 6, 20)])
+def test_spurious_units_of_random_codes_are_as_many_as_expected(units, active, stored, cue, draws):
+    """To six binomial deviations, at most a fifteenth: the cues of a draw share its matrix, so that its mean varies
+    about twice as much as if each unit of each recall came by itself."""
+    cues, found = stream(), []
+    for seed in range(draws):
+        codes = random_codes(stored, units, active, seed)
+        answer = recall(store(codes), partial_cues(codes, cue, cues))
+        found.append((answer.sum(1) - overlap(answer, codes)).mean().item())
+    expected = exactly_spurious(units, active, stored, cue)
+    share = expected / (units - active)
+    deviation = math.sqrt(share * (1 - share) * (units - active) / (stored * draws))
+    assert 6 * deviation < expected / 15
+    assert sum(found) / draws == pytest.approx(expected, abs=6 * deviation)
+
+
+@pytest.mark.parametrize("numbers", [(128, 8, 100, 4), (128, 8, 200, 8), (256, 13, 300, 6), (512, 20, 600, 5)])
+def test_theory_says_about_as_many_as_are_expected(numbers):
+    assert expected_spurious(*numbers) == pytest.approx(exactly_spurious(*numbers), rel=0.03)
+
+
+def test_theory_is_too_low_where_few_are_wrong():
+    assert expected_spurious(512, 20, 200, 10) < 0.2 * exactly_spurious(512, 20, 200, 10) < 0.01
 
 
 def test_expected_spurious_at_its_corners():
     assert expected_spurious(100, 10, 0, 3) == 0
+    assert expected_spurious(4, 2, 1, 1) == 0.5 and expected_spurious(4, 2, 2, 2) == 2 * 0.4375**2
     assert expected_spurious(100, 10, 10**6, 3) == pytest.approx(90)
     assert expected_spurious(100, 10, 50, 10) < expected_spurious(100, 10, 50, 5) < expected_spurious(100, 10, 90, 5)
 
