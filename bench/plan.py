@@ -160,7 +160,7 @@ def _tsne(sizes: Sizes) -> list[Row]:
 def _pipeline(sizes: Sizes) -> list[Row]:
     settings = {"preset": "demo", "changes": sizes.demo}
     changed = f", {', '.join(sizes.demo)}" if sizes.demo else ""
-    return [Row("pipeline", f"preset demo{changed}, three variants, from nothing to the table", "the whole",
+    return [Row("pipeline", f"preset demo{changed}, its five variants, from nothing to the table", "the whole",
                 ("pipeline.side_by_side", "pipeline.in_turn"), settings, targets={"pipeline.in_turn": 1.0})]
 
 
