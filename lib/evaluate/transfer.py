@@ -2,8 +2,9 @@
 
 The same classifier, drawn from the same numbers but for its first layer, is trained in several arms: from
 scratch; on random filters that stay; on learned filters that stay; on learned filters that go on learning; and,
-where a classifier of other images left its first layer, on that. Validation accuracy is measured after every
-epoch, and nothing is chosen by it; the test images are read once, at the end.
+where a classifier of other images left its first layer, on that. Filters of other images meet pixels normalised as
+those were. Validation accuracy is measured after every epoch, and nothing is chosen by it; the test images are
+read once, at the end.
 """
 
 from collections.abc import Callable
@@ -33,15 +34,18 @@ HIDDEN = 512
 LAYER = ("weight", "bias")
 
 Layer = dict[str, Tensor]
+Scaling = tuple[Tensor, Tensor]  # mean and std [3] that pixels in 0..1 are normalised with
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Where the first layer starts (None: random), and whether it learns."""
+    """Where the first layer starts (None: random), whether it learns, and how its pixels are normalised (None: by the
+    images' own mean and std)."""
 
     name: str
     layer: Layer | None
     learns: bool
+    scaling: Scaling | None = None
 
 
 @dataclass(frozen=True)
@@ -84,29 +88,48 @@ def first_layer(path: Path, variant: str) -> Layer:
     if about["encoder"] != FILTERS_ENCODER:
         raise UserError(f"params.yaml: transfer.variants names {variant}, whose encoder is {about['encoder']}; "
                         f"allowed: variants with the encoder {FILTERS_ENCODER}")
-    return _layer(tensors, "encoder.conv1", path)
+    return _layer(tensors, "encoder.conv1", path, "pretrain")
 
 
-def _layer(tensors: dict[str, Tensor], where: str, path: Path) -> Layer:
+def _layer(tensors: dict[str, Tensor], where: str, path: Path, stage: str) -> Layer:
     found = {name: tensors.get(f"{where}.{name}") for name in LAYER}
     expected = nn.Conv2d(3, FILTERS[0], SIZE[0], device="meta").state_dict()
     for name in LAYER:
         shape = expected[name].shape
         if found[name] is None or found[name].shape != shape:
             raise UserError(f"{path} holds no tensor {where}.{name} of shape {'x'.join(map(str, shape))}; name a file "
-                            "that the stage transfer or pretrain wrote")
+                            f"that the stage {stage} wrote")
     return found
+
+
+def _scaling(tensors: dict[str, Tensor], path: Path) -> Scaling:
+    found = [tensors.get(name, torch.empty(0)) for name in ("mean", "std")]
+    if any(values.shape != (3,) or not values.isfinite().all() for values in found) or not (found[1] > 0).all():
+        raise UserError(f"{path} holds no mean and std of the pixels that its filters learned from; allowed as "
+                        "transfer.source: a file with both, three finite numbers each, std above 0; run the stage "
+                        "transfer again where the file was written")
+    return found[0].float(), found[1].float()
 
 
 def arms(own: Layer, source: Path | None) -> list[Arm]:
-    """The arms to compare; the layers in ``source``, a filters file of other images, replace ``own``."""
+    """The arms to compare; the layers in ``source``, a filters file of other images, replace ``own``.
+
+    Raises:
+        UserError: the file lacks a layer, or what its pixels were normalised with.
+    """
     tensors = read_tensors(source)[0] if source else {}
-    learned = _layer(tensors, "learned", source) if source else own
-    found = [Arm("scratch", None, True), Arm("random, frozen", None, False), Arm("learned, frozen", learned, False),
-             Arm("learned, fine-tuned", learned, True)]
+    learned = _layer(tensors, "learned", source, "transfer") if source else own
+    scaling = _scaling(tensors, source) if source else None
+    found = [Arm("scratch", None, True), Arm("random, frozen", None, False),
+             Arm("learned, frozen", learned, False, scaling), Arm("learned, fine-tuned", learned, True, scaling)]
     if source:
-        found.append(Arm("classifier's, fine-tuned", _layer(tensors, "scratch", source), True))
+        found.append(Arm("classifier's, fine-tuned", _layer(tensors, "scratch", source, "transfer"), True, scaling))
     return found
+
+
+def given_filters(found: list[Arm]) -> dict[str, Tensor]:
+    """The filters [F, 3, k, k] that arms start from and that are not random, by whose they are."""
+    return {arm.name.split(",")[0]: arm.layer["weight"] for arm in found if arm.layer is not None}
 
 
 def compare(found: list[Arm], data: ImageData, params: Transfer, machine: Machine, seed: int,
@@ -120,11 +143,15 @@ def compare(found: list[Arm], data: ImageData, params: Transfer, machine: Machin
     return [_train(arm, data, params, machine, seed, f"{label}, {arm.name}") for arm in found]
 
 
-def filters_file(own: Layer, outcomes: list[Outcome]) -> dict[str, Tensor]:
-    """What a run with other images can start from: the learned layer and the one of the classifier from scratch."""
+def filters_file(own: Layer, outcomes: list[Outcome], data: ImageData) -> dict[str, Tensor]:
+    """What a run with other images can start from: the layer learned from these images, that of the classifier
+    from scratch, and the mean and std that both had their pixels normalised with.
+
+    Nothing of a source is in it, also where the comparison started from one: a file is about its own images.
+    """
     scratch = next(outcome.layer for outcome in outcomes if outcome.name == "scratch")
     return {**{f"learned.{name}": value for name, value in own.items()},
-            **{f"scratch.{name}": value for name, value in scratch.items()}}
+            **{f"scratch.{name}": value for name, value in scratch.items()}, "mean": data.mean, "std": data.std}
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, Any]:
@@ -138,9 +165,10 @@ def _train(arm: Arm, data: ImageData, params: Transfer, machine: Machine, seed: 
     network = _network(arm, data, seed).to(machine.device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam([weight for weight in network.parameters() if weight.requires_grad], lr=params.lr)
     padded = functional.pad(data.train_images[data.fitting], [PADDING] * 4)
-    train = [tensor.to(machine.device) for tensor in (padded, data.train_labels[data.fitting], data.mean, data.std)]
+    scaling = arm.scaling or (data.mean, data.std)
+    train = [tensor.to(machine.device) for tensor in (padded, data.train_labels[data.fitting], *scaling)]
     recipe = Augment(crop_pixels=data.about["image_size"], jitter=0.0, grayscale=0.0)
-    score = _scorer(network, data, machine)
+    score = _scorer(network, scaling, machine)
     lines, curve = Lines(label, params.epochs), []
     for epoch in range(1, params.epochs + 1):
         for group in optimizer.param_groups:
@@ -181,8 +209,8 @@ def _loss(scores: Tensor, labels: Tensor, double_softmax: bool) -> Tensor:
     return functional.cross_entropy(scores.softmax(1) if double_softmax else scores, labels)
 
 
-def _scorer(network: Classifier, data: ImageData, machine: Machine) -> Callable[[Tensor, Tensor], float]:
-    mean, std = data.mean.to(machine.device), data.std.to(machine.device)
+def _scorer(network: Classifier, scaling: Scaling, machine: Machine) -> Callable[[Tensor, Tensor], float]:
+    mean, std = (values.to(machine.device) for values in scaling)
 
     def score(images: Tensor, labels: Tensor) -> float:
         network.eval()

@@ -1,6 +1,6 @@
 """Learning curves of classifiers that start from different filters, and the filters themselves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy
@@ -29,8 +29,21 @@ def transfer_figure(rows: Sequence[dict[str, Any]], variant: str) -> Figure:
     return figure
 
 
-def filters_figure(weights: numpy.ndarray, variant: str) -> Figure:
-    """Every filter [F, 3, k, k] as a color image, each on its own scale, the largest weights first."""
+def filters_figure(found: Mapping[str, numpy.ndarray], variant: str) -> Figure:
+    """Every filter [F, 3, k, k] as a color image, each on its own scale, the largest weights first; a sheet for each
+    of ``found``, by whose filters they are."""
+    sheets = {name: _sheet(weights) for name, weights in found.items()}
+    inches = sum(0.6 + 8 * sheet.shape[0] / sheet.shape[1] for sheet in sheets.values())
+    figure = Figure(figsize=(8, inches))
+    for axes, (name, sheet) in zip(figure.subplots(len(sheets), squeeze=False)[:, 0], sheets.items()):
+        axes.imshow(sheet, interpolation="nearest")
+        axes.set_axis_off()
+        axes.set_title(f"{len(found[name])} filters, {name} ({variant})\nlargest weight first; grey is zero, each on "
+                       "its own scale", loc="left", fontsize=9)
+    return figure
+
+
+def _sheet(weights: numpy.ndarray) -> numpy.ndarray:
     order = numpy.argsort(-numpy.abs(weights).reshape(len(weights), -1).max(1), kind="stable")
     lines = -(-len(weights) // ACROSS)
     size = weights.shape[-1] + 1
@@ -40,10 +53,4 @@ def filters_figure(weights: numpy.ndarray, variant: str) -> Figure:
         filter_ = weights[number].transpose(1, 2, 0)
         largest = numpy.abs(filter_).max() or 1.0
         sheet[top:top + size - 1, left:left + size - 1] = 0.5 + filter_ / (2 * largest)
-    figure = Figure(figsize=(8, 0.6 + 8 * lines / ACROSS))
-    axes = figure.subplots()
-    axes.imshow(sheet, interpolation="nearest")
-    axes.set_axis_off()
-    axes.set_title(f"{len(weights)} filters of {variant}, largest weight first; grey is zero, each on its own scale",
-                   loc="left", fontsize=9)
-    return figure
+    return sheet
