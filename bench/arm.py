@@ -7,21 +7,27 @@ import json
 import sys
 from importlib import import_module
 
-from bench.timing import device_memory, peak_memory
 from lib.errors import UserError
-from lib.machine import read_machine
 from lib.stage import keep_memory
 
 OURS = ("ours", "parts", "systems")  # modules whose arms begin as this project's stages do
-OTHERWISE = {"accuracy.ours": True, "parts.memory_given_back": False}
+OTHERWISE = {"accuracy.ours": True, "parts.memory_given_back": False, "parts.whole_matrix": False}
+
+
+def keeps(arm: str) -> bool:
+    """Whether an arm's process keeps the memory that it frees, as stages do; peers run as they come."""
+    return OTHERWISE.get(arm, arm.split(".")[0] in OURS)
 
 
 def main() -> None:
     arm = sys.argv[1]
+    if keeps(arm):
+        keep_memory()
+    from bench.timing import device_memory, peak_memory  # only now, as in stages, torch is imported
+    from lib.machine import read_machine
+
     module, function = arm.split(".")
     settings, machine = json.loads(sys.argv[2]), read_machine()
-    if OTHERWISE.get(arm, module in OURS):
-        keep_memory()
     try:
         found = getattr(import_module(f"bench.{module}"), function)(settings, machine)
     except UserError as error:

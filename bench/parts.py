@@ -92,7 +92,7 @@ def compiled(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
 
 
 def convolutions(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
-    """A step's convolutions alone, forward and backward, of each view: no training is faster with the same kernels."""
+    """A step's convolutions and nothing between them: all forward, of both views, then all backward in reverse."""
     trainer = new_trainer(study_params(settings), image_data(settings["train"], settings["test"]), machine)
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
@@ -105,10 +105,14 @@ def convolutions(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
         hook.remove()
 
     def work() -> None:
-        for module, given, slope in calls:
-            with computing(machine):
-                module(given).backward(slope)
-            module.weight.grad = given.grad = None
+        with computing(machine):
+            outputs = [module(given) for module, given, _ in calls]
+        while outputs:
+            module, given, slope = calls[len(outputs) - 1]
+            outputs.pop().backward(slope)
+            given.grad = None
+        for module, *_ in calls:
+            module.weight.grad = None
 
     return {**steady(work, settings), "precision": machine.precision}
 

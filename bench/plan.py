@@ -46,7 +46,7 @@ class Sizes:
     rows: tuple[int, ...] = (512, 4_096, 16_384)  # of NT-Xent's matrix, where it can be held whole
     most_rows: int = 65_536
     large_batch: tuple[int, int] = (4_096, 128)  # ResNet-18's, and its micro-batches
-    demo: tuple[str, ...] = ()  # changes to the preset
+    demo: tuple[str, ...] = ()  # changes to the preset of that name
     systems: tuple[int, int | None] = (50_000, None)  # training images; batch, None: each system's own
     squares: tuple[int, ...] = (1024, 2048, 4096)
     warm: float = 8.0
@@ -160,7 +160,7 @@ def _tsne(sizes: Sizes) -> list[Row]:
 def _pipeline(sizes: Sizes) -> list[Row]:
     settings = {"preset": "demo", "changes": sizes.demo}
     changed = f", {', '.join(sizes.demo)}" if sizes.demo else ""
-    return [Row("pipeline", f"preset demo{changed}, its five variants, from nothing to the table", "the whole",
+    return [Row("pipeline", f"preset demo{changed}, from nothing to the table", "the whole",
                 ("pipeline.side_by_side", "pipeline.in_turn"), settings, targets={"pipeline.in_turn": 1.0})]
 
 

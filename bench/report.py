@@ -34,7 +34,6 @@ NOTES = {
 }
 
 
-
 def document(record: Record) -> str:
     """The whole page, in Markdown."""
     parts = ["# Benchmark", *_head(record), *_summary(record)]

@@ -129,12 +129,18 @@ class Bench:
         count = str(self.threads)
         environment = {**os.environ, "ENGRAM_THREADS": count, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count,
                        "PYTHONWARNINGS": "ignore"}
-        done = subprocess.run([sys.executable, "-m", "bench.arm", arm, json.dumps(settings)], stdout=subprocess.PIPE,
-                              text=True, env=environment, preexec_fn=lambda: os.sched_setaffinity(0, self.processors))
-        if done.returncode:
-            say(f"{arm} failed with status {done.returncode}; the run goes on without it")
-            return {"error": f"failed with status {done.returncode}"}
-        return json.loads(done.stdout.splitlines()[-1])
+        process = subprocess.Popen([sys.executable, "-m", "bench.arm", arm, json.dumps(settings)],
+                                   stdout=subprocess.PIPE, text=True, env=environment,
+                                   preexec_fn=lambda: os.sched_setaffinity(0, self.processors))
+        try:
+            printed = process.communicate()[0]
+        except BaseException:  # it is interrupted too, and may have trainings of its own to end
+            process.wait()
+            raise
+        if process.returncode:
+            say(f"{arm} failed with status {process.returncode}; the run goes on without it")
+            return {"error": f"failed with status {process.returncode}"}
+        return json.loads(printed.splitlines()[-1])
 
     def write(self, name: str) -> None:
         page = document(self.record)

@@ -52,7 +52,8 @@ def keep_memory() -> None:
     """Freed memory stays with this process until it ends, where the C library is glibc; elsewhere nothing changes.
 
     glibc gives large blocks back at once, and the system hands each out again page by page, zeroed. A training step
-    frees and asks for the same hundreds of megabytes every time (docs/speed.md has what that costs).
+    frees and asks for the same hundreds of megabytes every time. In threads other than the main one it holds for
+    blocks of less than 64 MiB, the size of their heaps.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

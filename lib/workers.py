@@ -1,7 +1,7 @@
 """Whole pieces of work on the processors of this machine, each by one thread.
 
 Kernels that are cut up among threads wait for the slowest of them, every one; a piece that one thread does from its
-beginning to its end waits once. What comes out does not depend on how many threads there are.
+beginning to its end waits once. Of several pieces, what comes out does not depend on how many threads there are.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,15 +17,20 @@ def one_thread_each(work: Callable[[Any], Any], pieces: Sequence[Any], machine: 
     """``[work(piece) for piece in pieces]``, on a CPU by ``machine.threads`` at a time.
 
     ``work`` must not change what other pieces read, and sets autograd's and autocast's modes itself: they belong to a
-    thread. If a piece fails, or the process is interrupted, pieces that have not begun are left out.
+    thread. If a piece fails, or the process is interrupted, pieces that have not begun are left out. What is compiled
+    (machine setting compile), a single piece and pieces on a GPU are done where the caller is: torch's compiler is
+    not made for several threads.
     """
-    count = min(machine.threads, len(pieces)) if torch.device(machine.device).type == "cpu" else 1
-    if count == 1:
+    alone = torch.device(machine.device).type != "cpu" or machine.compile != "off"
+    count = 1 if alone else min(machine.threads, len(pieces))
+    if count <= 1:
         return [work(piece) for piece in pieces]
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
     try:
         return list(pool.map(work, pieces))
     finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # torch gives a new thread the number that was set last, by whichever thread
+        try:
+            pool.shutdown(cancel_futures=True)
+        finally:
+            torch.set_num_threads(threads)  # torch gives a new thread the number that was set last, by whichever one

@@ -16,6 +16,7 @@ from lib.evaluate.features import (
 )
 from lib.evaluate.knn import knn_scores
 from lib.evaluate.scores import accuracy
+from lib.tiles import tiles
 from tests.evaluate_fakes import MACHINE, same_state, state, tiny_data, tiny_method
 
 
@@ -95,8 +96,11 @@ def test_knn_in_tiles_is_the_same(monkeypatch):
     bank, queries = torch.randn(30, 6, generator=draw), torch.randn(20, 6, generator=draw)
     labels = torch.randint(0, 3, (30,), generator=draw)
     whole = knn_scores(bank, labels, queries, 5, 0.5, 3)
-    monkeypatch.setattr("lib.tiles.ELEMENTS", 90)
+    monkeypatch.setattr("lib.evaluate.knn.TILE", 90)  # three queries at a time
+    taken: list[int] = []
+    monkeypatch.setattr("lib.evaluate.knn.tiles", lambda *sizes: (taken.append(1) or part for part in tiles(*sizes)))
     torch.testing.assert_close(knn_scores(bank, labels, queries, 5, 0.5, 3), whole, rtol=1e-5, atol=1e-6)
+    assert len(taken) == 7
 
 
 @pytest.mark.parametrize("temperature", [1e-4, 0.1, 100.0])

@@ -74,7 +74,9 @@ def test_there_are_as_many_scores_as_the_data_has_classes_unless_more_are_asked_
     assert any(weight is trainer.method.classifier.weight for group in trainer.optimizer.param_groups
                for weight in group["params"])
     save_method(tmp_path / "m.safetensors", trainer.method, params, {"checksum": "c"})
+    before = torch.get_rng_state()
     loaded, _ = load_method(tmp_path / "m.safetensors")
+    assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(loaded.classifier.weight, trainer.method.classifier.weight)
 
 

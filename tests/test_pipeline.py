@@ -50,7 +50,7 @@ class Project:
                             "ENGRAM_THREADS": "1", "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
         self.environment.pop("PYTHONPATH", None)
         self.run("git", "init", "--quiet")
-        self.preset("demo", *TINY)
+        self.preset("study", *TINY)
         self.commit("tiny")
 
     def run(self, *command: str, status: int = 0) -> str:
@@ -68,7 +68,7 @@ class Project:
 
     def change(self, **settings: str) -> None:
         """Change values of params.yaml on top of the tiny settings; dots in keys are ``__``."""
-        self.preset("demo", *TINY, *(f"{key.replace('__', '.')}={value}" for key, value in settings.items()))
+        self.preset("study", *TINY, *(f"{key.replace('__', '.')}={value}" for key, value in settings.items()))
 
     def repro(self, *arguments: str) -> set[str]:
         """Run the pipeline; the names of the stages whose command ran."""

@@ -1,18 +1,24 @@
 """Pieces of work by one thread each; memory that stays with a stage's process."""
 
+import os
+import platform
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
+from bench import plan
+from bench.arm import keeps
+from lib import stage
 from lib.evaluate.features import extract_with_projections
+from lib.methods import build_method
 from lib.workers import one_thread_each
-from tests.evaluate_fakes import MACHINE, tiny_data, tiny_method
-from tests.examples import ROOT
+from tests.evaluate_fakes import MACHINE
+from tests.examples import FORMS, ROOT, images, params_file, pretraining
 
 TWO = replace(MACHINE, device="cpu", threads=2)
 
@@ -52,25 +58,34 @@ def test_one_thread_works_where_it_is():
 
 
 def test_a_piece_that_fails_stops_those_that_have_not_begun():
-    begun, let_go = [], threading.Event()
+    begun: list[int] = []
 
     def work(piece: int) -> None:
         begun.append(piece)
         if piece == 0:
             raise ValueError("no such piece")
-        let_go.wait(0.2)
+        time.sleep(0.2)
 
     with pytest.raises(ValueError, match="no such piece"):
         one_thread_each(work, range(100), TWO)
     assert len(begun) < 20 and torch.get_num_threads() == 2
 
 
-def test_features_do_not_depend_on_the_number_of_threads():
-    method, data = tiny_method(), tiny_data()
-    found = []
+def test_nothing_and_what_is_compiled_are_done_where_the_caller_is():
+    assert one_thread_each(lambda _: 1 / 0, [], TWO) == []
+    here = threading.get_ident()
+    assert one_thread_each(lambda _: threading.get_ident(), range(3), replace(TWO, compile="on")) == [here] * 3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("variant", [*params_file()["variants"], *FORMS])
+def test_features_do_not_depend_on_the_number_of_threads(variant, precision):
+    torch.manual_seed(0)
+    method, data, found = build_method(pretraining(variant)), images(40), []
+    method.see_data(data.mean, data.std, len(data.train_images), len(data.classes))
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        machine = replace(TWO, threads=threads)
+        machine = replace(TWO, threads=threads, precision=precision)
         found.append(extract_with_projections(method, data.train_images, data.mean, data.std, machine, batch=7))
     for other in found[1:]:
         for what, named in found[0].items():
@@ -78,26 +93,45 @@ def test_features_do_not_depend_on_the_number_of_threads():
             assert all(torch.equal(values, other[what][name]) for name, values in named.items())
 
 
+def test_a_stage_keeps_memory_and_so_do_the_arms_that_stand_for_stages(monkeypatch):
+    called: list[str] = []
+    monkeypatch.setattr(stage, "keep_memory", lambda: called.append("kept"))
+    monkeypatch.setattr(stage, "load_params", lambda: called.append("read") or {})
+    monkeypatch.setattr(stage, "check_params", lambda raw: None)
+    monkeypatch.setattr(sys, "argv", ["stage"])
+    stage.run_stage(lambda raw: called.append("ran"), "A stage.")
+    assert called == ["kept", "read", "ran"]
+    arms = {arm for row in plan.rows(plan.FULL, list(plan.SECTIONS)) for arm in row.arms}
+    without = {arm for arm in arms if not keeps(arm)}
+    assert {"parts.memory_given_back", "leftthomas.step", "with_lightly.step", "parts.whole_matrix"} <= without
+    assert {"ours.step", "ours.data", "ours.embed", "parts.fp32", "parts.convolutions", "systems.system"} <= arms - without
+    assert keeps("accuracy.ours") and not keeps("accuracy.leftthomas")
+
+
 FAULTS = """
 import resource, sys
-import torch
 from lib.stage import keep_memory
 if sys.argv[1] == "kept":
     keep_memory()
+import torch
 torch.set_num_threads(1)
-for _ in range(4):
-    torch.empty(2**26, dtype=torch.uint8).fill_(1)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(8):
-    torch.empty(2**26, dtype=torch.uint8).fill_(1)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+def blocks(count):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(count):
+        torch.empty(5 * 2**24, dtype=torch.uint8).fill_(1)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+blocks(8)
+blocks(8)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="glibc on Linux alone")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
 def test_memory_that_a_stage_frees_is_not_asked_for_again():
-    """Eight blocks of 64 MiB are 131,072 pages of 4 KiB, or 256 of 2 MiB."""
-    kept, given_back = (int(subprocess.run([sys.executable, "-c", FAULTS, which], cwd=ROOT, capture_output=True,
-                                           text=True, check=True).stdout) for which in ("kept", "given back"))
-    assert given_back > 200, "without it the system hands pages out again"
-    assert kept < given_back / 4
+    """Eight blocks of 80 MiB are 163,840 pages of 4 KiB, or 320 of 2 MiB."""
+    usual = {name: value for name, value in os.environ.items()
+             if not name.startswith("MALLOC_") and name not in ("GLIBC_TUNABLES", "LD_PRELOAD")}
+    kept, given_back = ([int(line) for line in subprocess.run(
+        [sys.executable, "-c", FAULTS, which], cwd=ROOT, env=usual, capture_output=True, text=True,
+        check=True).stdout.split()] for which in ("kept", "given back"))
+    assert given_back[1] > 250, "without it the system hands pages out again"
+    assert kept[1] < given_back[1] / 4

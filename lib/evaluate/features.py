@@ -10,7 +10,7 @@ from lib.machine import Machine, computing
 from lib.views.augment import normalize
 from lib.workers import one_thread_each
 
-BATCH = {"cpu": 128, "cuda": 512}
+BATCH = {"cpu": 64, "cuda": 512}  # images; on a CPU each thread has so many under way
 BOTH, ALL, MEAN = "both", "all", "mean"  # combinations of latents
 
 Named = dict[str, Tensor]

@@ -96,7 +96,7 @@ def _agree(rows: Tensor, saved: Tensor) -> bool:
 def _rebuilt(params: Pretraining, state: dict[str, Tensor]) -> Method:
     with torch.random.fork_rng(devices=[]):
         method = build_method(params)
-    method.load_state_dict(state)
+        method.load_state_dict(state)
     return without_gradient(method)
 
 

@@ -6,6 +6,7 @@ encoder, the augmentation and the number of epochs can give. It trains without t
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from lib.errors import UserError
@@ -33,18 +34,19 @@ class Supervised(Method):
     def __init__(self, options: Options, params: Pretraining) -> None:
         super().__init__(options, params)
         self.variant = params.variant
-        self.score(options.classes or 1)
+        with torch.random.fork_rng(devices=[], enabled=not options.classes):  # a stand-in until the data is known
+            self.classifier = nn.Linear(self.encoder.width, options.classes or 1)
 
-    def score(self, classes: int) -> None:
-        """A fresh linear layer for so many classes, unless there is one."""
-        if not hasattr(self, "classifier") or self.classifier.out_features != classes:
+    def _fit(self, classes: int) -> None:
+        """A fresh classifier, unless it has as many rows."""
+        if self.classifier.out_features != classes:
             self.classifier = nn.Linear(self.encoder.width, classes)
 
     def see_data(self, mean: Tensor, std: Tensor, count: int, classes: int) -> None:
         if 0 < self.options.classes < classes:
-            raise UserError(f"params.yaml: variants.{self.variant}.classes is {self.options.classes}; allowed: 0 (those "
-                            f"of the data), or at least the number of classes of the data, {classes}")
-        self.score(self.options.classes or classes)
+            raise UserError(f"params.yaml: variants.{self.variant}.classes is {self.options.classes}; allowed: 0 "
+                            f"(those of the data), or at least the number of classes of the data, {classes}")
+        self._fit(self.options.classes or classes)
 
     def latents(self, images: Tensor) -> Named:
         return {"h": pool(self.encoder(images))}
@@ -58,7 +60,7 @@ class Supervised(Method):
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
         """The data had as many classes as the saved layer has rows, which `Options` need not tell."""
-        self.score(len(state.get(f"{prefix}classifier.bias", self.classifier.bias)))
+        self._fit(len(state.get(f"{prefix}classifier.bias", self.classifier.bias)))
         super()._load_from_state_dict(state, prefix, *rest)
 
 
