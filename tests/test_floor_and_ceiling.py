@@ -66,6 +66,11 @@ def test_too_few_classes_are_refused_by_name():
         Pretrainer(build_method(params), images(classes=3), params, CPU)
 
 
+def test_one_class_is_none():
+    with pytest.raises(UserError, match="variants.supervised.classes is 1; allowed: 0 .* or at least 2"):
+        build_method(dataclasses.replace(pretraining("supervised"), options={"classes": 1}))
+
+
 @pytest.mark.parametrize("given, scores", [(0, 3), (5, 5)])
 def test_there_are_as_many_scores_as_the_data_has_classes_unless_more_are_asked_for(given, scores, tmp_path):
     params = dataclasses.replace(pretraining("supervised"), options={"classes": given})

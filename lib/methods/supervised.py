@@ -34,6 +34,9 @@ class Supervised(Method):
     def __init__(self, options: Options, params: Pretraining) -> None:
         super().__init__(options, params)
         self.variant = params.variant
+        if options.classes == 1:
+            raise UserError(f"params.yaml: variants.{self.variant}.classes is 1; allowed: 0 (those of the data), or at "
+                            "least 2")
         with torch.random.fork_rng(devices=[], enabled=not options.classes):  # a stand-in until the data is known
             self.classifier = nn.Linear(self.encoder.width, options.classes or 1)
 

@@ -316,7 +316,8 @@ def test_every_option_of_a_method_changes_its_variant():
 
 def another_value(raw: dict[str, Any], variant: str, option: dataclasses.Field, usual: Any) -> Any:
     """An allowed value of an option other than its usual one; None if there is none, as others switch it off."""
-    refusals, numbers = [], () if isinstance(usual, str) else (2 * usual, usual / 2, usual + 1, usual + 2, not usual)
+    refusals, numbers = [], () if isinstance(usual, str) else (2 * usual, usual / 2, usual + 1, usual + 3, usual + 2,
+                                                                 not usual)
     for value in (*(option.metadata.get("choices") or ()), *numbers):
         candidate = copy.deepcopy(raw)
         candidate["variants"][variant][option.name] = type(usual)(value)
