@@ -26,6 +26,7 @@ from lib.params.spec import Loader
 from lib.preset import BASE, PRESETS_FOLDER, overlay, parse_settings, read_preset
 from lib.seeds import generator
 
+OWN = "variants.simclr."  # keys of the variant that stands for all
 VARIANT = {"method": "simclr", "watch": {"loss": "ntxent", "term": "ntxent", "part": "methods/base", "number": "seed"}}
 
 
@@ -36,7 +37,9 @@ def preset_params(preset: str, changes: list[str]) -> Pretraining:
         UserError: a key or a value that params.yaml does not allow.
     """
     text = (PRESETS_FOLDER / f"{BASE}.yaml").read_text()  # names every key that a preset may touch
-    text, _ = overlay(text, {**read_preset(preset), **parse_settings(changes)})
+    others = {key for key in read_preset(preset) if key.startswith("variants.") and not key.startswith(OWN)}
+    chosen = {key: source for key, source in read_preset(preset).items() if key not in others}
+    text, _ = overlay(text, {**chosen, **parse_settings(changes)})
     raw = yaml.load(text, Loader)
     raw["variants"] = {"simclr": {**raw["variants"]["simclr"], **VARIANT}}
     check_params(raw)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import ceiling, leftthomas, parts
+from bench import ceiling, leftthomas, ours, parts
 from bench.accuracy import as_the_recipe
 from bench.plan import CUDA, CUDA_SECTIONS, FULL, PARTS, QUICK, SECTIONS, name_of, rows, sweep_of, worker_counts
 from bench.ratios import Race, Spread, fractions, race, race_verdict, ratios, spread, verdict
@@ -112,6 +112,14 @@ def test_the_page_says_what_the_convolutions_alone_would_allow():
     found["rows"][2]["runs"]["parts.convolutions"] = [{"seconds": 0.25, "precision": "fp32"}] * 2
     assert ("nothing beside them: leftthomas/SimCLR recipe 20.00 (20.00 to 20.00), lightly 20.00 (20.00 to 20.00)."
             in document(found))
+
+
+@pytest.mark.parametrize("preset", ["study", "cpu", "demo"])
+def test_simclr_is_had_with_any_preset(preset, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    params = ours.preset_params(preset, ["epochs=3"])
+    assert (params.method, params.epochs) == ("simclr", 3)
+    assert params.options.get("temperature") == (0.2 if preset == "cpu" else 0.5)
 
 
 def test_workers_are_chosen_for_arms_that_have_them():
