@@ -41,9 +41,9 @@ class Supervised(Method):
             self.classifier = nn.Linear(self.encoder.width, options.classes or 1)
 
     def _fit(self, classes: int) -> None:
-        """A fresh classifier, unless it has as many rows."""
+        """A fresh classifier where the old one is and in its precision, unless it has as many rows."""
         if self.classifier.out_features != classes:
-            self.classifier = nn.Linear(self.encoder.width, classes)
+            self.classifier = nn.Linear(self.encoder.width, classes).to(self.classifier.weight)
 
     def see_data(self, mean: Tensor, std: Tensor, count: int, classes: int) -> None:
         if 0 < self.options.classes < classes:
