@@ -68,6 +68,11 @@ def plain_adam(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     return _step(settings, machine, change)
 
 
+def in_turn(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """The views one after the other, each with all threads."""
+    return _step(settings, machine, _in_turn)
+
+
 def memory_given_back(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     """Without keeping freed memory, which `bench.arm` leaves out for this one."""
     return _step(settings, machine)
@@ -76,6 +81,7 @@ def memory_given_back(settings: dict[str, Any], machine: Machine) -> dict[str, A
 def one_forward(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     """Both views in one forward pass, and so with shared BatchNorm statistics: another training, timed alone."""
     def change(trainer: Pretrainer) -> None:
+        _in_turn(trainer)
         trainer.method.embed = lambda views: _joined(trainer.method, views)
 
     return _step(settings, machine, change)
@@ -92,8 +98,11 @@ def compiled(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
 
 
 def convolutions(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
-    """A step's convolutions and nothing between them: all forward, of both views, then all backward in reverse."""
+    """A step's convolutions and nothing between them: all forward, then all backward in reverse, a view by each thread
+    as in the step."""
     trainer = new_trainer(study_params(settings), image_data(settings["train"], settings["test"]), machine)
+    together = trainer.view_threads
+    _in_turn(trainer)
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def keep(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -104,17 +113,29 @@ def convolutions(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     for hook in hooks:
         hook.remove()
 
-    def work() -> None:
+    def both_ways(some: list[tuple[nn.Module, Tensor, Tensor]]) -> None:
         with computing(machine):
-            outputs = [module(given) for module, given, _ in calls]
-        while outputs:
-            module, given, slope = calls[len(outputs) - 1]
+            outputs = [module(given) for module, given, _ in some]
+        for module, given, slope in reversed(some):
             outputs.pop().backward(slope)
             given.grad = None
+
+    half = len(calls) // 2
+    views = [calls[:half], calls[half:]]
+
+    def work() -> None:
+        if together:
+            together.both(lambda view: both_ways(views[view]))
+        else:
+            both_ways(calls)
         for module, *_ in calls:
             module.weight.grad = None
 
     return {**steady(work, settings), "precision": machine.precision}
+
+
+def _in_turn(trainer: Pretrainer) -> None:
+    trainer.view_threads = None
 
 
 def _step(settings: dict[str, Any], machine: Machine,

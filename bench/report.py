@@ -11,7 +11,8 @@ FLOOR = "parts.convolutions"
 NOTES = {
     "ceiling": "The fastest of several sizes, with as many threads as everything else. bf16 is measured where ours "
                "computes in it.",
-    "data": "From uint8 pictures in memory to normalised fp32 views, the same recipe for all. Workers as below.",
+    "data": "From uint8 pictures in memory to normalised fp32 views, the same recipe for all. Workers as below. Ours "
+            "makes one view after the other here; in a step each view's thread makes it.",
     "step": "Views, forward of each view, loss, backward, optimiser; the same encoder for all. Ours computes in the "
             "machine's precision, the peers in fp32 as it comes, on a GPU tf32. The share is of the matrix products' "
             "ceiling in the arm's own precision, by the FLOPs of convolutions and matrix products. The convolutions "

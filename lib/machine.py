@@ -88,10 +88,15 @@ def launched() -> bool:
 
 @contextmanager
 def computing(machine: Machine):
-    """Autocast to the machine's precision."""
+    """Autocast to the machine's precision.
+
+    On a CPU without autocast's cache, which all threads share: a weight that is used several times, as by two views,
+    then has its slopes added up in fp32, and not in bf16.
+    """
     import torch
 
-    with torch.autocast(torch.device(machine.device).type, dtype=torch.bfloat16, enabled=machine.precision == "bf16"):
+    kind = torch.device(machine.device).type
+    with torch.autocast(kind, dtype=torch.bfloat16, enabled=machine.precision == "bf16", cache_enabled=kind != "cpu"):
         yield
 
 

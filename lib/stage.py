@@ -17,7 +17,7 @@ from lib.params.check import check_params
 from lib.params.pretraining import load_params
 
 TIMES_FOLDER = Path(".times")  # git-ignored; one file for each stage, replaced whole
-TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # of mallopt, as glibc's malloc.h numbers them
+TRIM_THRESHOLD, TOP_PAD, MMAP_MAX, ARENA_MAX = -1, -2, -4, -8  # of mallopt, as glibc's malloc.h numbers them
 AHEAD = 2**28  # bytes that are asked for beyond what is needed
 SIZES = ("dataset", "images_path", "image_size", "encoder")  # a time taken with another of these says little
 
@@ -52,14 +52,14 @@ def keep_memory() -> None:
     """Freed memory stays with this process until it ends, where the C library is glibc; elsewhere nothing changes.
 
     glibc gives large blocks back at once, and the system hands each out again page by page, zeroed. A training step
-    frees and asks for the same hundreds of megabytes every time. In threads other than the main one it holds for
-    blocks of less than 64 MiB, the size of their heaps.
+    frees and asks for the same hundreds of megabytes every time. Threads that begin later share the main one's memory:
+    heaps of their own would hold no block above 64 MiB.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
         return
-    for key, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1), (TOP_PAD, AHEAD)):
+    for key, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1), (TOP_PAD, AHEAD), (ARENA_MAX, 1)):
         mallopt(key, value)
 
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib.core.recorded import MOST, Recorded, Unrecordable, _laid_out, _state
+from lib.core.optimizers import laid_out
+from lib.core.recorded import MOST, Recorded, Unrecordable, _state
 from lib.core.trainer import Pretrainer
 from lib.methods import build_method
 from tests.examples import CPU, FORMS, images, params_file, pretraining
@@ -178,5 +179,5 @@ def test_the_state_is_what_a_pass_depends_on():
 def test_gradients_lie_as_their_weights_do():
     weight = torch.randn(4, 3, 5, 5).contiguous(memory_format=torch.channels_last)
     gradient = torch.randn(4, 3, 5, 5)
-    laid = _laid_out(gradient, weight)
-    assert laid.stride() == weight.stride() and torch.equal(laid, gradient) and _laid_out(laid, weight) is laid
+    laid = laid_out(gradient, weight)
+    assert laid.stride() == weight.stride() and torch.equal(laid, gradient) and laid_out(laid, weight) is laid

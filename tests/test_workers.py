@@ -104,12 +104,14 @@ def test_a_stage_keeps_memory_and_so_do_the_arms_that_stand_for_stages(monkeypat
     arms = {arm for row in plan.rows(plan.FULL, list(plan.SECTIONS)) for arm in row.arms}
     without = {arm for arm in arms if not keeps(arm)}
     assert {"parts.memory_given_back", "leftthomas.step", "with_lightly.step", "parts.whole_matrix"} <= without
-    assert {"ours.step", "ours.data", "ours.embed", "parts.fp32", "parts.convolutions", "systems.system"} <= arms - without
+    assert {"ours.step", "ours.data", "ours.embed", "parts.fp32", "parts.convolutions", "parts.in_turn",
+            "systems.system"} <= arms - without
     assert keeps("accuracy.ours") and not keeps("accuracy.leftthomas")
 
 
 FAULTS = """
 import resource, sys
+from threading import Thread
 from lib.stage import keep_memory
 if sys.argv[1] == "kept":
     keep_memory()
@@ -120,18 +122,26 @@ def blocks(count):
     for _ in range(count):
         torch.empty(5 * 2**24, dtype=torch.uint8).fill_(1)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-blocks(8)
-blocks(8)
+def twice():
+    blocks(8)
+    blocks(8)
+if sys.argv[2] == "here":
+    twice()
+else:
+    thread = Thread(target=twice)
+    thread.start()
+    thread.join()
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone")
-def test_memory_that_a_stage_frees_is_not_asked_for_again():
+@pytest.mark.parametrize("where", ["here", "in a thread"])
+def test_memory_that_a_stage_frees_is_not_asked_for_again(where):
     """Eight blocks of 80 MiB are 163,840 pages of 4 KiB, or 320 of 2 MiB."""
     usual = {name: value for name, value in os.environ.items()
              if not name.startswith("MALLOC_") and name not in ("GLIBC_TUNABLES", "LD_PRELOAD")}
     kept, given_back = ([int(line) for line in subprocess.run(
-        [sys.executable, "-c", FAULTS, which], cwd=ROOT, env=usual, capture_output=True, text=True,
+        [sys.executable, "-c", FAULTS, which, where], cwd=ROOT, env=usual, capture_output=True, text=True,
         check=True).stdout.split()] for which in ("kept", "given back"))
     assert given_back[1] > 250, "without it the system hands pages out again"
     assert kept[1] < given_back[1] / 4

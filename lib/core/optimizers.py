@@ -23,6 +23,11 @@ def build_optimizer(module: nn.Module, params: Optimizer) -> torch.optim.Optimiz
     raise ValueError(f"no optimiser {params.name!r}")
 
 
+def laid_out(gradient: Tensor, weight: Tensor) -> Tensor:
+    """The gradient in the memory format of its weight, which fused optimisers ask for."""
+    return gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
+
+
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling (You, Gitman and Ginsburg 2017).
 

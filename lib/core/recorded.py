@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lib.core.optimizers import laid_out
+
 WARM_UPS = 3  # before recording, so that libraries have chosen their kernels and taken their memory
 MOST = 8  # recordings of one training; a method has a few layers that learn in turn, not a change in every step
 PLAIN = (bool, int, float, str)
@@ -98,7 +100,7 @@ class Recorded:
         with torch.cuda.graph(self.back, pool=self.ahead.pool()):
             found = torch.autograd.grad([self.outputs[name] for name in slopes], self.weights,
                                         [self.slopes[name] for name in slopes], allow_unused=True)
-            self.gradients = [(weight, _laid_out(gradient, weight)) for weight, gradient in zip(self.weights, found)
+            self.gradients = [(weight, laid_out(gradient, weight)) for weight, gradient in zip(self.weights, found)
                               if gradient is not None]
 
 
@@ -147,11 +149,6 @@ def _tell_of_waits(mode: str | int) -> None:
 def _streams() -> Tensor:
     """Where the random numbers of the host and of the device are."""
     return torch.cat([torch.get_rng_state(), torch.cuda.get_rng_state()])
-
-
-def _laid_out(gradient: Tensor, weight: Tensor) -> Tensor:
-    """The gradient in the memory format of its weight, which fused optimisers ask for."""
-    return gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
 
 
 def _state(method: nn.Module) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ the row's position in the global batch, so neither a resume nor another number o
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +19,7 @@ from lib.core.health import Guard, spread
 from lib.core.optimizers import build_optimizer
 from lib.core.recorded import Recorded, Unrecordable
 from lib.core.schedule import learning_rate
+from lib.core.view_threads import Unsplittable, threads_for_views
 from lib.data.store import ImageData
 from lib.errors import UserError
 from lib.machine import Machine, computing
@@ -83,6 +84,7 @@ class Pretrainer:
         self.method = processes.share_statistics(method, machine)
         if machine.compile == "on":
             self.method.encoder.compile()
+        self.view_threads = threads_for_views(self.method, machine) if len(self.micro_batches) == 1 else None
         self.optimizer = build_optimizer(self.method, params.optimizer)
         self.steps_per_epoch = len(images) // params.batch_size
         self.guard = Guard(machine.device)
@@ -114,9 +116,28 @@ class Pretrainer:
                 for drawn in ready]
 
     def _embed(self, views: list[Tensor]) -> Named:
+        return self._computed(self.method.embed, views)
+
+    def _computed(self, embed: Callable[[Any], Named], given: Any) -> Named:
         with computing(self.machine):
-            embeddings = self.method.embed(views)
+            embeddings = embed(given)
         return {name: values.float() for name, values in embeddings.items()}
+
+    def _by_threads_or_none(self, draws: list[Draws], indices: Tensor) -> Named | None:
+        """The embeddings of the whole batch, of both views at once, as leaves; None where the views take turns."""
+        if not self.view_threads:
+            return None
+
+        def embed(method: nn.Module, view: int) -> Named:
+            return self._computed(method.embed_view, self.views([draws[view]], indices, self.rows)[0])
+
+        try:
+            return self.view_threads.forward(embed)
+        except Unsplittable as reason:
+            if processes.rank() == 0:
+                print(f"{self.params.variant}: it {reason} while it embeds, so that its views take turns", flush=True)
+            self.view_threads = None
+            return None
 
     def _recorded_or_none(self, draws: list[Draws], indices: Tensor) -> Named | None:
         """The embeddings of the whole batch from a CUDA graph, as leaves; None where none is to be had."""
@@ -161,12 +182,16 @@ class Pretrainer:
         several = len(self.micro_batches) > 1
         embeddings = self._recorded_or_none(draws, indices)
         if embeddings is None:
+            embeddings = self._by_threads_or_none(draws, indices)
+        if embeddings is None:
             embeddings = _detached(embed, self.micro_batches) if several else embed(self.micro_batches[0])
         torch.manual_seed(generator(self.params.seed, "loss", epoch, step).initial_seed())
         whole = {name: processes.gather(rows) for name, rows in embeddings.items()}
         given = {name: processes.gather(values[indices[self.rows]]) for name, values in self.given.items()}
         total, parts = self.method.loss({**whole, **given})
         total.backward()
+        if self.view_threads:
+            self.view_threads.backward()
         if self.recorded:
             try:
                 self.recorded.backward(embeddings)
@@ -214,6 +239,7 @@ class Pretrainer:
         trial = copy.copy(self)
         trial.method = copy.deepcopy(self.method)
         trial.recorded = Recorded() if self.recorded else None
+        trial.view_threads = threads_for_views(trial.method, trial.machine) if self.view_threads else None
         if torch.device(self.machine.device).type == "cpu":
             count = min(ESTIMATE_IMAGES, self.rows.stop - self.rows.start)
             trial.rows = slice(self.rows.start, self.rows.start + count)
@@ -228,6 +254,8 @@ class Pretrainer:
             trial.method.after_step(max(0, self.steps // 2 - 1), self.steps)
         if self.recorded and not trial.recorded:  # it has said why
             self.recorded, self.machine = None, trial.machine
+        if self.view_threads and not trial.view_threads:
+            self.view_threads = None
         share = (self.rows.stop - self.rows.start) / (trial.rows.stop - trial.rows.start)
         return seconds * share * self.steps
 

@@ -58,12 +58,24 @@ class Method(nn.Module):
     def embed(self, views: list[Tensor]) -> Named:
         """Per-image outputs that the loss compares: views [B, 3, S, S] each -> {name: [B, D]}.
 
-        As it stands, the projections ``z`` of the views are ``z_a`` and ``z_b``. Each view has a forward
-        pass, and so BatchNorm statistics, of its own, as in the study's code; SimCLR's official
-        implementation shares them.
+        As it stands, `embed_view` of each. Each view has a forward pass, and so BatchNorm statistics, of its own, as
+        in the study's code; SimCLR's official implementation shares them.
         """
-        return {f"{name}_{side}": z for side, view in zip("ab", views)
-                for name, z in self.project(self.latents(view)).items()}
+        return self.by_side([self.embed_view(view) for view in views])
+
+    def embed_view(self, view: Tensor) -> Named:
+        """The part of `embed` that one view [B, 3, S, S] has in it, {name: [B, D]}; of what the
+        method remembers it changes BatchNorm's statistics alone."""
+        return self.project(self.latents(view))
+
+    def by_side(self, views: list[Named]) -> Named:
+        """What `embed_view` made of each view, in one: ``z`` of the two is ``z_a`` and ``z_b``."""
+        return {f"{name}_{side}": rows for side, view in zip("ab", views) for name, rows in view.items()}
+
+    @property
+    def views_apart(self) -> bool:
+        """Whether views can be embedded at the same time: there are two, and `embed` is that of the base."""
+        return self.views == 2 and getattr(self.embed, "__func__", None) is Method.embed
 
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
         """The total to minimise and its named parts for the curve, from the embeddings of the whole batch."""

@@ -37,13 +37,10 @@ class BYOL(WithSlowCopy):
         super().__init__(options, params, lambda width: projector(width, hidden, outputs))
         self.predictor = projector(outputs, options.predictor_hidden, outputs)
 
-    def embed(self, views: list[Tensor]) -> Named:
-        """p_a, p_b, t_a, t_b, raw: the loss compares their directions."""
-        embeddings = {}
-        for side, view in zip("ab", views):
-            embeddings[f"p_{side}"] = self.predictor(self.projector(self.latents(view)["h"])).float()
-            embeddings[f"t_{side}"] = self.slow_projection(view)
-        return embeddings
+    def embed_view(self, view: Tensor) -> Named:
+        """p and t, raw: the loss compares their directions."""
+        prediction = self.predictor(self.projector(self.latents(view)["h"])).float()
+        return {"p": prediction, "t": self.slow_projection(view)}
 
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
         parts = {

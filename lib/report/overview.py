@@ -34,7 +34,7 @@ def overview_figure(maps: Mapping[str, Mapping[str, numpy.ndarray]]) -> Figure:
         panel.text(0.02, 0.97, remarks(arrays[name], ()).strip(" -"), transform=panel.transAxes, va="top", fontsize=10)
     for panel in panels[len(shown):]:
         panel.set_visible(False)
-    class_legend(figure, classes, loc="outside right center", fontsize=9)
+    class_legend(figure, classes, loc="outside right upper", fontsize=9)
     if note := legend_remark(classes):
         figure.suptitle(note.strip(" ()"), fontsize=10)
     return figure

@@ -33,9 +33,9 @@ def project(tmp_path) -> Path:
     return copy(template(), tmp_path / "project")
 
 
-def stop(project: Path, stage: str, variant: str, sent: str, moment: int | str) -> Ended:
+def stop(project: Path, stage: str, variant: str, sent: str, moment: int | str, **environment: str) -> Ended:
     """Stop a stage and check how it ended."""
-    ended = server().run(project, stage, variant, sent, moment)
+    ended = server().run(project, stage, variant, sent, moment, **environment)
     assert ended.status == STATUS[sent], f"{sent} at {moment}: {ended}"
     if sent != "KILL":
         assert "give the same command again" in one_line(ended.output)
@@ -71,6 +71,16 @@ def test_a_training_stopped_again_and_again_ends_the_same(variant, project):
     stop(project, "pretrain", variant, "KILL", "after replace final.pt#1")
     assert "trained before" in finish(project, "pretrain", variant)
     check_same(project, variant, "pretrain")
+
+
+def test_a_training_whose_views_have_threads_of_their_own_ends_the_same(tmp_path):
+    whole, project = (copy(template(), tmp_path / name) for name in ("whole", "stopped"))
+    finish(whole, "pretrain", LAST, ENGRAM_THREADS="2")
+    for sent, moment in (("TERM", "pretrain step 1#1"), ("KILL", "byte 10000 of latest.pt.part#2")):
+        stop(project, "pretrain", LAST, sent, moment, ENGRAM_THREADS="2")
+    assert GOING_ON in finish(project, "pretrain", LAST, ENGRAM_THREADS="2")
+    assert written(project, LAST, "pretrain") == written(whole, LAST, "pretrain")
+    assert not strays(project)
 
 
 @everything
