@@ -144,9 +144,9 @@ def test_norms_that_do_not_train_keep_their_statistics_and_use_them(kinds):
                         module.train(False)
 
 
-def test_views_are_at_the_same_time_both_ways_and_in_the_machines_precision():
+def test_views_are_at_the_same_time_both_ways_by_half_of_the_threads_in_the_machines_precision():
     both = threading.Barrier(2)
-    seen = []
+    ahead, back = [], []
 
     class Meet(torch.autograd.Function):
         @staticmethod
@@ -156,21 +156,27 @@ def test_views_are_at_the_same_time_both_ways_and_in_the_machines_precision():
         @staticmethod
         def backward(context, slope):
             both.wait(timeout=60)
+            back.append(torch.get_num_threads())
             return slope
 
-    run = run_of("simclr", replace(TWO, precision="bf16"))
+    torch.set_num_threads(4)
+    run = run_of("simclr", replace(TWO, threads=4, precision="bf16"))
     embed = type(run.method).embed_view
 
     class Meeting(type(run.method)):
         def embed_view(self, view):
             if torch.is_grad_enabled():  # not when it is tried
                 both.wait(timeout=60)
-            seen.append((torch.is_autocast_enabled("cpu"), torch.get_num_threads()))
-            return {name: Meet.apply(rows) for name, rows in embed(self, view).items()}
+            found = embed(self, view)
+            ahead.append((torch.is_autocast_enabled("cpu"), torch.get_num_threads()))
+            return {name: Meet.apply(rows) for name, rows in found.items()}
 
     run.method.__class__ = Meeting
-    run.step(0, 0, run.order(0)[0])
-    assert seen == [(True, 1)] * 3
+    for number in range(2):
+        run.step(0, number, run.order(0)[number])
+        torch.set_num_threads(3)  # what is set later is not theirs
+    torch.set_num_threads(1)
+    assert ahead == [(True, 2)] * 5 and back == [2] * 4
 
 
 @pytest.mark.parametrize("variant, precision, threads", [

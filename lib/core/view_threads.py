@@ -46,7 +46,7 @@ class ViewThreads:
         self.method, self.share, self.tried = method, threads // 2, False
         self.outputs, self.leaves, self.twin = [], [], None
         before = torch.get_num_threads()
-        self.pool = ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(self.share,))
+        self.pool = ThreadPoolExecutor(2, initializer=_take, initargs=(self.share,))
         both = threading.Barrier(2)
         wait([self.pool.submit(both.wait) for _ in range(2)])
         torch.set_num_threads(before)  # torch gives a new thread the number that was set last, by whichever one
@@ -117,6 +117,12 @@ class ViewThreads:
                 for tensor, value in kept:
                     tensor.copy_(value)
             raise Unsplittable(found)
+
+
+def _take(share: int) -> None:
+    """Have ``share`` threads for what this thread computes, whatever is set elsewhere later."""
+    torch.get_num_threads()  # torch gives a thread its number when it first asks or computes, and not again
+    torch.set_num_threads(share)
 
 
 class _Watch:
