@@ -114,7 +114,7 @@ def test_the_page_says_what_the_convolutions_alone_would_allow():
             in document(found))
 
 
-@pytest.mark.parametrize("preset", ["study", "cpu", "demo"])
+@pytest.mark.parametrize("preset", ["study", "cpu", "demo", "codes"])
 def test_simclr_is_had_with_any_preset(preset, monkeypatch):
     monkeypatch.chdir(ROOT)
     params = ours.preset_params(preset, ["epochs=3"])
