@@ -16,6 +16,7 @@ from bench.images import image_data
 from bench.ours import new_trainer, pairs_of_rows, positions, study_params
 from bench.timing import steady
 from lib.core.trainer import Pretrainer
+from lib.encoders.small_maps import SmallMapConv2d
 from lib.errors import UserError
 from lib.machine import Machine, computing
 from lib.methods.base import Method, Named
@@ -64,6 +65,16 @@ def plain_adam(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     def change(trainer: Pretrainer) -> None:
         rule = trainer.params.optimizer
         trainer.optimizer = _PlainAdam(trainer.method.parameters(), lr=rule.lr, weight_decay=rule.weight_decay)
+
+    return _step(settings, machine, change)
+
+
+def plain_convolutions(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """Without what spares the padding of small maps: every convolution is torch's own."""
+    def change(trainer: Pretrainer) -> None:
+        for module in trainer.method.modules():
+            if type(module) is SmallMapConv2d:
+                module.__class__ = nn.Conv2d
 
     return _step(settings, machine, change)
 

@@ -21,8 +21,8 @@ SECTIONS = {
 NAMES = {"ours": "ours", "leftthomas": "leftthomas/SimCLR recipe", "with_lightly": "lightly", "with_kornia": "kornia",
          "with_scikit": "scikit-learn, all threads", "ceiling": "matrix products", "systems": "ours"}
 PARTS = {"parts.fp32": "in fp32", "parts.contiguous": "not channels last", "parts.one_by_one": "augmented one by one",
-         "parts.in_turn": "views in turn", "parts.memory_given_back": "freed memory given back",
-         "parts.plain_adam": "Adam not fused",
+         "parts.plain_convolutions": "torch's own convolutions", "parts.in_turn": "views in turn",
+         "parts.memory_given_back": "freed memory given back", "parts.plain_adam": "Adam not fused",
          "parts.one_forward": "both views in one forward (another training)",
          "parts.compiled": "encoder compiled, views in turn", "parts.side_by_side": "a training on each processor"}
 CUDA_SECTIONS = ("ceiling", "step", "systems", "accuracy")

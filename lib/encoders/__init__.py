@@ -5,8 +5,9 @@ An encoder is an ``nn.Module`` with ``forward(images [B, 3, S, S]) -> map [B, C,
 into latents is the method's choice. ``build`` of each file takes the number of input channels and a factor
 of all its own channels, for methods that share the image out among several encoders.
 
-``resnet`` is what the ResNets share. ``vgg6`` has no ``build``: methods that contrast patches bring it themselves, with
-their own options, and it returns the codes of every layer.
+``resnet`` is what the ResNets share, and ``small_maps`` a convolution that takes the place of torch's in every method.
+``vgg6`` has no ``build``: methods that contrast patches bring it themselves, with their own options, and it returns
+the codes of every layer.
 """
 
 from importlib import import_module
