@@ -70,13 +70,15 @@ def plain_adam(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
 
 
 def plain_convolutions(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
-    """Without what spares the padding of small maps: every convolution is torch's own."""
-    def change(trainer: Pretrainer) -> None:
-        for module in trainer.method.modules():
-            if type(module) is SmallMapConv2d:
-                module.__class__ = nn.Conv2d
+    """With nn.Conv2d everywhere."""
+    return _step(settings, machine, torchs_convolutions)
 
-    return _step(settings, machine, change)
+
+def torchs_convolutions(trainer: Pretrainer) -> None:
+    """Turn every convolution of small maps back into torch's own."""
+    for module in trainer.method.modules():
+        if type(module) is SmallMapConv2d:
+            module.__class__ = nn.Conv2d
 
 
 def in_turn(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:

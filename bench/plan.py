@@ -28,6 +28,7 @@ PARTS = {"parts.fp32": "in fp32", "parts.contiguous": "not channels last", "part
 CUDA_SECTIONS = ("ceiling", "step", "systems", "accuracy")
 CUDA_PARTS = ("parts.started_singly", "parts.compiled")
 OTHERS = {"parts.started_singly": "kernels started one by one", "parts.whole_matrix": "the whole matrix at once",
+          "systems.plain_convolutions": "torch's own convolutions",
           "parts.convolutions": "ours, its convolutions alone", "pipeline.side_by_side": "variants side by side",
           "pipeline.in_turn": "one stage after the other"}
 PEERS = ("leftthomas", "with_lightly")  # those with a data loader and workers
@@ -49,6 +50,7 @@ class Sizes:
     large_batch: tuple[int, int] = (4_096, 128)  # ResNet-18's, and its micro-batches
     demo: tuple[str, ...] = ()  # changes to the preset of that name
     systems: tuple[int, int | None] = (50_000, None)  # training images; batch, None: each system's own
+    patch_channels: int = 128  # of VGG-6's first layer, as published; the preset has a quarter
     squares: tuple[int, ...] = (1024, 2048, 4096)
     warm: float = 8.0
     seconds: float = 20.0
@@ -62,8 +64,8 @@ FULL = Sizes()
 CUDA = replace(FULL, squares=(4096, 8192), warm=2.0, seconds=4.0, sweep_seconds=2.0, cuda=True,
                whole_device=(("resnet18", 512), ("resnet50", 512)))
 QUICK = Sizes(train=400, test=100, data_batch=32, step_batches=(8, 4, 4), points=(100, 200), iterations=250,
-              rows=(16,), most_rows=32, large_batch=(8, 4), systems=(4_096, 64), squares=(128,),
-              demo=("epochs=1", "linear.epochs=2", "tsne.iterations=250"), warm=0.0, seconds=0.1, least=1,
+              rows=(16,), most_rows=32, large_batch=(8, 4), systems=(4_096, 64), patch_channels=32,
+              squares=(128,), demo=("epochs=1", "linear.epochs=2", "tsne.iterations=250"), warm=0.0, seconds=0.1, least=1,
               sweep_seconds=0.0)
 
 
@@ -116,9 +118,15 @@ def _step(sizes: Sizes) -> list[Row]:
 
 
 def _parts(sizes: Sizes) -> list[Row]:
-    return [Row("parts", f"{encoder}, batch {batch}", "one step", ("ours.step", *PARTS),
-                _common(sizes, encoder, batch), batch)
-            for encoder, batch in zip(("small", "resnet18"), sizes.step_batches)]
+    simclr = [Row("parts", f"{encoder}, batch {batch}", "one step", ("ours.step", *PARTS),
+                  _common(sizes, encoder, batch), batch)
+              for encoder, batch in zip(("small", "resnet18"), sizes.step_batches)]
+    (train, given), channels = sizes.systems, sizes.patch_channels
+    batch = given or system_params()["cpc"].batch_size
+    settings = {"variant": "cpc", "options": {"channels": channels}, "train": train, "test": sizes.test,
+                "batch": batch, "warm": sizes.warm / 4, "seconds": sizes.seconds / 4, "least": sizes.least}
+    return [*simclr, Row("parts", f"cpc, VGG-6 from {channels} channels, batch {batch}", "one step",
+                         ("systems.system", "systems.plain_convolutions"), settings, batch)]
 
 
 def _systems(sizes: Sizes) -> list[Row]:

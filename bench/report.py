@@ -13,12 +13,13 @@ NOTES = {
                "computes in it.",
     "data": "From uint8 pictures in memory to normalised fp32 views, the same recipe for all. Workers as below. Ours "
             "makes one view after the other here; in a step each view's thread makes it.",
-    "step": "Views, forward of each view, loss, backward, optimiser; the same encoder for all. Ours computes in the "
-            "machine's precision, the peers in fp32 as it comes, on a GPU tf32. The share is of the matrix products' "
-            "ceiling in the arm's own precision, by the FLOPs of convolutions and matrix products. The convolutions "
-            "alone are no training: each of a step's, forward and backward, without anything between them.",
-    "parts": "The same step with one thing done otherwise: a ratio above 1 is what our way gains. The last three are "
-             "other ways to train: below 1 is what they would gain. Where a training runs on each processor, the time "
+    "step": "Views, forward of each view, loss, backward, optimiser; the same encoder for all, the peers' of torch's "
+            "own convolutions. Ours computes in the machine's precision, the peers in fp32 as it comes, on a GPU tf32. "
+            "The share is of the matrix products' ceiling in the arm's own precision, by the FLOPs of convolutions and "
+            "matrix products, those with padding included. The convolutions alone are no training: each of a step's, "
+            "forward and backward, without anything between them.",
+    "parts": "The same step with one thing done otherwise: a ratio above 1 is what our way gains. The last three "
+             "of SimCLR are other ways to train: below 1 is what they would gain. Where a training runs on each processor, the time "
              "is that in which any of them does a step, and their memory is with the workers.",
     "systems": "Each variant that trains, by itself, with preset `all`, its own encoder and batch: the mean of a "
                "step in its first epoch and one in its last, which differ where layers learn in turn. An epoch is that "

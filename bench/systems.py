@@ -3,6 +3,7 @@
 import itertools
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from bench.images import image_data
 from bench.ours import new_trainer, positions
+from bench.parts import torchs_convolutions
 from bench.timing import steady
 from lib.core.trainer import Pretrainer
 from lib.machine import Machine
@@ -33,9 +35,25 @@ def system_params() -> dict[str, Pretraining]:
 
 
 def system(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
-    """Steps of the first epoch and of the last, which may differ: layers that learn in turn, codes that get sparse."""
-    params = replace(system_params()[settings["variant"]], batch_size=settings["batch"])
+    """Steps of the first epoch and of the last, which may differ: layers that learn in turn, codes that get sparse.
+
+    ``options`` in the settings take the place of the preset's.
+    """
+    return _system(settings, machine)
+
+
+def plain_convolutions(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """The same with nn.Conv2d everywhere."""
+    return _system(settings, machine, torchs_convolutions)
+
+
+def _system(settings: dict[str, Any], machine: Machine,
+            change: Callable[[Pretrainer], None] = lambda trainer: None) -> dict[str, Any]:
+    params = system_params()[settings["variant"]]
+    options = {**params.options, **settings.get("options", {})}
+    params = replace(params, batch_size=settings["batch"], options=options)
     trainer = new_trainer(params, image_data(settings["train"], settings["test"]), machine)
+    change(trainer)
     first = _steady(trainer, 0, settings)
     trainer.method.after_step(trainer.steps // 2 - 1, trainer.steps)  # a method may turn to other layers there
     last = _steady(trainer, params.epochs - 1, settings)

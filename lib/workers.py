@@ -4,8 +4,9 @@ Kernels that are cut up among threads wait for the slowest of them, every one; a
 beginning to its end waits once. Of several pieces, what comes out does not depend on how many threads there are.
 """
 
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
@@ -25,12 +26,26 @@ def one_thread_each(work: Callable[[Any], Any], pieces: Sequence[Any], machine: 
     count = 1 if alone else min(machine.threads, len(pieces))
     if count <= 1:
         return [work(piece) for piece in pieces]
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+    pool = threads_that_wait(count, 1)
     try:
         return list(pool.map(work, pieces))
     finally:
-        try:
-            pool.shutdown(cancel_futures=True)
-        finally:
-            torch.set_num_threads(threads)  # torch gives a new thread the number that was set last, by whichever one
+        pool.shutdown(cancel_futures=True)
+
+
+def threads_that_wait(count: int, share: int) -> ThreadPoolExecutor:
+    """``count`` new threads, each with ``share`` of torch's threads for what it computes, whatever is set elsewhere
+    later. The caller keeps the number that it has."""
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, initializer=_have, initargs=(share,))
+    all_there = threading.Barrier(count)
+    try:
+        wait([pool.submit(all_there.wait) for _ in range(count)])
+    finally:
+        torch.set_num_threads(before)  # torch gives a new thread the number that was set last, by whichever one
+    return pool
+
+
+def _have(share: int) -> None:
+    torch.get_num_threads()  # torch gives a thread its number when it first asks or computes, and not again
+    torch.set_num_threads(share)

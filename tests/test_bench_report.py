@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import ceiling, leftthomas, ours, parts
+from bench import ceiling, leftthomas, ours, parts, systems
 from bench.accuracy import as_the_recipe
 from bench.plan import CUDA, CUDA_SECTIONS, FULL, PARTS, QUICK, SECTIONS, name_of, rows, sweep_of, worker_counts
 from bench.ratios import Race, Spread, fractions, race, race_verdict, ratios, spread, verdict
@@ -17,6 +17,7 @@ from bench.report import document
 from bench.run import kept, parse
 from bench.systems import system, system_params
 from lib.core.trainer import Pretrainer
+from lib.encoders.small_maps import SmallMapConv2d
 from lib.errors import UserError
 from lib.views.augment import normalize
 from tests import examples
@@ -94,12 +95,24 @@ def test_a_step_with_a_part_done_otherwise_runs(arm):
     assert getattr(parts, arm.removeprefix("parts."))(settings, replace(CPU, threads=2))["calls"] == 1
 
 
+@pytest.mark.parametrize("arm, left", [(parts.plain_convolutions, 0), (parts.in_turn, 10),
+                                       (systems.plain_convolutions, 0), (systems.system, 6)])
+def test_torchs_convolutions_take_the_place_of_those_of_small_maps(arm, left, monkeypatch):
+    """10 are in the small encoder, 6 in VGG-6."""
+    counts, step = set(), Pretrainer.step
+    monkeypatch.setattr(Pretrainer, "step", lambda run, *where: (
+        counts.add(sum(type(module) is SmallMapConv2d for module in run.method.modules())), step(run, *where)))
+    arm({"encoder": "small", "variant": "cpc", "options": {"channels": 4}, "batch": 4, "train": 16, "test": 4,
+         "warm": 0.0, "seconds": 0.0, "least": 1}, CPU)
+    assert counts == {left}
+
+
 def test_convolutions_alone_are_those_of_a_step(monkeypatch):
     """All that `ceiling.flops` counts of a step, but for the projector of both views, forward and twice backward.
 
     It counts the products with padding, too, as is usual: here none is left out.
     """
-    monkeypatch.setattr("lib.encoders.small_maps.PLACES", 0)
+    monkeypatch.setattr("lib.encoders.small_maps.OUTPUTS", 0)
     settings = {"encoder": "small", "batch": 4, "train": 16, "test": 4, "warm": 0.0, "seconds": 0.0}
 
     def counted(calls: int) -> int:

@@ -13,7 +13,7 @@ from lib.errors import UserError
 from lib.files import write_json
 from lib.report import scaling
 from lib.report.record import RECORDS
-from lib.report.scaling import BEGIN, END, PAGE, PUBLISHED, Speed
+from lib.report.scaling import BESIDE, PAGE, PUBLISHED, TABLE, Speed, markers
 from tests.examples import ROOT
 
 
@@ -130,12 +130,30 @@ def test_steps_recorded_on_a_gpu_have_rows_and_a_price(bench, tmp_path, monkeypa
 
 def test_the_page_is_rewritten_between_its_markers(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("nothing")
-    with pytest.raises(UserError, match="lacks the markers"):
-        scaling.write_page(page, "new\n")
-    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    scaling.write_page(page, "new\n")
-    assert page.read_text() == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+    (one, two), (three, four) = markers(BESIDE), markers(TABLE)
+    for text in ("nothing", f"{one}\nhalf", f"{three}\nof another part\n{four}"):
+        page.write_text(text)
+        with pytest.raises(UserError, match="lacks the markers of its side by side; put"):
+            scaling.write_page(page, BESIDE, "new\n")
+    page.write_text(f"before\n{one}\nold\n{two}\nbetween\n{three}\nold\n{four}\nafter\n")
+    scaling.write_page(page, BESIDE, "new\n")
+    assert page.read_text() == f"before\n{one}\nnew\n{two}\nbetween\n{three}\nold\n{four}\nafter\n"
+
+
+def test_what_variants_side_by_side_gain(bench, tmp_path):
+    write_json(tmp_path / "bench.json", bench)
+    assert scaling.beside(tmp_path / "bench.json") == scaling.beside(tmp_path / "curves.csv") == "Not measured.\n"
+    bench["rows"] += [
+        {"section": "pipeline", "name": "demo whole", "settings": {},
+         "runs": {"pipeline.side_by_side": [{"seconds": 100.4}], "pipeline.in_turn": [{"seconds": 150.0}]}},
+        {**step("resnet18", 128), "section": "parts",
+         "runs": {"ours.step": [run(3.0), run(5.0)], "parts.side_by_side": [run(2.5), {"error": "status 1"}]}}]
+    write_json(tmp_path / "bench.json", bench)
+    lines = scaling.beside(tmp_path / "bench.json").splitlines()
+    assert lines[2:] == [
+        "- demo whole: 100 s side by side, 150 s one stage after the other",
+        "- Trainings on a processor each, of 2, do together 1.60 times (resnet18) the steps of one training with all "
+        "processors"]
 
 
 def test_the_page_holds_what_the_code_computes(monkeypatch):
@@ -143,4 +161,6 @@ def test_the_page_holds_what_the_code_computes(monkeypatch):
     monkeypatch.chdir(ROOT)
     text = PAGE.read_text()
     path = Path(re.search(r"From \[([^]]+)\]", text)[1])
-    assert scaling.document(path) in text, f"python -m lib.report.scaling --speeds {path}"
+    for part, written in ((BESIDE, scaling.beside(path)), (TABLE, scaling.document(path))):
+        begin, end = markers(part)
+        assert f"{begin}\n{written}{end}" in text, f"python -m lib.report.scaling --speeds {path}"

@@ -7,9 +7,8 @@ parameters and buffers, but for the running statistics of BatchNorm, which join 
 come after the first.
 """
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from lib.core.optimizers import laid_out
 from lib.errors import UserError
 from lib.machine import Machine
+from lib.workers import threads_that_wait
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # and no subclass, which may count otherwise
 RUNNING = ("running_mean", "running_var")
@@ -45,11 +45,7 @@ class ViewThreads:
         """``threads``: of the process, an even number. Two new ones wait for work and share them."""
         self.method, self.share, self.tried = method, threads // 2, False
         self.outputs, self.leaves, self.twin = [], [], None
-        before = torch.get_num_threads()
-        self.pool = ThreadPoolExecutor(2, initializer=_take, initargs=(self.share,))
-        both = threading.Barrier(2)
-        wait([self.pool.submit(both.wait) for _ in range(2)])
-        torch.set_num_threads(before)  # torch gives a new thread the number that was set last, by whichever one
+        self.pool = threads_that_wait(2, self.share)
 
     def forward(self, embed: Embed) -> Named:
         """``embed(method, view)`` of both views, as it names them: embeddings [B, D], leaves by name and side.
@@ -117,12 +113,6 @@ class ViewThreads:
                 for tensor, value in kept:
                     tensor.copy_(value)
             raise Unsplittable(found)
-
-
-def _take(share: int) -> None:
-    """Have ``share`` threads for what this thread computes, whatever is set elsewhere later."""
-    torch.get_num_threads()  # torch gives a thread its number when it first asks or computes, and not again
-    torch.set_num_threads(share)
 
 
 class _Watch:

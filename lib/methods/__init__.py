@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lib.encoders.small_maps import without_padding
+from lib.encoders.small_maps import with_small_maps
 from lib.errors import UserError
 from lib.methods.base import Method
 from lib.params.pretraining import Pretraining
@@ -76,4 +76,4 @@ def alike(variants: list[Pretraining]) -> int:
 def build_method(params: Pretraining) -> Method:
     """A freshly initialised method of one variant, from torch's global generator."""
     options = check_method(params)
-    return without_padding(method_class(params.method)(options, params))
+    return with_small_maps(method_class(params.method)(options, params))

@@ -1,4 +1,6 @@
-"""The planning table of docs/scaling.md: ``python -m lib.report.scaling [--price 2.0] [--speeds FILE]``.
+"""The measured parts of docs/scaling.md: ``python -m lib.report.scaling [--price 2.0] [--speeds FILE]``.
+
+What variants side by side gain, and the planning table.
 
 Speeds are measured (``make bench``, a recorded run, steps recorded on a GPU) or published by others. Memory is
 counted from the shapes of tensors, which are never filled. The rest is arithmetic.
@@ -24,7 +26,7 @@ from lib.params.spec import load_yaml
 from lib.report.record import RECORDS
 
 PAGE, BENCH = Path("docs/scaling.md"), Path("bench/results.json")
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+TABLE, BESIDE = "table", "side by side"  # parts of the page that are written here, between their markers
 MEASURED_SIZE = 32  # pixels, of the bench's images and of the published ones
 SOURCE = "README of github.com/dkobak/simclr-cifar10, batch 512, their code, images augmented by 16 CPU workers"
 BATCH, VIEWS = 256, 2
@@ -186,6 +188,30 @@ def document(path: Path, price: float = PRICE) -> str:
                       f"{speed.device}:", "", *arithmetic, ""])
 
 
+def beside(path: Path) -> str:
+    """What variants side by side gain by a record of ``make bench``, as markdown."""
+    bench = read_json(path) if path.suffix == ".json" else {"rows": []}
+    whole = [f"{row['name']}: {one:.0f} s side by side, {other:.0f} s one stage after the other"
+             for row in bench["rows"] if row["section"] == "pipeline"
+             for one, other in [_medians(row, "pipeline.side_by_side", "pipeline.in_turn")] if one and other]
+    steps = [f"{alone / shared:.2f} times ({row['settings']['encoder']})"
+             for row in bench["rows"] if row["section"] == "parts"
+             for alone, shared in [_medians(row, "ours.step", "parts.side_by_side")] if alone and shared]
+    lines = [f"- {line}" for line in whole]
+    if steps:
+        lines.append(f"- Trainings on a processor each, of {bench['machine']['threads']}, do together "
+                     f"{', '.join(steps)} the steps of one training with all processors")
+    if not lines:
+        return "Not measured.\n"
+    return "\n".join([f"Measured, from [{path.as_posix()}](../{path.as_posix()}):", "", *lines, ""])
+
+
+def _medians(row: dict, *arms: str) -> list[float | None]:
+    """The median seconds of some arms of one row; None of one that was not measured."""
+    found = [[run["seconds"] for run in row["runs"].get(arm, []) if "seconds" in run] for arm in arms]
+    return [statistics.median(seconds) if seconds else None for seconds in found]
+
+
 def _row(task: Task, speed: Speed, price: float) -> list[str]:
     rate = speed.at(task.pixels)
     seconds = task.epochs * task.images / rate
@@ -215,28 +241,35 @@ def _arithmetic(speed: Speed, task: Task, price: float) -> list[str]:
             f"{message / LINK:.2f} s, beside {BATCH} / {rate:,.0f} s = {BATCH / rate:.2f} s of computing"]
 
 
-def write_page(page: Path, text: str) -> None:
-    """Put ``text`` between the page's markers.
+def markers(part: str) -> tuple[str, str]:
+    return f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
+
+
+def write_page(page: Path, part: str, text: str) -> None:
+    """Put ``text`` between the page's markers of that part.
 
     Raises:
         UserError: the page lacks the markers.
     """
-    before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise UserError(f"{page} lacks the markers; put {BEGIN} and after it {END} where the table belongs")
+    begin, end = markers(part)
+    before, found, rest = page.read_text().partition(begin)
+    _, last, after = rest.partition(end)
+    if not found or not last:
+        raise UserError(f"{page} lacks the markers of its {part}; put {begin} and after it {end} where it belongs")
     write_text(page, f"{before}{begin}\n{text}{end}{after}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write the planning table into docs/scaling.md.")
+    parser = argparse.ArgumentParser(description="Write the measured parts of docs/scaling.md.")
     parser.add_argument("--price", type=float, default=PRICE, help="USD per GPU hour (default: %(default)s)")
     parser.add_argument("--speeds", type=Path, help=f"a record of make bench, or a record's curves.csv ({BENCH}, or "
                         "else the newest record)")
     arguments = parser.parse_args()
     try:
         path = arguments.speeds or default_source()
-        write_page(PAGE, document(path, arguments.price))
+        table, gain = document(path, arguments.price), beside(path)
+        write_page(PAGE, BESIDE, gain)
+        write_page(PAGE, TABLE, table)
         print(f"{PAGE} is written, from {path}")
     except UserError as error:
         sys.exit(f"error: {error}")
