@@ -65,8 +65,8 @@ CUDA = replace(FULL, squares=(4096, 8192), warm=2.0, seconds=4.0, sweep_seconds=
                whole_device=(("resnet18", 512), ("resnet50", 512)))
 QUICK = Sizes(train=400, test=100, data_batch=32, step_batches=(8, 4, 4), points=(100, 200), iterations=250,
               rows=(16,), most_rows=32, large_batch=(8, 4), systems=(4_096, 64), patch_channels=32,
-              squares=(128,), demo=("epochs=1", "linear.epochs=2", "tsne.iterations=250"), warm=0.0, seconds=0.1, least=1,
-              sweep_seconds=0.0)
+              squares=(128,), demo=("epochs=1", "linear.epochs=2", "tsne.iterations=250"), warm=0.0, seconds=0.1,
+              least=1, sweep_seconds=0.0)
 
 
 @dataclass(frozen=True)

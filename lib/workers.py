@@ -6,12 +6,14 @@ beginning to its end waits once. Of several pieces, what comes out does not depe
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 
 from lib.machine import Machine
+
+START = 60  # seconds in which all threads are there
 
 
 def one_thread_each(work: Callable[[Any], Any], pieces: Sequence[Any], machine: Machine) -> list[Any]:
@@ -26,26 +28,36 @@ def one_thread_each(work: Callable[[Any], Any], pieces: Sequence[Any], machine: 
     count = 1 if alone else min(machine.threads, len(pieces))
     if count <= 1:
         return [work(piece) for piece in pieces]
-    pool = threads_that_wait(count, 1)
+    pool = started_threads(count, 1)
     try:
         return list(pool.map(work, pieces))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def threads_that_wait(count: int, share: int) -> ThreadPoolExecutor:
-    """``count`` new threads, each with ``share`` of torch's threads for what it computes, whatever is set elsewhere
-    later. The caller keeps the number that it has."""
+def started_threads(count: int, share: int) -> ThreadPoolExecutor:
+    """``count`` new threads that wait for work, each with ``share`` of torch's threads for what it computes.
+
+    That number stays theirs, whatever is set elsewhere later; the caller keeps its own.
+
+    Raises:
+        RuntimeError: a thread did not start; none is left.
+    """
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, initializer=_have, initargs=(share,))
-    all_there = threading.Barrier(count)
+    pool = ThreadPoolExecutor(count, initializer=_take_share, initargs=(share,))
+    all_there = threading.Barrier(count, timeout=START)
     try:
-        wait([pool.submit(all_there.wait) for _ in range(count)])
+        for one in [pool.submit(all_there.wait) for _ in range(count)]:
+            one.result()
+    except BaseException:
+        all_there.abort()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
     finally:
         torch.set_num_threads(before)  # torch gives a new thread the number that was set last, by whichever one
     return pool
 
 
-def _have(share: int) -> None:
+def _take_share(share: int) -> None:
     torch.get_num_threads()  # torch gives a thread its number when it first asks or computes, and not again
     torch.set_num_threads(share)

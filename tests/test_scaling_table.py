@@ -134,26 +134,30 @@ def test_the_page_is_rewritten_between_its_markers(tmp_path):
     for text in ("nothing", f"{one}\nhalf", f"{three}\nof another part\n{four}"):
         page.write_text(text)
         with pytest.raises(UserError, match="lacks the markers of its side by side; put"):
-            scaling.write_page(page, BESIDE, "new\n")
+            scaling.write_page(page, {TABLE: "new\n", BESIDE: "new\n"} if three in text else {BESIDE: "new\n"})
+        assert page.read_text() == text
     page.write_text(f"before\n{one}\nold\n{two}\nbetween\n{three}\nold\n{four}\nafter\n")
-    scaling.write_page(page, BESIDE, "new\n")
-    assert page.read_text() == f"before\n{one}\nnew\n{two}\nbetween\n{three}\nold\n{four}\nafter\n"
+    scaling.write_page(page, {BESIDE: "new\n", TABLE: "newer\n"})
+    assert page.read_text() == f"before\n{one}\nnew\n{two}\nbetween\n{three}\nnewer\n{four}\nafter\n"
 
 
 def test_what_variants_side_by_side_gain(bench, tmp_path):
     write_json(tmp_path / "bench.json", bench)
-    assert scaling.beside(tmp_path / "bench.json") == scaling.beside(tmp_path / "curves.csv") == "Not measured.\n"
+    assert scaling.side_by_side_gain(tmp_path / "bench.json") == "Not measured.\n"
+    assert scaling.side_by_side_gain(tmp_path / "none.json") == "Not measured.\n"
+    bench["before"][0]["sections"] += ["pipeline"]
     bench["rows"] += [
         {"section": "pipeline", "name": "demo whole", "settings": {},
          "runs": {"pipeline.side_by_side": [{"seconds": 100.4}], "pipeline.in_turn": [{"seconds": 150.0}]}},
         {**step("resnet18", 128), "section": "parts",
-         "runs": {"ours.step": [run(3.0), run(5.0)], "parts.side_by_side": [run(2.5), {"error": "status 1"}]}}]
+         "runs": {"ours.step": [run(3.0), run(9.0), run(8.0)],
+                  "parts.side_by_side": [run(2.5), {"error": "status 1"}, run(4.0)]}}]
     write_json(tmp_path / "bench.json", bench)
-    lines = scaling.beside(tmp_path / "bench.json").splitlines()
+    lines = scaling.side_by_side_gain(tmp_path / "bench.json").splitlines()
     assert lines[2:] == [
-        "- demo whole: 100 s side by side, 150 s one stage after the other",
-        "- Trainings on a processor each, of 2, do together 1.60 times (resnet18) the steps of one training with all "
-        "processors"]
+        "- demo whole: 100 s side by side, 150 s one stage after the other (2026-01-30, 1 repetition)",
+        "- resnet18: 2 trainings, one for each processor, together do 1.60 times the steps of one training with all "
+        "processors (2026-01-31, 2 repetitions)"]
 
 
 def test_the_page_holds_what_the_code_computes(monkeypatch):
@@ -161,6 +165,6 @@ def test_the_page_holds_what_the_code_computes(monkeypatch):
     monkeypatch.chdir(ROOT)
     text = PAGE.read_text()
     path = Path(re.search(r"From \[([^]]+)\]", text)[1])
-    for part, written in ((BESIDE, scaling.beside(path)), (TABLE, scaling.document(path))):
+    for part, written in ((BESIDE, scaling.side_by_side_gain(scaling.BENCH)), (TABLE, scaling.document(path))):
         begin, end = markers(part)
         assert f"{begin}\n{written}{end}" in text, f"python -m lib.report.scaling --speeds {path}"

@@ -16,7 +16,7 @@ from bench.arm import keeps
 from lib import stage
 from lib.evaluate.features import extract_with_projections
 from lib.methods import build_method
-from lib.workers import one_thread_each
+from lib.workers import one_thread_each, started_threads
 from tests.evaluate_fakes import MACHINE
 from tests.examples import FORMS, ROOT, images, params_file, pretraining
 
@@ -69,6 +69,30 @@ def test_a_piece_that_fails_stops_those_that_have_not_begun():
     with pytest.raises(ValueError, match="no such piece"):
         one_thread_each(work, range(100), TWO)
     assert len(begun) < 20 and torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("broken", ["start", "initializer"])
+def test_a_thread_that_does_not_start_is_an_error_and_leaves_none_waiting(broken, monkeypatch):
+    begun, start, running = [], threading.Thread.start, threading.active_count()
+
+    def second_fails(what, then):
+        begun.append(what)
+        if len(begun) == 2:
+            raise RuntimeError("can't start new thread")
+        return then(what)
+
+    if broken == "start":
+        monkeypatch.setattr(threading.Thread, "start", lambda thread: second_fails(thread, start))
+    else:
+        monkeypatch.setattr("lib.workers._take_share", lambda share: second_fails(share, torch.set_num_threads))
+        monkeypatch.setattr("lib.workers.START", 1)
+    with pytest.raises((RuntimeError, threading.BrokenBarrierError)):
+        started_threads(2, 1)
+    for _ in range(100):
+        if threading.active_count() == running:
+            break
+        time.sleep(0.05)
+    assert threading.active_count() == running and torch.get_num_threads() == 2
 
 
 def test_nothing_and_what_is_compiled_are_done_where_the_caller_is():

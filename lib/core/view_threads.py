@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lib.core.optimizers import laid_out
 from lib.errors import UserError
 from lib.machine import Machine
-from lib.workers import threads_that_wait
+from lib.workers import started_threads
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # and no subclass, which may count otherwise
 RUNNING = ("running_mean", "running_var")
@@ -45,7 +45,7 @@ class ViewThreads:
         """``threads``: of the process, an even number. Two new ones wait for work and share them."""
         self.method, self.share, self.tried = method, threads // 2, False
         self.outputs, self.leaves, self.twin = [], [], None
-        self.pool = threads_that_wait(2, self.share)
+        self.pool = started_threads(2, self.share)
 
     def forward(self, embed: Embed) -> Named:
         """``embed(method, view)`` of both views, as it names them: embeddings [B, D], leaves by name and side.

@@ -2,14 +2,16 @@
 
 A padded 3x3 kernel meets zeros in 44 of the 144 products of a 4x4 map, in 20 of the 36 of a 2x2 map, and in 8 of the 9
 of a single place. oneDNN, which computes torch's convolutions on a CPU, leaves out a part of them forward, and none in
-the gradient of the weights, which is the slowest of its kernels there (bench/results.md, "torch's own convolutions").
+the gradient of the weights, which is the slowest of its kernels there. The benchmark times steps without this file
+("torch's own convolutions").
 The same sums are taken here from what is really in the map:
 
 - where each window covers the whole map, the convolution is a linear layer from all places to all outputs;
 - elsewhere, up to `OUTPUTS` outputs, the gradient of the weights is one matrix product for each place of the kernel.
 
-Values and gradients are those of ``nn.Conv2d`` but for rounding. Other devices, larger maps, thin layers, compiled
-networks and all that nn.Conv2d refuses are nn.Conv2d's.
+Values and gradients are those of ``nn.Conv2d`` but for rounding, which also depends on how many images a pass has: a
+linear layer is worth its while for many. Other devices, larger maps, compiled networks and all that nn.Conv2d refuses
+are nn.Conv2d's. There are no derivatives forward, and no vmap.
 """
 
 from math import prod
@@ -44,28 +46,30 @@ class SmallMapConv2d(nn.Conv2d):
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        if not self._ours(images):
+        if not self._worth_trying(images):
             return super().forward(images)
         sides = images.shape[2:]
         if all(side <= size - edge for side, size, edge in zip(sides, self.kernel_size, self.padding)):
             inputs, spared = sides.numel(), self.weight[0, 0].numel() - sides.numel()
             if len(images) * spared >= ASSEMBLY * inputs:
                 return linear_layer(images, self.weight, self.bias, self.stride, self.padding)
-        if prod(self._outputs(images)) > OUTPUTS or min(self.weight.shape[:2]) < THIN:
+        if prod(self._map_sides(images)) > OUTPUTS or min(self.weight.shape[:2]) < THIN:
             return super().forward(images)
         given = images, self.weight, self.bias
-        if torch.is_autocast_enabled("cpu") and images.dtype != torch.float64:  # as autocast treats a convolution
+        if _narrowed(images):
             given = (None if one is None else one.to(torch.get_autocast_dtype("cpu")) for one in given)
         return _Convolution.apply(*given, self.stride, self.padding)
 
-    def _ours(self, images: Tensor) -> bool:
+    def _worth_trying(self, images: Tensor) -> bool:
         """Whether something could be left out, and torch would not refuse the images."""
+        types = {images.dtype, self.weight.dtype}
         return (images.device.type == "cpu" and not torch.compiler.is_compiling() and any(self.padding)
-                and images.dim() == 4 and images.shape[1] == self.in_channels and images.is_floating_point()
-                and min(self._outputs(images)) > 0)
+                and images.dim() == 4 and images.shape[1] == self.in_channels
+                and (len(types) == 1 or _narrowed(images) and images.is_floating_point() and torch.float64 not in types)
+                and min(self._map_sides(images)) > 0)
 
-    def _outputs(self, images: Tensor) -> list[int]:
-        return [_outputs(*each) for each in zip(images.shape[2:], self.kernel_size, self.stride, self.padding)]
+    def _map_sides(self, images: Tensor) -> list[int]:
+        return [_windows(*each) for each in zip(images.shape[2:], self.kernel_size, self.stride, self.padding)]
 
 
 def linear_layer(images: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor:
@@ -77,7 +81,7 @@ def linear_layer(images: Tensor, weight: Tensor, bias: Tensor | None, stride: Pa
         images [B, C, H, W], weight [O, C, k, l] with H <= k - padding and W likewise -> [B, O, h, w], channels last
     """
     sides, kernel = images.shape[2:], weight.permute(0, 2, 3, 1)  # [O, k, l, C]
-    height, width = (_outputs(*each) for each in zip(sides, weight.shape[2:], stride, padding))
+    height, width = (_windows(*each) for each in zip(sides, weight.shape[2:], stride, padding))
     rows, columns = ([slice(edge - step * place, edge - step * place + side) for place in range(count)]
                      for edge, step, side, count in zip(padding, stride, sides, (height, width)))
     parts = torch.stack([kernel[:, row, column] for row in rows for column in columns])  # [h w, O, H, W, C]
@@ -137,7 +141,12 @@ def _replaceable(module: nn.Conv2d) -> bool:
             and not isinstance(module.padding, str))
 
 
-def _outputs(side: int, size: int, step: int, edge: int) -> int:
+def _narrowed(images: Tensor) -> bool:
+    """Whether autocast computes a convolution of them in its own type: all but float64."""
+    return torch.is_autocast_enabled("cpu") and images.dtype != torch.float64
+
+
+def _windows(side: int, size: int, step: int, edge: int) -> int:
     """How many along one side of the map: windows of ``size``, every ``step``, with ``edge`` zeros at both ends."""
     return (side + 2 * edge - size) // step + 1
 

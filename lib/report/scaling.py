@@ -109,8 +109,7 @@ def measured_speeds(path: Path) -> tuple[list[Speed], str]:
     speeds = list({speed.encoder: speed for speed in speeds}.values())  # of several batches the last, the largest
     if bench["quick"] or not speeds:
         raise UserError(f"{path} holds no step of a run that is not quick; make one with make bench BENCH=step")
-    last = {"date": bench["date"], "load": bench["machine"]["load"], "sections": bench["sections"]}
-    when = next(run for run in [*bench["before"], last] if "step" in run["sections"])
+    when = _run_of(bench, "step")
     return speeds, f"make bench, {when['date']}, {bench['machine']['processor']}, load {when['load']}"
 
 
@@ -188,28 +187,40 @@ def document(path: Path, price: float = PRICE) -> str:
                       f"{speed.device}:", "", *arithmetic, ""])
 
 
-def beside(path: Path) -> str:
-    """What variants side by side gain by a record of ``make bench``, as markdown."""
-    bench = read_json(path) if path.suffix == ".json" else {"rows": []}
-    whole = [f"{row['name']}: {one:.0f} s side by side, {other:.0f} s one stage after the other"
-             for row in bench["rows"] if row["section"] == "pipeline"
-             for one, other in [_medians(row, "pipeline.side_by_side", "pipeline.in_turn")] if one and other]
-    steps = [f"{alone / shared:.2f} times ({row['settings']['encoder']})"
-             for row in bench["rows"] if row["section"] == "parts"
-             for alone, shared in [_medians(row, "ours.step", "parts.side_by_side")] if alone and shared]
-    lines = [f"- {line}" for line in whole]
-    if steps:
-        lines.append(f"- Trainings on a processor each, of {bench['machine']['threads']}, do together "
-                     f"{', '.join(steps)} the steps of one training with all processors")
+def side_by_side_gain(path: Path) -> str:
+    """What variants side by side gain by a record of ``make bench``, as markdown: ratios within each repetition."""
+    bench = read_json(path) if path.exists() else {"rows": []}
+    lines = []
+    for row in bench["rows"]:
+        if row["section"] == "pipeline" and (both := _both(row, "pipeline.side_by_side", "pipeline.in_turn")):
+            one, other = (statistics.median(seconds) for seconds in zip(*both))
+            lines.append(f"- {row['name']}: {one:.0f} s side by side, {other:.0f} s one stage after the other "
+                         f"({_told(bench, 'pipeline', both)})")
+        if row["section"] == "parts" and (both := _both(row, "ours.step", "parts.side_by_side")):
+            ratio = statistics.median(alone / shared for alone, shared in both)
+            lines.append(f"- {row['settings']['encoder']}: {bench['machine']['threads']} trainings, one for each "
+                         f"processor, together do {ratio:.2f} times the steps of one training with all processors "
+                         f"({_told(bench, 'parts', both)})")
     if not lines:
         return "Not measured.\n"
     return "\n".join([f"Measured, from [{path.as_posix()}](../{path.as_posix()}):", "", *lines, ""])
 
 
-def _medians(row: dict, *arms: str) -> list[float | None]:
-    """The median seconds of some arms of one row; None of one that was not measured."""
-    found = [[run["seconds"] for run in row["runs"].get(arm, []) if "seconds" in run] for arm in arms]
-    return [statistics.median(seconds) if seconds else None for seconds in found]
+def _both(row: dict, *arms: str) -> list[tuple[float, ...]]:
+    """The seconds of some arms in each repetition that measured them all."""
+    seconds = ([run.get("seconds") for run in row["runs"].get(arm, [])] for arm in arms)
+    return [each for each in zip(*seconds) if None not in each]
+
+
+def _told(bench: dict, section: str, repetitions: list) -> str:
+    count = len(repetitions)
+    return f"{_run_of(bench, section)['date']}, {count} repetition{'s' if count > 1 else ''}"
+
+
+def _run_of(bench: dict, section: str) -> dict:
+    """When and under which load a section of a record was measured."""
+    last = {"date": bench["date"], "load": bench["machine"]["load"], "sections": bench["sections"]}
+    return next(run for run in [*bench["before"], last] if section in run["sections"])
 
 
 def _row(task: Task, speed: Speed, price: float) -> list[str]:
@@ -245,18 +256,21 @@ def markers(part: str) -> tuple[str, str]:
     return f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
 
 
-def write_page(page: Path, part: str, text: str) -> None:
-    """Put ``text`` between the page's markers of that part.
+def write_page(page: Path, parts: dict[str, str]) -> None:
+    """Put each part's text between the page's markers of that part.
 
     Raises:
-        UserError: the page lacks the markers.
+        UserError: the page lacks the markers of one; nothing is written.
     """
-    begin, end = markers(part)
-    before, found, rest = page.read_text().partition(begin)
-    _, last, after = rest.partition(end)
-    if not found or not last:
-        raise UserError(f"{page} lacks the markers of its {part}; put {begin} and after it {end} where it belongs")
-    write_text(page, f"{before}{begin}\n{text}{end}{after}")
+    text = page.read_text()
+    for part, written in parts.items():
+        begin, end = markers(part)
+        before, found, rest = text.partition(begin)
+        _, last, after = rest.partition(end)
+        if not found or not last:
+            raise UserError(f"{page} lacks the markers of its {part}; put {begin} and after it {end} where it belongs")
+        text = f"{before}{begin}\n{written}{end}{after}"
+    write_text(page, text)
 
 
 if __name__ == "__main__":
@@ -267,9 +281,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     try:
         path = arguments.speeds or default_source()
-        table, gain = document(path, arguments.price), beside(path)
-        write_page(PAGE, BESIDE, gain)
-        write_page(PAGE, TABLE, table)
+        write_page(PAGE, {BESIDE: side_by_side_gain(BENCH), TABLE: document(path, arguments.price)})
         print(f"{PAGE} is written, from {path}")
     except UserError as error:
         sys.exit(f"error: {error}")
