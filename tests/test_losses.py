@@ -157,7 +157,7 @@ def test_nt_xent_gradient_is_the_numerical_one():
 @pytest.mark.parametrize("temperature", [0.05, 0.5])
 @pytest.mark.parametrize("elements", [1, 5 * 42, 42 * 42])  # one row, five rows, all 42 rows at a time
 def test_nt_xent_in_tiles_has_the_value_and_gradient_of_the_whole_matrix(monkeypatch, temperature, elements):
-    monkeypatch.setattr(tiles, "ELEMENTS", elements)
+    monkeypatch.setattr("lib.losses.ntxent.TILE", elements)
     raw = torch.randn(2, 21, 8, generator=torch.Generator().manual_seed(6))
     gradients = []
     for function in (nt_xent, nt_xent_at_once):
@@ -170,13 +170,13 @@ def test_nt_xent_in_tiles_has_the_value_and_gradient_of_the_whole_matrix(monkeyp
 
 @pytest.mark.parametrize("elements", [30, 100])  # three rows, all ten rows at a time
 def test_nt_xent_passes_the_numerical_check_of_its_gradient(monkeypatch, elements):
-    monkeypatch.setattr(tiles, "ELEMENTS", elements)
+    monkeypatch.setattr("lib.losses.ntxent.TILE", elements)
     first, second = (rows.requires_grad_() for rows in random_pair(5, 4, dtype=torch.float64))
     assert torch.autograd.gradcheck(lambda a, b: nt_xent(a, b, 0.3), (first, second))
 
 
 def test_nt_xent_never_holds_its_matrix(monkeypatch):
-    monkeypatch.setattr(tiles, "ELEMENTS", 2**14)
+    monkeypatch.setattr("lib.losses.ntxent.TILE", 2**14)
     first, second = (rows.requires_grad_() for rows in random_pair(512, 8))
     with LargestTensor() as largest:
         nt_xent(first, second, 0.5).backward()

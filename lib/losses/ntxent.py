@@ -11,6 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from lib.tiles import tiles
 
+TILE = 2**22  # elements, 16 MiB in fp32: what is at hand at once, a few of these, stays small beside 65,536 rows
+
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     """Each row must find its other view among the 2N - 1 other rows of the batch.
@@ -45,7 +47,7 @@ class _TiledNTXent(torch.autograd.Function):
     def forward(context: Any, rows: Tensor, temperature: float) -> Tensor:
         normalizers = torch.empty_like(rows[:, 0])  # lse, [2N]
         with torch.autocast(rows.device.type, enabled=False):
-            for part in tiles(len(rows), len(rows)):
+            for part in tiles(len(rows), len(rows), TILE):
                 similarity = _similarity(rows, part, temperature)
                 normalizers[part] = similarity.logsumexp(1)
         context.save_for_backward(rows, normalizers, similarity if len(similarity) == len(rows) else None)
@@ -61,7 +63,7 @@ class _TiledNTXent(torch.autograd.Function):
             if whole is not None:
                 weights = (whole - normalizers[:, None]).exp_()
                 torch.mm(weights + weights.T, rows, out=gradient)
-            for part in tiles(len(rows), len(rows)) if whole is None else ():
+            for part in tiles(len(rows), len(rows), TILE) if whole is None else ():
                 similarity = _similarity(rows, part, context.temperature)  # [R, 2N]
                 weights = (similarity - normalizers[part, None]).exp_()
                 weights += similarity.sub_(normalizers).exp_()
