@@ -1,6 +1,7 @@
 # make demo, make test; VENV=path reuses an environment that is already there
 VENV ?= .venv
 PYTHON ?= python3
+TEST_PROCESSES ?= 2
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.engram-requirements.txt
 export PATH := $(BIN):$(PATH)
@@ -10,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 
 help:
 	@echo "make demo     install, run the whole pipeline on small embedded data, show the table"
-	@echo "make test     install, run the tests"
+	@echo "make test     install, run the tests, two files at a time; TEST_PROCESSES=4 for four"
 	@echo "make faults   the fault tests in full: over 100 kills, full disks, bad files; about 20 minutes"
 	@echo "make test-oldest, make test-newest"
 	@echo "              the tests with the oldest or newest light dependencies that pyproject.toml allows;"
@@ -47,8 +48,10 @@ demo: install
 	@echo "and, to remove the demo's results (unless you have committed them):"
 	@echo "              git clean -fdq metrics plots dvc.lock"
 
+# Two processes of one thread each: kernels of several threads in several processes would wait for one another. The
+# tests that are about threads ask for them.
 test: install
-	@python -m pytest
+	@OMP_NUM_THREADS=1 python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 scaling: install
 	@ENGRAM_TEST_SCALING=1 python -m pytest -rs --durations 8 tests/test_scaling.py tests/test_scaling_table.py \

@@ -3,7 +3,20 @@
 import os
 from pathlib import Path
 
-from tests.faults.count import lines, summary
+import pytest
+
+from tests.faults.count import add, given, lines, summary
+
+
+def pytest_sessionfinish(session) -> None:
+    if hasattr(session.config, "workeroutput"):  # one of several processes: what it counted goes to the first
+        session.config.workeroutput["faults"] = given()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error) -> None:
+    if "faults" in getattr(node, "workeroutput", {}):  # not of a process that crashed, whose tests have failed
+        add(node.workeroutput["faults"])
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

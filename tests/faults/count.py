@@ -1,6 +1,7 @@
 """How many faults a test run tried and what became of them, for the line at the end of the run."""
 
 from collections import Counter
+from typing import Any
 
 SHOWN = {"inputs": "inputs tried", "refused": "refused in one line", "converted": "converted as stated"}
 
@@ -16,6 +17,17 @@ def tried(what: str, n: int = 1) -> None:
 def told(line: str) -> None:
     """Keep the line in which something was refused, for a person to read."""
     _lines.add(line)
+
+
+def given() -> dict[str, Any]:
+    """All of it as plain numbers and lists, for `add` in another process."""
+    return {"counts": dict(_counts), "lines": lines()}
+
+
+def add(found: dict[str, Any]) -> None:
+    """Add what `given` gave in a process that ran a part of the tests."""
+    _counts.update(found["counts"])
+    _lines.update(found["lines"])
 
 
 def lines() -> list[str]:
