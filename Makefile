@@ -51,7 +51,7 @@ demo: install
 # Two processes of one thread each: kernels of several threads in several processes would wait for one another. The
 # tests that are about threads ask for them.
 test: install
-	@OMP_NUM_THREADS=1 python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 scaling: install
 	@ENGRAM_TEST_SCALING=1 python -m pytest -rs --durations 8 tests/test_scaling.py tests/test_scaling_table.py \
