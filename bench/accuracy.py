@@ -18,7 +18,7 @@ from bench.ours import new_trainer, positions, preset_params
 from bench.timing import as_it_comes, wait_for_device
 from lib.data.store import ImageData, load_data
 from lib.evaluate.monitor import knn_monitor
-from lib.machine import Machine
+from lib.runtime.machine import Machine
 
 
 def ours(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
@@ -27,8 +27,14 @@ def ours(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     data = load_data(Path(settings["images"]))
     trainer = new_trainer(params, data, machine)
     place, monitor = positions(trainer), knn_monitor(data, params, machine)
-    found = _race("ours", lambda: trainer.step(*next(place)), lambda: monitor(trainer.method),
-                  trainer.steps_per_epoch, trainer.steps, settings)
+    found = _race(
+        "ours",
+        lambda: trainer.step(*next(place)),
+        lambda: monitor(trainer.method),
+        trainer.steps_per_epoch,
+        trainer.steps,
+        settings,
+    )
     return {**found, "trained_with": {**asdict(params), "machine": str(machine)}}
 
 
@@ -37,25 +43,37 @@ def leftthomas(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     data = as_the_recipe(load_data(Path(settings["images"])))
     torch.manual_seed(settings["seed"])
     images = data.train_images.permute(0, 2, 3, 1).contiguous().numpy()
-    training = recipe.Training(images, data.train_labels.numpy(), "small", settings["batch"], settings["workers"],
-                               machine.device)
+    training = recipe.Training(
+        images, data.train_labels.numpy(), "small", settings["batch"], settings["workers"], machine.device
+    )
     monitor = knn_monitor(data, preset_params("cpu", []), replace(machine, precision="fp32"))
     found = _race("leftthomas", training.step, lambda: monitor(training.model), len(training.loader), None, settings)
-    used = {"encoder": "small", "batch_size": settings["batch"], "workers": settings["workers"],
-            "optimizer": f"Adam, rate {recipe.RATE:g}, constant, weight decay {recipe.WEIGHT_DECAY:g}",
-            "temperature": recipe.TEMPERATURE, "seed": settings["seed"],
-            "augment": "crops from 0.08 of the area, flip 0.5, jitter 0.4/0.4/0.4/0.1 in 0.8, grey 0.2",
-            "machine": str(replace(machine, precision=as_it_comes(machine), compile="off"))}
+    used = {
+        "encoder": "small",
+        "batch_size": settings["batch"],
+        "workers": settings["workers"],
+        "optimizer": f"Adam, rate {recipe.RATE:g}, constant, weight decay {recipe.WEIGHT_DECAY:g}",
+        "temperature": recipe.TEMPERATURE,
+        "seed": settings["seed"],
+        "augment": "crops from 0.08 of the area, flip 0.5, jitter 0.4/0.4/0.4/0.1 in 0.8, gray 0.2",
+        "machine": str(replace(machine, precision=as_it_comes(machine), compile="off")),
+    }
     return {**found, "trained_with": used}
 
 
 def as_the_recipe(data: ImageData) -> ImageData:
-    """The same images, to be normalised by the recipe's constants, with which its network is trained."""
+    """The same images, to be normalized by the recipe's constants, with which its network is trained."""
     return replace(data, about={**data.about, "mean": list(recipe.MEAN), "std": list(recipe.STD)})
 
 
-def _race(name: str, step: Callable[[], Any], evaluate: Callable[[], float], steps_per_epoch: int,
-          last: int | None, settings: dict[str, Any]) -> dict[str, Any]:
+def _race(
+    name: str,
+    step: Callable[[], Any],
+    evaluate: Callable[[], float],
+    steps_per_epoch: int,
+    last: int | None,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
     """Train until the goal, the limit or the last step; every ``share`` of an epoch kNN is measured, off the clock.
 
     Returns ``seconds`` to the goal, or None; ``trained``, the seconds trained in all; ``curve``, rows of
@@ -72,8 +90,11 @@ def _race(name: str, step: Callable[[], Any], evaluate: Callable[[], float], ste
         done += count
         knn = evaluate()
         curve.append({"epochs": done / steps_per_epoch, "seconds": trained, "knn": knn})
-        print(f"accuracy, {name}: {done / steps_per_epoch:.2f} epochs, {trained:.0f} s of training, kNN {knn:.2f} %",
-              file=sys.stderr, flush=True)
+        print(
+            f"accuracy, {name}: {done / steps_per_epoch:.2f} epochs, {trained:.0f} s of training, kNN {knn:.2f} %",
+            file=sys.stderr,
+            flush=True,
+        )
         if knn >= settings["goal"] or trained >= settings["limit"]:
             break
     reached = curve[-1]["knn"] >= settings["goal"]

@@ -7,8 +7,8 @@ import json
 import sys
 from importlib import import_module
 
-from lib.errors import UserError
-from lib.stage import keep_memory
+from lib.runtime.errors import UserError
+from lib.runtime.stage import keep_memory
 
 OURS = ("ours", "parts", "systems")  # modules whose arms begin as this project's stages do
 OTHERWISE = {"accuracy.ours": True, "parts.memory_given_back": False, "parts.whole_matrix": False}
@@ -24,7 +24,7 @@ def main() -> None:
     if keeps(arm):
         keep_memory()
     from bench.timing import device_memory, peak_memory  # only now, as in stages, torch is imported
-    from lib.machine import read_machine
+    from lib.runtime.machine import read_machine
 
     module, function = arm.split(".")
     settings, machine = json.loads(sys.argv[2]), read_machine()

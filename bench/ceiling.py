@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.images import SIZE
 from bench.ours import study_params
 from bench.timing import steady
-from lib.machine import Machine
 from lib.methods import build_method
+from lib.runtime.machine import Machine
 
 
 def measure(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torchvision import transforms
 from bench.images import CLASSES, SIZE, labels, pixels
 from bench.timing import as_it_comes, forever, once, steady
 from lib.encoders import build_encoder
-from lib.machine import Machine
+from lib.runtime.machine import Machine
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 HIDDEN, OUT = 512, 128
@@ -27,16 +27,18 @@ RATE, WEIGHT_DECAY = 1e-3, 1e-6
 NEIGHBOURS = 200
 LINEAR_BATCH, LINEAR_EPOCHS = 512, 100  # the recipe's linear evaluation
 PLAIN = transforms.Compose([transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
-AUGMENT = transforms.Compose([
-    transforms.RandomResizedCrop(SIZE),
-    transforms.RandomHorizontalFlip(0.5),
-    transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8),
-    transforms.RandomGrayscale(0.2),
-    PLAIN,
-])
+AUGMENT = transforms.Compose(
+    [
+        transforms.RandomResizedCrop(SIZE),
+        transforms.RandomHorizontalFlip(0.5),
+        transforms.RandomApply([transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8),
+        transforms.RandomGrayscale(0.2),
+        PLAIN,
+    ]
+)
 
 
-class Pictures(Dataset):
+class RawDataset(Dataset):
     """(view, ..., label): ``views`` transforms of one picture. images uint8 [N, 32, 32, 3]."""
 
     def __init__(self, images: numpy.ndarray, targets: numpy.ndarray, transform: Any, views: int) -> None:
@@ -56,8 +58,12 @@ class Model(nn.Module):
     def __init__(self, encoder: str) -> None:
         super().__init__()
         self.encoder = build_encoder(encoder)
-        self.projector = nn.Sequential(nn.Linear(self.encoder.width, HIDDEN, bias=False), nn.BatchNorm1d(HIDDEN),
-                                       nn.ReLU(inplace=True), nn.Linear(HIDDEN, OUT))
+        self.projector = nn.Sequential(
+            nn.Linear(self.encoder.width, HIDDEN, bias=False),
+            nn.BatchNorm1d(HIDDEN),
+            nn.ReLU(inplace=True),
+            nn.Linear(HIDDEN, OUT),
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         feature = self.feature(images)
@@ -84,8 +90,9 @@ def contrast(first: Tensor, second: Tensor) -> Tensor:
 class Training:
     """The recipe's loop over one set of images, a step at a time."""
 
-    def __init__(self, images: numpy.ndarray, targets: numpy.ndarray, encoder: str, batch: int, workers: int,
-                 device: str) -> None:
+    def __init__(
+        self, images: numpy.ndarray, targets: numpy.ndarray, encoder: str, batch: int, workers: int, device: str
+    ) -> None:
         self.device = device
         self.loader = train_loader(images, targets, batch, workers)
         self.batches = forever(self.loader)
@@ -102,21 +109,34 @@ class Training:
 
 
 def train_loader(images: numpy.ndarray, targets: numpy.ndarray, batch: int, workers: int) -> DataLoader:
-    return DataLoader(Pictures(images, targets, AUGMENT, 2), batch_size=batch, shuffle=True, num_workers=workers,
-                      pin_memory=True, drop_last=True)
+    return DataLoader(
+        RawDataset(images, targets, AUGMENT, 2),
+        batch_size=batch,
+        shuffle=True,
+        num_workers=workers,
+        pin_memory=True,
+        drop_last=True,
+    )
 
 
 def data(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     count = settings["train"]
-    batches = forever(train_loader(pixels(count, channels_last=True), labels(count), settings["batch"],
-                                   settings["workers"]))
+    batches = forever(
+        train_loader(pixels(count, channels_last=True), labels(count), settings["batch"], settings["workers"])
+    )
     return steady(lambda: next(batches), settings)
 
 
 def step(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     count = settings["train"]
-    training = Training(pixels(count, channels_last=True), labels(count), settings["encoder"], settings["batch"],
-                        settings["workers"], machine.device)
+    training = Training(
+        pixels(count, channels_last=True),
+        labels(count),
+        settings["encoder"],
+        settings["batch"],
+        settings["workers"],
+        machine.device,
+    )
     return {**steady(training.step, settings), "precision": as_it_comes(machine)}
 
 
@@ -142,9 +162,12 @@ def probe(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     Steps are timed and multiplied to the recipe's epochs; its passes over the test images are left out.
     """
     count, size = settings["train"], min(LINEAR_BATCH, settings["train"])
-    dataset = Pictures(pixels(count, channels_last=True), labels(count), AUGMENT, 1)
-    batches = forever(DataLoader(dataset, batch_size=size, shuffle=True, num_workers=settings["workers"],
-                                 pin_memory=True, drop_last=True))
+    dataset = RawDataset(pixels(count, channels_last=True), labels(count), AUGMENT, 1)
+    batches = forever(
+        DataLoader(
+            dataset, batch_size=size, shuffle=True, num_workers=settings["workers"], pin_memory=True, drop_last=True
+        )
+    )
     model = Model(settings["encoder"]).train().requires_grad_(False)
     layer = nn.Linear(model.encoder.width, CLASSES)
     optimizer = torch.optim.Adam(layer.parameters(), lr=RATE, weight_decay=WEIGHT_DECAY)
@@ -159,15 +182,25 @@ def probe(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
 
     found = steady(work, settings)
     whole = found["seconds"] * (count // size) * LINEAR_EPOCHS
-    return {**found, "seconds": whole, "precision": "fp32",
-            "extrapolated": f"multiplied to {LINEAR_EPOCHS} epochs; steps timed: {found['calls']}"}
+    return {
+        **found,
+        "seconds": whole,
+        "precision": "fp32",
+        "extrapolated": f"multiplied to {LINEAR_EPOCHS} epochs; steps timed: {found['calls']}",
+    }
 
 
 def _plain_sets(settings: dict[str, Any]) -> list[DataLoader]:
     """Loaders of the training and the test images without augmentation."""
-    return [DataLoader(Pictures(pixels(count, channels_last=True), labels(count), PLAIN, 1),
-                       batch_size=settings["batch"], num_workers=settings["workers"], pin_memory=True)
-            for count in (settings["train"], settings["test"])]
+    return [
+        DataLoader(
+            RawDataset(pixels(count, channels_last=True), labels(count), PLAIN, 1),
+            batch_size=settings["batch"],
+            num_workers=settings["workers"],
+            pin_memory=True,
+        )
+        for count in (settings["train"], settings["test"])
+    ]
 
 
 def _votes(queries: Tensor, bank: Tensor, targets: Tensor) -> Tensor:

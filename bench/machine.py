@@ -3,15 +3,15 @@
 import os
 import platform
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lib.errors import UserError
-from lib.machine import Machine
+from lib.runtime.errors import UserError
+from lib.runtime.machine import Machine
 
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "scikit-learn", "lightly", "kornia")
@@ -65,7 +65,7 @@ def commit() -> str:
 
 
 def today() -> str:
-    return datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _git(*arguments: str) -> str:

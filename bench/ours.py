@@ -16,15 +16,15 @@ from lib.evaluate.knn import knn_scores
 from lib.evaluate.probe import fit_probe
 from lib.evaluate.tsne import embed_plane
 from lib.losses import ntxent
-from lib.machine import Machine
 from lib.methods import build_method
-from lib.methods.base import Method, unit
+from lib.methods.base import Method, l2_normalize
 from lib.params.check import check_params
 from lib.params.evaluation import Knn, Linear, Tsne
 from lib.params.pretraining import Pretraining, pretraining_params
 from lib.params.spec import Loader
 from lib.preset import BASE, PRESETS_FOLDER, overlay, parse_settings, read_preset
-from lib.seeds import generator
+from lib.runtime.machine import Machine
+from lib.runtime.seeds import generator
 
 OWN = "variants.simclr."  # keys of the variant that stands for all
 VARIANT = {"method": "simclr", "watch": {"loss": "ntxent", "term": "ntxent", "part": "methods/base", "number": "seed"}}
@@ -77,7 +77,7 @@ def data(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
 
 
 def step(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
-    """The training step whole: views, forward, loss, backward, optimiser."""
+    """The training step whole: views, forward, loss, backward, optimizer."""
     trainer = _trainer(settings, machine)
     place = positions(trainer)
     return {**steady(lambda: trainer.step(*next(place)), settings), "precision": machine.precision}
@@ -97,8 +97,14 @@ def nt_xent_once(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
 
 def large_batch(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     """One step of a batch that is taken in parts; its memory is what is asked for."""
-    changes = [f"{key}={value}" for key, value in (("encoder", settings["encoder"]), ("batch_size", settings["batch"]),
-                                                   ("micro_batch_size", settings["micro_batch_size"]))]
+    changes = [
+        f"{key}={value}"
+        for key, value in (
+            ("encoder", settings["encoder"]),
+            ("batch_size", settings["batch"]),
+            ("micro_batch_size", settings["micro_batch_size"]),
+        )
+    ]
     trainer = new_trainer(preset_params(BASE, changes), _images(settings), machine)
     place = positions(trainer)
     return {**once(lambda: trainer.step(*next(place))), "precision": machine.precision}
@@ -107,7 +113,7 @@ def large_batch(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
 def pairs_of_rows(count: int) -> list[torch.Tensor]:
     """Two views [count / 2, 128] of random unit rows, which want a gradient."""
     rows = torch.randn(2, count // 2, 128, generator=torch.Generator().manual_seed(0))
-    return [unit(view).requires_grad_() for view in rows]
+    return [l2_normalize(view).requires_grad_() for view in rows]
 
 
 def embed(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
@@ -131,8 +137,16 @@ def probe(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
 
     def work() -> None:
         train, test = _features(method, pictures, machine)
-        fitted = fit_probe(train, pictures.train_labels, pictures.fitting, pictures.validation, CLASSES,
-                           epochs=linear.epochs, batch_size=linear.batch_size, seed=0)
+        fitted = fit_probe(
+            train,
+            pictures.train_labels,
+            pictures.fitting,
+            pictures.validation,
+            CLASSES,
+            epochs=linear.epochs,
+            batch_size=linear.batch_size,
+            seed=0,
+        )
         fitted.scores(test)
 
     return {**once(work), "precision": machine.precision}
@@ -164,7 +178,7 @@ def _warm(method: Method, pictures: ImageData, machine: Machine) -> None:
 
 def _features(method: Method, pictures: ImageData, machine: Machine) -> tuple[torch.Tensor, torch.Tensor]:
     """[N, D] and [M, D] of the training and the test images."""
-    return tuple(extract(method, images, pictures.mean, pictures.std, machine)["h"]
-                 for images in (pictures.train_images, pictures.test_images))
-
-
+    return tuple(
+        extract(method, images, pictures.mean, pictures.std, machine)["h"]
+        for images in (pictures.train_images, pictures.test_images)
+    )

@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from lib.encoders.small_maps import SmallMapConv2d
+from lib.shares import Share
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,11 +18,9 @@ from bench.images import image_data
 from bench.ours import new_trainer, pairs_of_rows, positions, study_params
 from bench.timing import steady
 from lib.core.trainer import Pretrainer
-from lib.encoders.small_maps import SmallMapConv2d
-from lib.errors import UserError
-from lib.machine import Machine, computing
 from lib.methods.base import Method, Named
-from lib.shares import Share
+from lib.runtime.errors import UserError
+from lib.runtime.machine import Machine, autocast
 
 
 class _PlainAdam(torch.optim.Adam):
@@ -37,7 +37,8 @@ def fp32(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
 
 
 def contiguous(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
-    """Without channels last: images and weights in torch's usual layout, colours before rows."""
+    """Without channels last: images and weights in torch's usual layout, colors before rows."""
+
     def change(trainer: Pretrainer) -> None:
         views = trainer.views
         trainer.method.to(memory_format=torch.contiguous_format)
@@ -48,6 +49,7 @@ def contiguous(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
 
 def one_by_one(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     """Without batched augmentation: the same operations, image by image."""
+
     def change(trainer: Pretrainer) -> None:
         views = trainer.views
 
@@ -61,7 +63,8 @@ def one_by_one(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
 
 
 def plain_adam(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
-    """Without the fused optimiser: Adam as torch computes it on a CPU unasked."""
+    """Without the fused optimizer: Adam as torch computes it on a CPU unasked."""
+
     def change(trainer: Pretrainer) -> None:
         rule = trainer.params.optimizer
         trainer.optimizer = _PlainAdam(trainer.method.parameters(), lr=rule.lr, weight_decay=rule.weight_decay)
@@ -93,6 +96,7 @@ def memory_given_back(settings: dict[str, Any], machine: Machine) -> dict[str, A
 
 def one_forward(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     """Both views in one forward pass, and so with shared BatchNorm statistics: another training, timed alone."""
+
     def change(trainer: Pretrainer) -> None:
         _in_turn(trainer)
         trainer.method.embed = lambda views: _joined(trainer.method, views)
@@ -127,7 +131,7 @@ def convolutions(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
         hook.remove()
 
     def both_ways(some: list[tuple[nn.Module, Tensor, Tensor]]) -> None:
-        with computing(machine):
+        with autocast(machine):
             outputs = [module(given) for module, given, _ in some]
         for module, given, slope in reversed(some):
             outputs.pop().backward(slope)
@@ -151,8 +155,9 @@ def _in_turn(trainer: Pretrainer) -> None:
     trainer.view_threads = None
 
 
-def _step(settings: dict[str, Any], machine: Machine,
-          change: Callable[[Pretrainer], None] = lambda trainer: None) -> dict[str, Any]:
+def _step(
+    settings: dict[str, Any], machine: Machine, change: Callable[[Pretrainer], None] = lambda trainer: None
+) -> dict[str, Any]:
     trainer = new_trainer(study_params(settings), image_data(settings["train"], settings["test"]), machine)
     change(trainer)
     place = positions(trainer)
@@ -181,7 +186,7 @@ def whole_matrix(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
 
 def side_by_side(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     """As many trainings as threads, each on a processor of its own: the time in which one step of one is done."""
-    processors = sorted(os.sched_getaffinity(0))[:machine.threads]
+    processors = sorted(os.sched_getaffinity(0))[: machine.threads]
     command = [sys.executable, "-m", "bench.arm", "ours.step", json.dumps(settings)]
     environment = {**os.environ, "ENGRAM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     trainings = []
@@ -193,5 +198,9 @@ def side_by_side(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
         raise UserError("a training beside others failed; what went wrong is above")
     found = [json.loads(text.splitlines()[-1]) for text in printed]
     together = sum(1 / run["seconds"] for run in found)  # steps in a second
-    return {"seconds": 1 / together, "calls": sum(run["calls"] for run in found), "precision": machine.precision,
-            "workers_memory": sum(run["memory"] for run in found)}
+    return {
+        "seconds": 1 / together,
+        "calls": sum(run["calls"] for run in found),
+        "precision": machine.precision,
+        "workers_memory": sum(run["memory"] for run in found),
+    }

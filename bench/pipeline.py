@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.timing import once
-from lib.errors import UserError
-from lib.machine import Machine
+from lib.runtime.errors import UserError
+from lib.runtime.machine import Machine
 
 ROOT = Path(__file__).parents[1]
 THREADS = ("ENGRAM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")  # which `bench.run` fixes for its arms

@@ -30,8 +30,10 @@ def ratios(ours: Values, peer: Values) -> list[float | None]:
 
 def fractions(flops: float | None, seconds: Values, ceiling: Values) -> list[float | None]:
     """The share of the ceiling, in FLOP/s, that ``flops`` in ``seconds`` reach, within each repetition."""
-    return [None if flops is None or spent is None or most is None else flops / spent / most
-            for spent, most in zip(seconds, ceiling, strict=True)]
+    return [
+        None if flops is None or spent is None or most is None else flops / spent / most
+        for spent, most in zip(seconds, ceiling, strict=True)
+    ]
 
 
 def verdict(found: Spread | None, target: float | None) -> str:

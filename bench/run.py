@@ -17,13 +17,25 @@ from typing import Any
 
 from bench import machine as facts
 from bench.ours import preset_params
-from bench.plan import (CUDA, CUDA_SECTIONS, FULL, NAMES, QUICK, SECTIONS, Row, Sizes, name_of, rows, sweep_of,
-                        worker_counts)
+from bench.plan import (
+    CUDA,
+    CUDA_SECTIONS,
+    FULL,
+    NAMES,
+    QUICK,
+    SECTIONS,
+    Row,
+    Sizes,
+    name_of,
+    rows,
+    sweep_of,
+    worker_counts,
+)
 from bench.report import document
 from lib.data.store import IMAGES_FILE
-from lib.errors import UserError
-from lib.files import read_about, read_json, write_json, write_text
-from lib.machine import read_machine
+from lib.runtime.errors import UserError
+from lib.runtime.files import read_about, read_json, write_json, write_text
+from lib.runtime.machine import read_machine
 
 FOLDER = Path("bench")
 NAMES_OF_FILES = {"cpu": ("results", "partial"), "cuda": ("cuda", "partial-cuda")}  # of a whole run, and of any
@@ -36,13 +48,18 @@ class Bench:
     """A run: what was asked, what has been measured so far."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        os.environ |= {"ENGRAM_DEVICE": arguments.device, "ENGRAM_PROCESSES": "1", "ENGRAM_COMPILE": "auto",
-                       "ENGRAM_PRECISION": "auto", "ENGRAM_TORCHRUN": ""}
+        os.environ |= {
+            "ENGRAM_DEVICE": arguments.device,
+            "ENGRAM_PROCESSES": "1",
+            "ENGRAM_COMPILE": "auto",
+            "ENGRAM_PRECISION": "auto",
+            "ENGRAM_TORCHRUN": "",
+        }
         on_gpu = arguments.device == "cuda"
         machine = read_machine()
         preset_params("cpu", arguments.ours)  # a slip must not wait for the hours before it is read
         self.arguments, self.threads = arguments, machine.threads
-        self.processors = sorted(os.sched_getaffinity(0))[:machine.threads]
+        self.processors = sorted(os.sched_getaffinity(0))[: machine.threads]
         full = CUDA if on_gpu else FULL
         self.sizes: Sizes = replace(QUICK, cuda=on_gpu) if arguments.quick else full
         self.every = CUDA_SECTIONS if on_gpu else tuple(SECTIONS)
@@ -50,10 +67,17 @@ class Bench:
         self.whole, self.name = NAMES_OF_FILES[arguments.device]
         self.rows = rows(self.sizes, self.sections)
         self.record: Record = {
-            "date": facts.today(), "commit": facts.commit(), "quick": arguments.quick, "whole": False,
-            "sections": [], "repetitions": 0, "sizes": asdict(self.sizes),
+            "date": facts.today(),
+            "commit": facts.commit(),
+            "quick": arguments.quick,
+            "whole": False,
+            "sections": [],
+            "repetitions": 0,
+            "sizes": asdict(self.sizes),
             "machine": facts.describe_machine(machine, self.processors),
-            "versions": facts.versions(), "workers": {}, "accuracy": {"skipped": "not asked for"},
+            "versions": facts.versions(),
+            "workers": {},
+            "accuracy": {"skipped": "not asked for"},
             "rows": [{**asdict(row), "flops": None, "runs": {arm: [] for arm in row.arms}} for row in self.rows],
             "before": [],
         }
@@ -91,8 +115,10 @@ class Bench:
             settings["workers"] = self.workers(*sweep)
         found = self.child(arm, settings)
         shown = found.get("error") or (f"{found['seconds']:.4g} s for {row.unit}" if "seconds" in found else "done")
-        say(f"{repetition + 1}/{self.arguments.repetitions}  {SECTIONS[row.section]}, {row.name}, "
-            f"{name_of(arm)}: {shown}")
+        say(
+            f"{repetition + 1}/{self.arguments.repetitions}  {SECTIONS[row.section]}, {row.name}, "
+            f"{name_of(arm)}: {shown}"
+        )
         return {**found, **({"workers": settings["workers"]} if "workers" in settings else {})}
 
     def workers(self, arm: str, settings: Record) -> int:
@@ -103,7 +129,7 @@ class Bench:
         if self.arguments.workers is not None:
             self.record["workers"][key] = {"chosen": self.arguments.workers, "seconds": {}}
         if key not in self.record["workers"]:
-            counts = worker_counts(len(self.processors))[:2 if self.arguments.quick else None]
+            counts = worker_counts(len(self.processors))[: 2 if self.arguments.quick else None]
             found = {count: self.child(arm, {**settings, "workers": count}).get("seconds") for count in counts}
             measured = {count: seconds for count, seconds in found.items() if seconds is not None}
             if not measured:
@@ -119,21 +145,39 @@ class Bench:
         if reason := unusable(path):
             say(f"accuracy: skipped, {reason}")
             return {"skipped": reason}
-        common = {"images": str(path), "goal": asked.goal, "limit": 60 * asked.limit_minutes, "share": asked.share,
-                  "seed": asked.seed}
+        common = {
+            "images": str(path),
+            "goal": asked.goal,
+            "limit": 60 * asked.limit_minutes,
+            "share": asked.share,
+            "seed": asked.seed,
+        }
         peer = dict(common, batch=asked.peer_batch)
         peer["workers"] = self.workers(*sweep_of("leftthomas.step", {**peer, "encoder": "small"}, self.sizes))
-        return {**common, "images": read_about(path)["source"], "peer": self.child("accuracy.leftthomas", peer),
-                "ours": self.child("accuracy.ours", {**common, "changes": asked.ours})}
+        return {
+            **common,
+            "images": read_about(path)["source"],
+            "peer": self.child("accuracy.leftthomas", peer),
+            "ours": self.child("accuracy.ours", {**common, "changes": asked.ours}),
+        }
 
     def child(self, arm: str, settings: Record) -> Record:
         """The record that the arm's own process prints last, or ``error``; its messages go to the terminal."""
         count = str(self.threads)
-        environment = {**os.environ, "ENGRAM_THREADS": count, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count,
-                       "PYTHONWARNINGS": "ignore"}
-        process = subprocess.Popen([sys.executable, "-m", "bench.arm", arm, json.dumps(settings)],
-                                   stdout=subprocess.PIPE, text=True, env=environment,
-                                   preexec_fn=lambda: os.sched_setaffinity(0, self.processors))
+        environment = {
+            **os.environ,
+            "ENGRAM_THREADS": count,
+            "OMP_NUM_THREADS": count,
+            "MKL_NUM_THREADS": count,
+            "PYTHONWARNINGS": "ignore",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench.arm", arm, json.dumps(settings)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            preexec_fn=lambda: os.sched_setaffinity(0, self.processors),
+        )
         try:
             printed = process.communicate()[0]
         except BaseException:  # it is interrupted too, and may have trainings of its own to end
@@ -157,31 +201,46 @@ class Bench:
         return uncounted or any("error" in run for run in runs)
 
 
-def kept(earlier: Record, now: Record, sections: list[str],
-         path: Path = FOLDER / "partial.json") -> Record:
+def kept(earlier: Record, now: Record, sections: list[str], path: Path = FOLDER / "partial.json") -> Record:
     """What a run of ``sections`` keeps of an ``earlier`` record, read from ``path``.
 
     Raises:
         UserError: it was measured on another machine, with other versions or sizes.
     """
     if not {"before", "sections", "sizes", "machine", "versions", "rows"} <= earlier.keys():
-        raise UserError(f"{path} is of another version of this benchmark; --add needs one of this: run all sections "
-                        "again")
+        raise UserError(
+            f"{path} is of another version of this benchmark; --add needs one of this: run all sections again"
+        )
     sizes = earlier["sizes"].keys() & now["sizes"].keys()  # a section that is new may bring a size of its own
     unknown = {"gpu": None, "compile": "off"}  # to records of before
-    same = [json.dumps([{**unknown, **found["machine"], "load": None, "quiet": None}, found["versions"],
-                        {name: found["sizes"][name] for name in sorted(sizes)}], sort_keys=True)
-            for found in (earlier, now)]
+    same = [
+        json.dumps(
+            [
+                {**unknown, **found["machine"], "load": None, "quiet": None},
+                found["versions"],
+                {name: found["sizes"][name] for name in sorted(sizes)},
+            ],
+            sort_keys=True,
+        )
+        for found in (earlier, now)
+    ]
     if same[0] != same[1]:
-        raise UserError(f"{path} was measured on another machine, or with other versions or sizes; --add needs the "
-                        "same: run all sections again")
-    last = {**{key: earlier[key] for key in ("date", "commit", "sections")},
-            **{key: earlier["machine"][key] for key in ("load", "quiet")}}
+        raise UserError(
+            f"{path} was measured on another machine, or with other versions or sizes; --add needs the "
+            "same: run all sections again"
+        )
+    last = {
+        **{key: earlier[key] for key in ("date", "commit", "sections")},
+        **{key: earlier["machine"][key] for key in ("load", "quiet")},
+    }
     runs = [*earlier["before"], last]
     runs = [{**run, "sections": [name for name in run["sections"] if name not in sections]} for run in runs]
-    return {"before": [run for run in runs if run["sections"]], "workers": earlier["workers"],
-            "rows": [row for row in earlier["rows"] if row["section"] not in sections],
-            "accuracy": now["accuracy"] if "accuracy" in sections else earlier["accuracy"]}
+    return {
+        "before": [run for run in runs if run["sections"]],
+        "workers": earlier["workers"],
+        "rows": [row for row in earlier["rows"] if row["section"] not in sections],
+        "accuracy": now["accuracy"] if "accuracy" in sections else earlier["accuracy"],
+    }
 
 
 def _place(row: Record) -> int:
@@ -195,8 +254,10 @@ def unusable(path: Path) -> str:
         return f"{path} does not exist; {how}"
     about = read_about(path)
     if about["dataset"] not in ("cifar10", "images") or about["image_size"] != 32:
-        return (f"{path} holds {about['dataset']} of {about['image_size']} pixels; it needs cifar10, or images, "
-                f"of 32: {how}")
+        return (
+            f"{path} holds {about['dataset']} of {about['image_size']} pixels; it needs cifar10, or images, "
+            f"of 32: {how}"
+        )
     return ""
 
 
@@ -216,8 +277,12 @@ def parse() -> argparse.Namespace:
     race.add_argument("--goal", type=float, default=55.0, help="validation kNN in percent (55)")
     race.add_argument("--limit-minutes", type=float, default=240.0, help="training after which an arm is stopped (240)")
     race.add_argument("--share", type=float, default=0.25, help="of an epoch between two evaluations (0.25)")
-    race.add_argument("--ours", action="append", metavar="key=value",
-                      help=f"a change to preset cpu for ours, may be repeated ({', '.join(RACE)})")
+    race.add_argument(
+        "--ours",
+        action="append",
+        metavar="key=value",
+        help=f"a change to preset cpu for ours, may be repeated ({', '.join(RACE)})",
+    )
     race.add_argument("--peer-batch", type=int, default=256, help="the recipe's batch (256)")
     race.add_argument("--seed", type=int, default=0)
     race.add_argument("--images", default=str(IMAGES_FILE), help=f"data file with real images ({IMAGES_FILE})")

@@ -14,10 +14,10 @@ from bench.ours import new_trainer, positions
 from bench.parts import torchs_convolutions
 from bench.timing import steady
 from lib.core.trainer import Pretrainer
-from lib.machine import Machine
 from lib.params.pretraining import Pretraining, load_params, pretraining_params
 from lib.params.spec import PARAMS_FILE
 from lib.preset import apply_preset
+from lib.runtime.machine import Machine
 
 PRESET = "all"
 
@@ -47,8 +47,9 @@ def plain_convolutions(settings: dict[str, Any], machine: Machine) -> dict[str, 
     return _system(settings, machine, torchs_convolutions)
 
 
-def _system(settings: dict[str, Any], machine: Machine,
-            change: Callable[[Pretrainer], None] = lambda trainer: None) -> dict[str, Any]:
+def _system(
+    settings: dict[str, Any], machine: Machine, change: Callable[[Pretrainer], None] = lambda trainer: None
+) -> dict[str, Any]:
     params = system_params()[settings["variant"]]
     options = {**params.options, **settings.get("options", {})}
     params = replace(params, batch_size=settings["batch"], options=options)
@@ -57,9 +58,16 @@ def _system(settings: dict[str, Any], machine: Machine,
     first = _steady(trainer, 0, settings)
     trainer.method.after_step(trainer.steps // 2 - 1, trainer.steps)  # a method may turn to other layers there
     last = _steady(trainer, params.epochs - 1, settings)
-    return {"seconds": (first["seconds"] + last["seconds"]) / 2, "first": first["seconds"], "last": last["seconds"],
-            "calls": first["calls"] + last["calls"], "workers_memory": last["workers_memory"],
-            "steps": trainer.steps_per_epoch, "precision": machine.precision, "params": asdict(params)}
+    return {
+        "seconds": (first["seconds"] + last["seconds"]) / 2,
+        "first": first["seconds"],
+        "last": last["seconds"],
+        "calls": first["calls"] + last["calls"],
+        "workers_memory": last["workers_memory"],
+        "steps": trainer.steps_per_epoch,
+        "precision": machine.precision,
+        "params": asdict(params),
+    }
 
 
 def _steady(trainer: Pretrainer, epoch: int, settings: dict[str, Any]) -> dict[str, Any]:

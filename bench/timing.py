@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lib.machine import Machine
+from lib.runtime.machine import Machine
 
 WARM_CALLS = 2
 CALLS_AHEAD = 20  # of a GPU

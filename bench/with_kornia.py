@@ -9,7 +9,7 @@ from kornia import augmentation
 from bench.images import SIZE, pixels
 from bench.leftthomas import MEAN, STD
 from bench.timing import steady
-from lib.machine import Machine
+from lib.runtime.machine import Machine
 
 
 def data(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
@@ -21,7 +21,9 @@ def data(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
         augmentation.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
         augmentation.RandomGrayscale(p=0.2),
         augmentation.Normalize(torch.tensor(MEAN), torch.tensor(STD)),
-        data_keys=["input"], same_on_batch=False)
+        data_keys=["input"],
+        same_on_batch=False,
+    )
     orders = (torch.randperm(len(images)).split(settings["batch"]) for _ in itertools.count())
     rows = (part for order in orders for part in order if len(part) == settings["batch"])
 

@@ -1,6 +1,6 @@
 """lightly, used as its documented SimCLR example uses it: its transform, projection head, loss and loop.
 
-Its colour strength and blur are set so that it draws the same augmentation as the others (0.5 is what its
+Its color strength and blur are set so that it draws the same augmentation as the others (0.5 is what its
 documentation recommends for small images; without blur it has less to do than by default). Departure: the
 encoder is the same network as ours.
 """
@@ -19,13 +19,13 @@ from torch.utils.data import DataLoader, Dataset
 from bench.images import SIZE, labels, pixels
 from bench.timing import as_it_comes, forever, steady
 from lib.encoders import build_encoder
-from lib.machine import Machine
+from lib.runtime.machine import Machine
 
 HIDDEN, OUT = 512, 128
 RATE = 0.06
 
 
-class Pictures(Dataset):
+class RawDataset(Dataset):
     """([view, view], label), as torchvision's CIFAR10 with lightly's transform gives them."""
 
     def __init__(self, images: numpy.ndarray, targets: numpy.ndarray) -> None:
@@ -51,8 +51,13 @@ class Model(nn.Module):
 
 def _loader(settings: dict[str, Any]) -> DataLoader:
     count = settings["train"]
-    return DataLoader(Pictures(pixels(count, channels_last=True), labels(count)), batch_size=settings["batch"],
-                      shuffle=True, drop_last=True, num_workers=settings["workers"])
+    return DataLoader(
+        RawDataset(pixels(count, channels_last=True), labels(count)),
+        batch_size=settings["batch"],
+        shuffle=True,
+        drop_last=True,
+        num_workers=settings["workers"],
+    )
 
 
 def data(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:

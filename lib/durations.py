@@ -3,7 +3,7 @@
 A pretraining is measured by the seconds of its curve, plots/curves/<variant>.csv, epoch by epoch: they hold however
 often it was interrupted, and git keeps them; nearest neighbours and checkpoints between epochs come on top. Every
 other stage, and a pretraining of 0 epochs, is measured by its last run on this machine, which
-``lib.stage`` notes in .times/. A stage that never ran is taken to need as long as the same stage of other variants.
+``lib.runtime.stage`` notes in .times/. A stage that never ran is taken to need as long as the same stage of other variants.
 """
 
 import csv
@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.errors import UserError
-from lib.files import read_json
 from lib.forecast import Step
 from lib.params.pretraining import pretraining_params
-from lib.stage import SIZES, TIMES_FOLDER
+from lib.runtime.errors import UserError
+from lib.runtime.files import read_json
+from lib.runtime.stage import SIZES, TIMES_FOLDER
 
 CURVES = Path("plots/curves")
 
@@ -92,13 +92,19 @@ def _noted_estimate(step: Step, raw: dict[str, Any]) -> Estimate | None:
 
 def _like_others(step: Step, steps: list[Step], own: dict[str, Estimate | None], raw: dict[str, Any]) -> Estimate:
     """The mean of the same stage's other variants; of a pretraining, for as many epochs."""
+
     def epochs(other: Step) -> int:
         return _epochs(other, raw) if other.group == "pretrain" else 1
 
     wanted = epochs(step)
-    others = {other.key: estimate.seconds / max(1, epochs(other)) * max(1, wanted) for other in steps
-              if other.group == step.group and (estimate := own[other.stage]) and estimate.seconds is not None
-              and bool(epochs(other)) == bool(wanted)}
+    others = {
+        other.key: estimate.seconds / max(1, epochs(other)) * max(1, wanted)
+        for other in steps
+        if other.group == step.group
+        and (estimate := own[other.stage])
+        and estimate.seconds is not None
+        and bool(epochs(other)) == bool(wanted)
+    }
     if not others:
         return Estimate(None, "no run recorded")
     return Estimate(sum(others.values()) / len(others), f"as {', '.join(map(str, others))}")

@@ -16,8 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lib.errors import UserError
 from lib.params.spec import PARAMS_FILE
+from lib.runtime.errors import UserError
 
 
 class Fate(StrEnum):
@@ -230,8 +230,12 @@ def _parameters(stage: Any) -> dict[str, Any]:
     """The parameters of a stage's last run."""
     from dvc.dependency import ParamsDependency
 
-    return {key: value for dep in stage.deps if isinstance(dep, ParamsDependency)
-            for key, value in (dep.hash_info.value or {}).items()}
+    return {
+        key: value
+        for dep in stage.deps
+        if isinstance(dep, ParamsDependency)
+        for key, value in (dep.hash_info.value or {}).items()
+    }
 
 
 def _lost(out: Any) -> str:

@@ -8,8 +8,8 @@ installed package vl-convert-python; git ignores it. Where it is missing the pag
 import sys
 from pathlib import Path
 
-from lib.errors import UserError
-from lib.files import write_text
+from lib.runtime.errors import UserError
+from lib.runtime.files import write_text
 
 LIBRARY_FILE = Path(".dvc/vega.js")
 VEGA_LITE = "v5.20"

@@ -11,11 +11,11 @@ from collections import defaultdict
 import yaml
 
 from lib.durations import Estimate, estimates
-from lib.errors import UserError
 from lib.forecast import Fate, Step, forecast
 from lib.params.check import check_params
 from lib.params.spec import PARAMS_FILE, Loader, load_yaml
 from lib.preset import overlay, parse_settings
+from lib.runtime.errors import UserError
 
 RUNNING = (Fate.RUNS, Fate.RUNS_OR_RESTORED, Fate.DEPENDS)
 NOT_A_TERMINAL = 200  # columns, so that no line of a log is folded
@@ -40,20 +40,30 @@ def make_plan(settings: list[str], targets: list[str]) -> tuple[list[Step], dict
 
 def as_json(steps: list[Step], times: dict[str, Estimate]) -> str:
     """For machines. ``seconds`` is null where no comparable run was recorded, and 0 for what is restored."""
-    stages = [{"stage": step.stage, "fate": step.fate.name.lower(), "why": step.why, "after": step.causes,
-               "seconds": 0.0 if step.fate == Fate.RESTORED else times[step.stage].seconds,
-               "source": times[step.stage].source} for step in steps]
+    stages = [
+        {
+            "stage": step.stage,
+            "fate": step.fate.name.lower(),
+            "why": step.why,
+            "after": step.causes,
+            "seconds": 0.0 if step.fate == Fate.RESTORED else times[step.stage].seconds,
+            "source": times[step.stage].source,
+        }
+        for step in steps
+    ]
     known = [stage["seconds"] for stage in stages if stage["seconds"] is not None]
     return json.dumps({"stages": stages, "seconds": sum(known), "without_time": len(stages) - len(known)}, indent=2)
 
 
 def total(steps: list[Step], times: dict[str, Estimate]) -> str:
     """One line: how many stages, how long."""
-    from lib.core.progress import duration
+    from lib.runtime.progress import duration
 
-    counts = [(sum(step.fate == Fate.RUNS for step in steps), "to run"),
-              (sum(step.fate in (Fate.DEPENDS, Fate.RUNS_OR_RESTORED) for step in steps), "that may run"),
-              (sum(step.fate == Fate.RESTORED for step in steps), "restored without running")]
+    counts = [
+        (sum(step.fate == Fate.RUNS for step in steps), "to run"),
+        (sum(step.fate in (Fate.DEPENDS, Fate.RUNS_OR_RESTORED) for step in steps), "that may run"),
+        (sum(step.fate == Fate.RESTORED for step in steps), "restored without running"),
+    ]
     words = ", ".join(f"{count} {what}" for count, what in counts if count)
     running = [step.stage for step in steps if step.fate in RUNNING]
     known = [times[stage].seconds for stage in running if times[stage].seconds is not None]
@@ -80,7 +90,7 @@ def show(steps: list[Step], times: dict[str, Estimate]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lib.core.progress import duration
+    from lib.runtime.progress import duration
 
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("stage", "what happens", "why", "about", "time taken from"):
@@ -88,8 +98,13 @@ def show(steps: list[Step], times: dict[str, Estimate]) -> None:
     for step in steps:
         restored, estimate = step.fate == Fate.RESTORED, times[step.stage]
         about = "?" if estimate.seconds is None else duration(estimate.seconds)
-        table.add_row(step.stage, step.fate, reasons(step), *(("-", "") if restored else (about, estimate.source)),
-                      style="dim" if restored else None)
+        table.add_row(
+            step.stage,
+            step.fate,
+            reasons(step),
+            *(("-", "") if restored else (about, estimate.source)),
+            style="dim" if restored else None,
+        )
     console = Console(width=None if sys.stdout.isatty() else NOT_A_TERMINAL, highlight=False, markup=False)
     console.print(table)
     console.print(total(steps, times), soft_wrap=True)
@@ -97,10 +112,19 @@ def show(steps: list[Step], times: dict[str, Estimate]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lib.plan", description="Say what dvc repro would run, and why.")
-    parser.add_argument("targets", nargs="*", help="stages such as linear@joint, or groups such as pretrain; "
-                                                   "none means the whole pipeline")
-    parser.add_argument("-S", dest="settings", metavar="key=value", action="append", default=[],
-                        help="a change of params.yaml that is not yet made, for example -S gamma=0.1; may be repeated")
+    parser.add_argument(
+        "targets",
+        nargs="*",
+        help="stages such as linear@joint, or groups such as pretrain; none means the whole pipeline",
+    )
+    parser.add_argument(
+        "-S",
+        dest="settings",
+        metavar="key=value",
+        action="append",
+        default=[],
+        help="a change of params.yaml that is not yet made, for example -S gamma=0.1; may be repeated",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args()
     try:

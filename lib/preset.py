@@ -17,10 +17,10 @@ from typing import Any
 
 import yaml
 
-from lib.errors import UserError, shown
-from lib.files import write_text
 from lib.params.check import check_params
 from lib.params.spec import PARAMS_FILE, Loader, read_yaml, read_yaml_text
+from lib.runtime.errors import UserError, shown
+from lib.runtime.files import write_text
 
 PRESETS_FOLDER = Path("presets")
 BASE = "study"
@@ -88,19 +88,22 @@ def overlay(text: str, settings: dict[str, str]) -> tuple[str, list[str]]:
         if key not in current:
             raise UserError(f"params.yaml has no key {key}; keys there: {', '.join(_neighbours(key, current))}")
         if not _is_scalar(source):
-            raise UserError(f"the value of {key} is {shown(source)}; allowed: one number or text, "
-                            "or a list of them in brackets, in double quotes where it holds a special character")
+            raise UserError(
+                f"the value of {key} is {shown(source)}; allowed: one number or text, "
+                "or a list of them in brackets, in double quotes where it holds a special character"
+            )
     changes, pieces, position = [], [], 0
     for key, old in current.items():
         if key in settings and not _same(old.value, _value(settings[key])):
             changes.append(f"{key}: {old.source or 'nothing'} -> {settings[key]}")
-            pieces += [text[position:old.start], "" if old.source else " ", settings[key]]
+            pieces += [text[position : old.start], "" if old.source else " ", settings[key]]
             position = old.end
     return "".join([*pieces, text[position:]]), changes
 
 
-def apply_preset(name: str, settings: list[str], params: Path = PARAMS_FILE,
-                 folder: Path = PRESETS_FOLDER) -> list[str]:
+def apply_preset(
+    name: str, settings: list[str], params: Path = PARAMS_FILE, folder: Path = PRESETS_FOLDER
+) -> list[str]:
     """Write the preset, then ``settings``, into ``params``; returns one line for each change.
 
     A preset's value for a variant that ``params`` no longer has is left out, with a line that says so.
@@ -117,8 +120,9 @@ def apply_preset(name: str, settings: list[str], params: Path = PARAMS_FILE,
     check_params(read_yaml(after, "params.yaml"))
     if after != before:
         write_text(params, after)
-    return lines + changes + [f"{key}: left out, params.yaml has no variant {variant}"
-                              for key, variant in absent.items()]
+    return (
+        lines + changes + [f"{key}: left out, params.yaml has no variant {variant}" for key, variant in absent.items()]
+    )
 
 
 def _exchange_variants(text: str, name: str, folder: Path) -> tuple[str, list[str]]:
@@ -126,17 +130,19 @@ def _exchange_variants(text: str, name: str, folder: Path) -> tuple[str, list[st
     lines, wanted = [], whole_variants(folder, name)
     if not blocks(text, "params.yaml"):
         raise UserError("params.yaml: variants is missing or empty; write at least one variant below it")
-    indents = {text[block.start:].index(variant) for variant, block in blocks(text, "params.yaml").items()}
+    indents = {text[block.start :].index(variant) for variant, block in blocks(text, "params.yaml").items()}
     if wanted and indents != {INDENT}:
-        raise UserError(f"params.yaml: the variants are not indented by {INDENT} spaces, as those that preset {name} "
-                        f"adds are; indent them by {INDENT}")
+        raise UserError(
+            f"params.yaml: the variants are not indented by {INDENT} spaces, as those that preset {name} "
+            f"adds are; indent them by {INDENT}"
+        )
     for other in preset_names(folder):
         for variant, (_, value) in whole_variants(folder, other).items():
             found = blocks(text, "params.yaml").get(variant)
             if found is None or variant in wanted:
                 continue
             if found.value == value and len(blocks(text, "params.yaml")) > 1:
-                text = text[:found.start] + text[found.end:]
+                text = text[: found.start] + text[found.end :]
                 lines.append(f"variants.{variant}: removed, preset {other} adds it")
             else:
                 lines.append(f"variants.{variant}: kept, it is not as preset {other} adds it")
@@ -154,8 +160,11 @@ def whole_variants(folder: Path, name: str) -> dict[str, tuple[str, Any]]:
     """The variants that a preset defines with their method: name -> (lines of text, value)."""
     path = folder / f"{name}.yaml"
     text = read_yaml_text(path)
-    return {variant: (text[block.start:block.end], block.value) for variant, block in blocks(text, str(path)).items()
-            if isinstance(block.value, dict) and "method" in block.value}
+    return {
+        variant: (text[block.start : block.end], block.value)
+        for variant, block in blocks(text, str(path)).items()
+        if isinstance(block.value, dict) and "method" in block.value
+    }
 
 
 def blocks(text: str, where: str) -> dict[str, Block]:
@@ -171,9 +180,10 @@ def blocks(text: str, where: str) -> dict[str, Block]:
     if node.flow_style:
         raise UserError(f"{where}: variants is written in braces; write each variant on lines of its own below it")
     values = read_yaml(text, where)["variants"]
-    return {str(key.value): Block(values[key.value], _line_start(text, key.start_mark.index),
-                                  _line_end(text, _last(value)))
-            for key, value in node.value}
+    return {
+        str(key.value): Block(values[key.value], _line_start(text, key.start_mark.index), _line_end(text, _last(value)))
+        for key, value in node.value
+    }
 
 
 def _last(node: yaml.Node) -> int:
@@ -216,8 +226,14 @@ def describe(name: str, folder: Path = PRESETS_FOLDER) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m lib.preset", description="Lay a preset onto params.yaml.")
     parser.add_argument("name", nargs="?", help="without one, the presets are listed")
-    parser.add_argument("-S", dest="settings", metavar="key=value", action="append", default=[],
-                        help="one more setting, for example -S optimizer.lr=0.01; may be repeated")
+    parser.add_argument(
+        "-S",
+        dest="settings",
+        metavar="key=value",
+        action="append",
+        default=[],
+        help="one more setting, for example -S optimizer.lr=0.01; may be repeated",
+    )
     arguments = parser.parse_args()
     try:
         if arguments.name is None:
@@ -270,7 +286,7 @@ def _neighbours(key: str, known: dict[str, Scalar]) -> list[str]:
     while block and not any(name.startswith(block + ".") for name in known):
         block = block.rpartition(".")[0]
     prefix = block + "." if block else ""
-    return list(dict.fromkeys(prefix + name[len(prefix):].split(".")[0] for name in known if name.startswith(prefix)))
+    return list(dict.fromkeys(prefix + name[len(prefix) :].split(".")[0] for name in known if name.startswith(prefix)))
 
 
 def _same(old: Any, new: Any) -> bool:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lib.params.pretraining import dataset_params
-from lib.stage import run_stage
+from lib.runtime.stage import run_stage
 
 
 def main(raw: dict[str, Any]) -> None:
@@ -14,8 +14,10 @@ def main(raw: dict[str, Any]) -> None:
     save_data(IMAGES_FILE, data)
     about, counts = data.about, data.about["counts"]
     size = about["image_size"]
-    print(f"{about['dataset']}: {counts['train']:,} training images ({counts['validation']:,} of them for validation), "
-          f"{counts['test']:,} test images, {len(data.classes)} classes, {size}x{size} RGB")
+    print(
+        f"{about['dataset']}: {counts['train']:,} training images ({counts['validation']:,} of them for validation), "
+        f"{counts['test']:,} test images, {len(data.classes)} classes, {size}x{size} RGB"
+    )
     ignored = ", ".join(f"{count} {kind}" for kind, count in about.get("ignored", {}).items())
     print(f"source: {about['source']}" + (f"; files left out: {ignored}" if ignored else ""))
     print(f"written: {IMAGES_FILE}, {IMAGES_FILE.stat().st_size / 1e6:.1f} MB, content sha256 {about['checksum'][:12]}")

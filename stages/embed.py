@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from lib.stage import run_stage
+from lib.runtime.stage import run_stage
 
 
 def main(raw: dict[str, Any], variant: str) -> None:
     from lib.data.store import IMAGES_FILE, load_data
     from lib.evaluate.embeddings import embed_test
-    from lib.files import write_arrays
-    from lib.machine import read_machine
     from lib.methods.export import encoder_file, load_method
+    from lib.runtime.files import write_arrays
+    from lib.runtime.machine import read_machine
 
     machine = read_machine(alone=True)
     method, _ = load_method(encoder_file(variant))

@@ -3,23 +3,26 @@
 from pathlib import Path
 from typing import Any
 
-from lib.stage import run_stage
+from lib.runtime.stage import run_stage
 
 
 def main(raw: dict[str, Any], variant: str) -> None:
     from lib.data.store import IMAGES_FILE, load_data
     from lib.evaluate.linear import evaluate, write_evaluation
-    from lib.machine import read_machine
     from lib.methods.export import encoder_file, load_method
     from lib.params.evaluation import knn_params, linear_params
+    from lib.runtime.machine import read_machine
 
     linear, knn, machine = linear_params(raw), knn_params(raw), read_machine(alone=True)
     method, about = load_method(encoder_file(variant))
     data = load_data(IMAGES_FILE)
     evaluation = evaluate(method, about, data, linear, knn, machine)
     write_evaluation(evaluation, data.test_labels, Path("metrics") / f"{variant}.json", Path("data/scores") / variant)
-    shown = (f"{name} {value}" for name, value in evaluation.metrics.items()
-             if isinstance(value, float) and "entropy" not in name)
+    shown = (
+        f"{name} {value}"
+        for name, value in evaluation.metrics.items()
+        if isinstance(value, float) and "entropy" not in name
+    )
     print(f"{variant}: {', '.join(shown)} (percent)")
 
 

@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from pathlib import Path
 
-from lib.stage import run_stage
+from lib.runtime.stage import run_stage
 
 
 def main(raw: dict, variant: str) -> None:
@@ -15,12 +15,12 @@ def main(raw: dict, variant: str) -> None:
     from lib.core.trainer import Pretrainer, check_batch
     from lib.data.store import IMAGES_FILE, load_data
     from lib.evaluate.monitor import knn_monitor
-    from lib.files import read_about
-    from lib.machine import read_machine
     from lib.methods import alike, build_method, try_method
     from lib.methods.export import encoder_file, save_method
     from lib.params.pretraining import pretraining_params, variant_names
-    from lib.seeds import generator
+    from lib.runtime.files import read_about
+    from lib.runtime.machine import read_machine
+    from lib.runtime.seeds import generator
 
     params, machine, about = pretraining_params(raw, variant), read_machine(), read_about(IMAGES_FILE)
     images, classes = about["counts"]["train"], len(about["classes"])
@@ -37,7 +37,7 @@ def main(raw: dict, variant: str) -> None:
     trainer = Pretrainer(build_method(params), data, params, machine)
     lead = processes.rank() == 0
     with store.held() if lead else nullcontext():
-        processes.wait()  # nobody reads a checkpoint before the lead holds the right to train
+        processes.barrier()  # nobody reads a checkpoint before the lead holds the right to train
         curve, monitor = Path("plots/curves") / f"{variant}.csv", knn_monitor(data, params, machine)
         pretrain(trainer, store, curve, monitor, variants=alike(others))
         if lead:

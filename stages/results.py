@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from lib.stage import run_stage
+from lib.runtime.stage import run_stage
 
 
 def main(raw: dict[str, Any]) -> None:
-    from lib.files import write_table, write_text
     from lib.params.pretraining import variant_names
     from lib.report import figures, plot_tables, tables
     from lib.report.records import read_record
+    from lib.runtime.files import write_table, write_text
 
     records = [read_record(variant) for variant in variant_names(raw)]
     metrics, plots = Path("metrics"), Path("plots")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lib.stage import run_stage
+from lib.runtime.stage import run_stage
 
 
 def main(raw: dict[str, Any], variant: str) -> None:
@@ -11,29 +11,38 @@ def main(raw: dict[str, Any], variant: str) -> None:
 
     from lib.data.store import IMAGES_FILE, load_data
     from lib.evaluate.transfer import arms, compare, filters_file, first_layer, given_filters, summary
-    from lib.files import write_json, write_table, write_tensors
-    from lib.machine import read_machine
     from lib.params.evaluation import transfer_params
     from lib.params.pretraining import dataset_params
     from lib.report.figures import save_figure
     from lib.report.figures_transfer import filters_figure, transfer_figure
+    from lib.runtime.files import write_json, write_table, write_tensors
+    from lib.runtime.machine import read_machine
 
     params, seed, machine = transfer_params(raw), dataset_params(raw).seed, read_machine(alone=True)
     own = first_layer(Path("data/encoders") / f"{variant}.safetensors", variant)
     found, data = arms(own, Path(params.source) if params.source else None), load_data(IMAGES_FILE)
     outcomes = compare(found, data, params, machine, seed, f"{variant}: transfer")
     rows = [{"arm": outcome.name, **row} for outcome in outcomes for row in outcome.curve]
-    write_tensors(Path("data/filters") / f"{variant}.safetensors", filters_file(own, outcomes, data),
-                  {"variant": variant, "data": data.about["checksum"]})
+    write_tensors(
+        Path("data/filters") / f"{variant}.safetensors",
+        filters_file(own, outcomes, data),
+        {"variant": variant, "data": data.about["checksum"]},
+    )
     write_json(Path("metrics/transfer") / f"{variant}.json", summary(outcomes))
     write_table(Path("plots/transfer") / f"{variant}.csv", pandas.DataFrame(rows))
     save_figure(Path("plots/transfer") / f"{variant}.png", transfer_figure, rows, variant)
     sheets = {name: weights.numpy() for name, weights in given_filters(found).items()}
-    save_figure(Path("plots/filters") / f"{variant}.png", filters_figure, sheets,
-                f"{variant}, of transfer.source" if params.source else variant)
+    save_figure(
+        Path("plots/filters") / f"{variant}.png",
+        filters_figure,
+        sheets,
+        f"{variant}, of transfer.source" if params.source else variant,
+    )
     for name, found in summary(outcomes).items():
-        print(f"{variant}: {name}: validation {found['first_epoch']} after epoch 1, {found['last_epoch']} at the end; "
-              f"test {found['test_top1']} (percent)")
+        print(
+            f"{variant}: {name}: validation {found['first_epoch']} after epoch 1, {found['last_epoch']} at the end; "
+            f"test {found['test_top1']} (percent)"
+        )
 
 
 if __name__ == "__main__":

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from lib.stage import run_stage
+from lib.runtime.stage import run_stage
 
 
 def main(raw: dict[str, Any], variant: str) -> None:
     from lib.evaluate.tsne import embed_plane, select, title
-    from lib.files import read_arrays, write_arrays
     from lib.params.evaluation import tsne_params
     from lib.report.figures_tsne import draw_tsne
+    from lib.runtime.files import read_arrays, write_arrays
 
     tsne = tsne_params(raw)
     latents, shown = select(read_arrays(Path("data/embeddings") / f"{variant}.npz"), tsne)

@@ -6,9 +6,9 @@ import numpy
 import torch
 from torch import nn
 
-from lib.data.store import ImageData, Pictures, assemble
-from lib.machine import Machine
+from lib.data.store import ImageData, RawDataset, assemble
 from lib.params.pretraining import Augment
+from lib.runtime.machine import Machine
 
 MACHINE = Machine(device="cpu", processes=1, threads=1, precision="fp32", checkpoint_minutes=10.0)
 CLASSES = ["red", "green", "blue"]
@@ -24,7 +24,7 @@ class TinyMethod(nn.Module):
         self.projector = nn.Linear(8, 4)
         self.images = 0
 
-    def join_layers(self) -> None:
+    def allow_end_to_end_gradient(self) -> None:
         """Gradients pass already."""
 
     def latents(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -48,7 +48,7 @@ def tiny_method(latents: tuple[str, ...] = ("h",), seed: int = 0) -> TinyMethod:
 
 
 def tiny_data(train: int = 150, test: int = 60, seed: int = 0) -> ImageData:
-    """Noisy 8x8 pictures whose class is the channel that is a little brighter; class names by colour."""
+    """Noisy 8x8 pictures whose class is the channel that is a little brighter; class names by color."""
     draw = numpy.random.default_rng(seed)
     labels = {"train": numpy.arange(train) % 3, "test": numpy.arange(test) % 3}
     images = {}
@@ -56,13 +56,20 @@ def tiny_data(train: int = 150, test: int = 60, seed: int = 0) -> ImageData:
         values = draw.normal(110, 45, (len(classes), 3, 8, 8))
         values[numpy.arange(len(classes)), classes] += 22
         images[split] = values.clip(0, 255).astype(numpy.uint8)
-    return assemble("images", Pictures(images["train"], labels["train"], images["test"], labels["test"], CLASSES,
-                                       "drawn for the tests"))
+    return assemble(
+        "images",
+        RawDataset(images["train"], labels["train"], images["test"], labels["test"], CLASSES, "drawn for the tests"),
+    )
 
 
 def about(variant: str = "tiny", seed: int = 0) -> dict:
-    return {"variant": variant, "method": "tiny", "pretraining": {"seed": seed, "augment": asdict(Augment())},
-            "data": {"checksum": "of the images"}, "versions": {"torch": "2"}}
+    return {
+        "variant": variant,
+        "method": "tiny",
+        "pretraining": {"seed": seed, "augment": asdict(Augment())},
+        "data": {"checksum": "of the images"},
+        "versions": {"torch": "2"},
+    }
 
 
 def state(method: nn.Module) -> dict[str, torch.Tensor]:

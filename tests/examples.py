@@ -8,19 +8,22 @@ import torch
 import yaml
 
 from lib.data.store import ImageData
-from lib.machine import Machine
 from lib.params.pretraining import Pretraining, pretraining_params
 from lib.params.spec import Loader, load_yaml
 from lib.preset import overlay, read_preset
+from lib.runtime.machine import Machine
 
 ROOT = Path(__file__).parents[1]
 SMALL_OPTIONS = {"queue": 32, "norm_rows": 0, "shuffle": False}  # of variants that have them
 FORMS: dict[str, tuple[str, dict[str, Any]]] = {  # of variants, by options that no variant of `params_file` has
     "moco_groups": ("moco", {"norm_rows": 4, "shuffle": True, "queue": 64}),
-    "clapp_asymmetric": ("clapp", {"asymmetric": True}), "cmc_nce": ("cmc_bank", {"form": "nce"}),
-    "kwta_contrast": ("kwta", {"loss": "contrast"}), "kwta_positives": ("kwta", {"loss": "positives"}),
+    "clapp_asymmetric": ("clapp", {"asymmetric": True}),
+    "cmc_nce": ("cmc_bank", {"form": "nce"}),
+    "kwta_contrast": ("kwta", {"loss": "contrast"}),
+    "kwta_positives": ("kwta", {"loss": "positives"}),
     "kwta_hard": ("kwta", {"training_code": "hard", "triplets": "random"}),
-    "patch_filters_map": ("patch_filters", {"max_pool": False})}
+    "patch_filters_map": ("patch_filters", {"max_pool": False}),
+}
 CPU = Machine(device="cpu", processes=1, threads=1, precision="fp32", checkpoint_minutes=10.0)
 
 
@@ -45,8 +48,15 @@ def params_file(**changes: Any) -> dict[str, Any]:
         block.pop("batch_size", None)
         if block.get("epochs"):
             block.pop("epochs")
-    small = {"dataset": "digits", "encoder": "small", "image_size": 16, "batch_size": 16, "epochs": 2,
-             "monitor__every": 1, "monitor__k": 5}
+    small = {
+        "dataset": "digits",
+        "encoder": "small",
+        "image_size": 16,
+        "batch_size": 16,
+        "epochs": 2,
+        "monitor__every": 1,
+        "monitor__k": 5,
+    }
     for key, value in {**small, **changes}.items():
         block, *names = key.split("__")
         if names:
@@ -76,7 +86,14 @@ def images(count: int = 64, size: int = 16, classes: int = 2, seed: int = 0) -> 
         return pixels, labels
 
     train, test = split(count), split(count // 2)
-    about = {"dataset": "random", "source": "random", "checksum": f"random {count} {size} {classes} {seed}",
-             "classes": [f"class {index}" for index in range(classes)], "image_size": size,
-             "mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2], "counts": {"train": count, "test": count // 2}}
+    about = {
+        "dataset": "random",
+        "source": "random",
+        "checksum": f"random {count} {size} {classes} {seed}",
+        "classes": [f"class {index}" for index in range(classes)],
+        "image_size": size,
+        "mean": [0.4, 0.4, 0.4],
+        "std": [0.2, 0.2, 0.2],
+        "counts": {"train": count, "test": count // 2},
+    }
     return ImageData(*train, *test, torch.arange(0, count, 8), about)

@@ -49,9 +49,13 @@ class _Noting(TorchDispatchMode):
             if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() not in made:
                 self.before.setdefault(value.data_ptr(), (value.detach(), value.detach().clone()))
         outputs = operation(*given, **(named or {}))
-        self.made += [value for value in tree_leaves(outputs) if isinstance(value, torch.Tensor)
-                      and value.untyped_storage().data_ptr() not in
-                      {old.untyped_storage().data_ptr() for old, _ in self.before.values()}]
+        self.made += [
+            value
+            for value in tree_leaves(outputs)
+            if isinstance(value, torch.Tensor)
+            and value.untyped_storage().data_ptr()
+            not in {old.untyped_storage().data_ptr() for old, _ in self.before.values()}
+        ]
         self.graph.noted.append((operation, given, named or {}, outputs))
         return outputs
 
@@ -67,7 +71,7 @@ class _Stream:
 
 
 class FakeDevice:
-    """What `lib.core.recorded` asks of torch.cuda."""
+    """What `lib.core.cuda_graphs` asks of torch.cuda."""
 
     def __init__(self) -> None:
         self.mode, self.captures = 0, 0
@@ -84,9 +88,17 @@ class FakeDevice:
             with torch.no_grad():
                 noting.put_back()
 
-        fakes = {"CUDAGraph": FakeGraph, "graph": graph, "device": lambda _: nullcontext(), "Stream": _Stream,
-                 "stream": lambda _: nullcontext(), "current_stream": _Stream, "get_rng_state": torch.get_rng_state,
-                 "get_sync_debug_mode": lambda: self.mode, "set_sync_debug_mode": self._set}
+        fakes = {
+            "CUDAGraph": FakeGraph,
+            "graph": graph,
+            "device": lambda _: nullcontext(),
+            "Stream": _Stream,
+            "stream": lambda _: nullcontext(),
+            "current_stream": _Stream,
+            "get_rng_state": torch.get_rng_state,
+            "get_sync_debug_mode": lambda: self.mode,
+            "set_sync_debug_mode": self._set,
+        }
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
         monkeypatch.setattr(Draws, "to", lambda draws, device: draws.table())

@@ -44,5 +44,7 @@ def _files(module: str) -> set[Path]:
 
 def has_code(path: Path) -> bool:
     """Whether a file holds more than a docstring."""
-    return any(not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
-               for node in ast.parse((ROOT / path).read_text()).body)
+    return any(
+        not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        for node in ast.parse((ROOT / path).read_text()).body
+    )

@@ -22,10 +22,23 @@ PATIENCE = 900  # seconds; a quiet machine needs a tenth
 def start(command: list[str], folder: Path = ROOT, **settings: str) -> subprocess.Popen:
     """The command in this environment without its settings of the machine, plus ``settings``."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ENGRAM_", "DVC_"))}
-    environment = {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ENGRAM_THREADS": "1",
-                   "ENGRAM_PRECISION": "fp32", **settings}
-    return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdin=subprocess.DEVNULL,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    environment = {
+        **kept,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "ENGRAM_THREADS": "1",
+        "ENGRAM_PRECISION": "fp32",
+        **settings,
+    }
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def output(process: subprocess.Popen, status: int = 0) -> str:
@@ -52,8 +65,10 @@ def start_both(nodes: list[Path], *settings: dict[str, str]) -> list[subprocess.
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     point = f"--nnodes 2 --node-rank {{}} --master-addr 127.0.0.1 --master-port {port}"
-    return [start([sys.executable, *STAGE], folder, ENGRAM_TORCHRUN=point.format(rank), **own)
-            for rank, (folder, own) in enumerate(zip(nodes, settings or ({}, {})))]
+    return [
+        start([sys.executable, *STAGE], folder, ENGRAM_TORCHRUN=point.format(rank), **own)
+        for rank, (folder, own) in enumerate(zip(nodes, settings or ({}, {})))
+    ]
 
 
 def written(folder: Path) -> list[str]:

@@ -27,8 +27,12 @@ def encoded(image: numpy.ndarray | Image.Image, kind: str = "PNG", **options) ->
 
 def two_level(classes: tuple[str, ...] = ("cat", "dog"), train: int = 4, test: int = 2) -> dict[str, bytes]:
     """Files of train/<class>/<n>.png and test/<class>/<n>.png; picture numbers run in sorted order from 0."""
-    names = [f"{split}/{name}/{number}.png" for split, count in (("train", train), ("test", test))
-             for name in sorted(classes) for number in range(count)]
+    names = [
+        f"{split}/{name}/{number}.png"
+        for split, count in (("train", train), ("test", test))
+        for name in sorted(classes)
+        for number in range(count)
+    ]
     return {name: encoded(picture(number)) for number, name in enumerate(names)}
 
 
@@ -57,8 +61,9 @@ def write_tar(path: Path, files: Mapping[str, bytes], mode: str = "w:gz") -> Pat
 
 def cifar_records(labels: list[tuple[int, ...]], first: int) -> bytes:
     """Records of label bytes and 3x32x32 pixels; picture numbers run from ``first``."""
-    return b"".join(bytes(label) + picture(first + index).transpose(2, 0, 1).tobytes()
-                    for index, label in enumerate(labels))
+    return b"".join(
+        bytes(label) + picture(first + index).transpose(2, 0, 1).tobytes() for index, label in enumerate(labels)
+    )
 
 
 CIFAR10_LABELS = [(0,), (1,), (2,), (2,), (1,), (0,)]
@@ -69,16 +74,23 @@ def cifar10_files() -> dict[str, bytes]:
     """Five training batches of 6 and a test batch of 6, of three classes."""
     labels, folder = CIFAR10_LABELS, "cifar-10-batches-bin"
     files = {f"{folder}/data_batch_{number}.bin": cifar_records(labels, 6 * (number - 1)) for number in range(1, 6)}
-    return {f"{folder}/batches.meta.txt": b"airplane\nautomobile\nbird\n\n", f"{folder}/readme.html": b"<html>",
-            f"{folder}/test_batch.bin": cifar_records(labels, 30), **files}
+    return {
+        f"{folder}/batches.meta.txt": b"airplane\nautomobile\nbird\n\n",
+        f"{folder}/readme.html": b"<html>",
+        f"{folder}/test_batch.bin": cifar_records(labels, 30),
+        **files,
+    }
 
 
 def cifar100_files() -> dict[str, bytes]:
     """Coarse label always 7; fine labels 0, 1."""
     folder = "cifar-100-binary"
-    return {f"{folder}/fine_label_names.txt": b"apple\nbear\n", f"{folder}/coarse_label_names.txt": b"x\ny\n",
-            f"{folder}/train.bin": cifar_records(CIFAR100_LABELS[0], 0),
-            f"{folder}/test.bin": cifar_records(CIFAR100_LABELS[1], 4)}
+    return {
+        f"{folder}/fine_label_names.txt": b"apple\nbear\n",
+        f"{folder}/coarse_label_names.txt": b"x\ny\n",
+        f"{folder}/train.bin": cifar_records(CIFAR100_LABELS[0], 0),
+        f"{folder}/test.bin": cifar_records(CIFAR100_LABELS[1], 4),
+    }
 
 
 def cifar10_python_files() -> dict[str, bytes]:
@@ -86,25 +98,37 @@ def cifar10_python_files() -> dict[str, bytes]:
     folder = "cifar-10-batches-py"
     batches = {f"data_batch_{number}": 6 * (number - 1) for number in range(1, 6)} | {"test_batch": 30}
     names = {"num_cases_per_batch": 6, "label_names": ["airplane", "automobile", "bird"], "num_vis": 3072}
-    return {f"{folder}/batches.meta": python2_pickle(names), f"{folder}/readme.html": b"<html>",
-            **{f"{folder}/{name}": python2_pickle(cifar_batch(CIFAR10_LABELS, first, ["labels"]))
-               for name, first in batches.items()}}
+    return {
+        f"{folder}/batches.meta": python2_pickle(names),
+        f"{folder}/readme.html": b"<html>",
+        **{
+            f"{folder}/{name}": python2_pickle(cifar_batch(CIFAR10_LABELS, first, ["labels"]))
+            for name, first in batches.items()
+        },
+    }
 
 
 def cifar100_python_files() -> dict[str, bytes]:
     """What `cifar100_files` holds, in the layout of the Python edition."""
     folder, keys = "cifar-100-python", ["coarse_labels", "fine_labels"]
     names = {"fine_label_names": ["apple", "bear"], "coarse_label_names": ["x", "y"]}
-    return {f"{folder}/file.txt~": b"", f"{folder}/meta": python2_pickle(names),
-            f"{folder}/train": python2_pickle(cifar_batch(CIFAR100_LABELS[0], 0, keys)),
-            f"{folder}/test": python2_pickle(cifar_batch(CIFAR100_LABELS[1], 4, keys))}
+    return {
+        f"{folder}/file.txt~": b"",
+        f"{folder}/meta": python2_pickle(names),
+        f"{folder}/train": python2_pickle(cifar_batch(CIFAR100_LABELS[0], 0, keys)),
+        f"{folder}/test": python2_pickle(cifar_batch(CIFAR100_LABELS[1], 4, keys)),
+    }
 
 
 def cifar_batch(labels: list[tuple[int, ...]], first: int, keys: list[str]) -> dict:
     """A batch of the Python edition, with one list of labels per key."""
     pixels = numpy.stack([picture(first + index).transpose(2, 0, 1).reshape(-1) for index in range(len(labels))])
-    return {"batch_label": "batch", "data": pixels, "filenames": [f"{index}.png" for index in range(len(labels))],
-            **{key: [label[place] for label in labels] for place, key in enumerate(keys)}}
+    return {
+        "batch_label": "batch",
+        "data": pixels,
+        "filenames": [f"{index}.png" for index in range(len(labels))],
+        **{key: [label[place] for label in labels] for place, key in enumerate(keys)},
+    }
 
 
 def python2_pickle(value: dict) -> bytes:
@@ -130,8 +154,14 @@ def _opcodes(value) -> bytes:
     kind += _opcodes((3, "|", None, None, None, -1, -1, 0)) + b"b"
     by_columns = not value.flags.c_contiguous
     state = _opcodes(1) + _opcodes(value.shape) + kind + _opcodes(by_columns) + _opcodes(value.tobytes("A"))
-    return b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n" + _opcodes((0,)) + _opcodes("b") + b"tR(" + \
-        state + b"tb"
+    return (
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n"
+        + _opcodes((0,))
+        + _opcodes("b")
+        + b"tR("
+        + state
+        + b"tb"
+    )
 
 
 def idx(array: numpy.ndarray) -> bytes:
@@ -142,10 +172,12 @@ def idx(array: numpy.ndarray) -> bytes:
 
 def mnist_arrays() -> dict[str, numpy.ndarray]:
     """Small MNIST files by their published names, no two alike: 20 training images and 10 test images."""
-    return {"train-images-idx3-ubyte.gz": numpy.arange(20 * 784).reshape(20, 28, 28) % 251,
-            "train-labels-idx1-ubyte.gz": numpy.arange(20) % 10,
-            "t10k-images-idx3-ubyte.gz": numpy.arange(10 * 784).reshape(10, 28, 28) % 241,
-            "t10k-labels-idx1-ubyte.gz": 9 - numpy.arange(10)}
+    return {
+        "train-images-idx3-ubyte.gz": numpy.arange(20 * 784).reshape(20, 28, 28) % 251,
+        "train-labels-idx1-ubyte.gz": numpy.arange(20) % 10,
+        "t10k-images-idx3-ubyte.gz": numpy.arange(10 * 784).reshape(10, 28, 28) % 241,
+        "t10k-labels-idx1-ubyte.gz": 9 - numpy.arange(10),
+    }
 
 
 def sha256(content: bytes) -> str:

@@ -26,11 +26,14 @@ ARMS = {
 COUNT = 128  # images to learn from, and as many codes to measure
 
 
-def codes_after(epochs: int, encoder: nn.Module | None = None, seed: int = 0, lr: float = 1e-3,
-                **options) -> list[dict[str, float]]:
+def codes_after(
+    epochs: int, encoder: nn.Module | None = None, seed: int = 0, lr: float = 1e-3, **options
+) -> list[dict[str, float]]:
     """Measures of the codes of the training images, before training and after it; ``encoder`` replaces the usual."""
-    params = dataclasses.replace(pretraining("kwta", epochs=epochs, seed=seed, optimizer__lr=lr, batch_size=32),
-                                 options={"units": 128, **options})
+    params = dataclasses.replace(
+        pretraining("kwta", epochs=epochs, seed=seed, optimizer__lr=lr, batch_size=32),
+        options={"units": 128, **options},
+    )
     torch.manual_seed(seed)
     data = images(count=COUNT, classes=8, seed=seed)
     method = build_method(params)
@@ -53,8 +56,12 @@ def main() -> None:
     epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     for name, options in ARMS.items():
         before, after = codes_after(epochs, **options)
-        print(name, *(f"{key} {before.get(key, float('nan')):.3f} -> {value:.3f}" for key, value in after.items()),
-              sep="; ", flush=True)
+        print(
+            name,
+            *(f"{key} {before.get(key, float('nan')):.3f} -> {value:.3f}" for key, value in after.items()),
+            sep="; ",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -25,10 +25,13 @@ def by_loops(first: torch.Tensor, second: torch.Tensor) -> tuple[float, float]:
         means = [sum(column) / count for column in rows]
         roots = [math.sqrt(sum((x - m) ** 2 for x in column) / count + 1e-5) for column, m in zip(rows, means)]
         columns.append([[(x - m) / root for x in column] for column, m, root in zip(rows, means, roots)])
-    table = [[sum(a * b for a, b in zip(columns[0][d], columns[1][e])) / count for e in range(width)]
-             for d in range(width)]
-    return (sum((1 - table[d][d]) ** 2 for d in range(width)),
-            sum(table[d][e] ** 2 for d in range(width) for e in range(width) if d != e))
+    table = [
+        [sum(a * b for a, b in zip(columns[0][d], columns[1][e])) / count for e in range(width)] for d in range(width)
+    ]
+    return (
+        sum((1 - table[d][d]) ** 2 for d in range(width)),
+        sum(table[d][e] ** 2 for d in range(width) for e in range(width) if d != e),
+    )
 
 
 def test_it_is_what_its_formula_says():
@@ -69,5 +72,6 @@ def test_it_is_another_implementations():
 
 
 def test_gradients():
-    assert torch.autograd.gradcheck(lambda a, b: barlow_twins(cross_correlation(a, b)),
-                                    [rows.requires_grad_() for rows in outputs()])
+    assert torch.autograd.gradcheck(
+        lambda a, b: barlow_twins(cross_correlation(a, b)), [rows.requires_grad_() for rows in outputs()]
+    )

@@ -1,12 +1,13 @@
 """The benchmark's arithmetic and its page, from made-up measurements; no peer is imported and nothing is timed."""
 
 import ast
-from dataclasses import replace
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from lib.encoders.small_maps import SmallMapConv2d
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import ceiling, leftthomas, ours, parts, systems
@@ -17,8 +18,7 @@ from bench.report import document
 from bench.run import kept, parse
 from bench.systems import system, system_params
 from lib.core.trainer import Pretrainer
-from lib.encoders.small_maps import SmallMapConv2d
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 from lib.views.augment import normalize
 from tests import examples
 from tests.examples import CPU, ROOT
@@ -47,13 +47,16 @@ def test_the_share_of_the_ceiling():
     assert fractions(None, [2.0], [6.0]) == [None]
 
 
-@pytest.mark.parametrize("ours, peer, trained, expected, word", [
-    (10.0, 50.0, 50.0, Race(5.0, False), "met"),
-    (10.0, 39.0, 39.0, Race(3.9, False), "missed"),
-    (10.0, None, 50.0, Race(5.0, True), "met"),  # stopped, but later than the target asks
-    (10.0, None, 30.0, Race(3.0, True), "undecided"),
-    (None, 50.0, 50.0, Race(None, False), "missed"),
-])
+@pytest.mark.parametrize(
+    ("ours", "peer", "trained", "expected", "word"),
+    [
+        (10.0, 50.0, 50.0, Race(5.0, False), "met"),
+        (10.0, 39.0, 39.0, Race(3.9, False), "missed"),
+        (10.0, None, 50.0, Race(5.0, True), "met"),  # stopped, but later than the target asks
+        (10.0, None, 30.0, Race(3.0, True), "undecided"),
+        (None, 50.0, 50.0, Race(None, False), "missed"),
+    ],
+)
 def test_time_to_accuracy(ours, peer, trained, expected, word):
     assert race(ours, peer, trained) == expected
     assert race_verdict(expected, 4.0) == word
@@ -67,13 +70,20 @@ def test_the_peer_is_judged_on_images_as_it_was_trained_on():
 
 
 def test_the_plan_holds_every_target():
-    targets = {(row.section, row.settings.get("encoder"), arm): goal
-               for row in rows(FULL, list(SECTIONS)) for arm, goal in row.targets.items()}
+    targets = {
+        (row.section, row.settings.get("encoder"), arm): goal
+        for row in rows(FULL, list(SECTIONS))
+        for arm, goal in row.targets.items()
+    }
     assert targets == {
-        ("data", "small", "leftthomas.data"): 10.0, ("data", "small", "with_kornia.data"): 4.0,
-        ("step", "small", "leftthomas.step"): 2.8, ("step", "small", "with_lightly.step"): 2.8,
-        ("step", "resnet18", "leftthomas.step"): 3.0, ("step", "resnet18", "with_lightly.step"): 3.0,
-        ("step", "resnet50", "leftthomas.step"): 2.5, ("step", "resnet50", "with_lightly.step"): 2.5,
+        ("data", "small", "leftthomas.data"): 10.0,
+        ("data", "small", "with_kornia.data"): 4.0,
+        ("step", "small", "leftthomas.step"): 2.8,
+        ("step", "small", "with_lightly.step"): 2.8,
+        ("step", "resnet18", "leftthomas.step"): 3.0,
+        ("step", "resnet18", "with_lightly.step"): 3.0,
+        ("step", "resnet50", "leftthomas.step"): 2.5,
+        ("step", "resnet50", "with_lightly.step"): 2.5,
         ("pipeline", None, "pipeline.in_turn"): 1.0,
     }
     assert {row.section for row in rows(FULL, ["tsne", "data"])} == {"tsne", "data"}
@@ -88,22 +98,48 @@ def test_every_arm_is_a_function_with_a_name_of_its_own():
             assert function in [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
 
 
-@pytest.mark.parametrize("arm", [*(arm for arm in PARTS if arm not in ("parts.compiled", "parts.side_by_side")),
-                                 "parts.started_singly", "parts.convolutions"])
+@pytest.mark.parametrize(
+    "arm",
+    [
+        *(arm for arm in PARTS if arm not in ("parts.compiled", "parts.side_by_side")),
+        "parts.started_singly",
+        "parts.convolutions",
+    ],
+)
 def test_a_step_with_a_part_done_otherwise_runs(arm):
     settings = {"encoder": "small", "batch": 4, "train": 16, "test": 4, "warm": 0.0, "seconds": 0.0, "least": 1}
     assert getattr(parts, arm.removeprefix("parts."))(settings, replace(CPU, threads=2))["calls"] == 1
 
 
-@pytest.mark.parametrize("arm, left", [(parts.plain_convolutions, 0), (parts.in_turn, 10),
-                                       (systems.plain_convolutions, 0), (systems.system, 6)])
+@pytest.mark.parametrize(
+    ("arm", "left"),
+    [(parts.plain_convolutions, 0), (parts.in_turn, 10), (systems.plain_convolutions, 0), (systems.system, 6)],
+)
 def test_torchs_convolutions_take_the_place_of_those_of_small_maps(arm, left, monkeypatch):
     """10 are in the small encoder, 6 in VGG-6."""
     counts, step = set(), Pretrainer.step
-    monkeypatch.setattr(Pretrainer, "step", lambda run, *where: (
-        counts.add(sum(type(module) is SmallMapConv2d for module in run.method.modules())), step(run, *where)))
-    arm({"encoder": "small", "variant": "cpc", "options": {"channels": 4}, "batch": 4, "train": 16, "test": 4,
-         "warm": 0.0, "seconds": 0.0, "least": 1}, CPU)
+    monkeypatch.setattr(
+        Pretrainer,
+        "step",
+        lambda run, *where: (
+            counts.add(sum(type(module) is SmallMapConv2d for module in run.method.modules())),
+            step(run, *where),
+        ),
+    )
+    arm(
+        {
+            "encoder": "small",
+            "variant": "cpc",
+            "options": {"channels": 4},
+            "batch": 4,
+            "train": 16,
+            "test": 4,
+            "warm": 0.0,
+            "seconds": 0.0,
+            "least": 1,
+        },
+        CPU,
+    )
     assert counts == {left}
 
 
@@ -127,8 +163,10 @@ def test_convolutions_alone_are_those_of_a_step(monkeypatch):
 def test_the_page_says_what_the_convolutions_alone_would_allow():
     found = record()
     found["rows"][2]["runs"]["parts.convolutions"] = [{"seconds": 0.25, "precision": "fp32"}] * 2
-    assert ("nothing beside them: leftthomas/SimCLR recipe 20.00 (20.00 to 20.00), lightly 20.00 (20.00 to 20.00)."
-            in document(found))
+    assert (
+        "nothing beside them: leftthomas/SimCLR recipe 20.00 (20.00 to 20.00), lightly 20.00 (20.00 to 20.00)."
+        in document(found)
+    )
 
 
 @pytest.mark.parametrize("preset", ["study", "cpu", "demo", "codes"])
@@ -150,21 +188,46 @@ def test_workers_are_chosen_for_arms_that_have_them():
 
 def record(**changes):
     """A run of the data path and one step, two repetitions: ours 0.5 s, the peers ten times that."""
+
     def runs(arm):
         own = {"seconds": 0.5 if arm.startswith("ours") else 5.0, "memory": 700.0, "workers_memory": 0.0}
         return [{**own, "precision": "fp32"}] * 2
 
     found = []
     for row in rows(QUICK, ["data", "step"])[:2]:
-        found.append({**vars(row), "flops": 1e9 if row.section == "step" else None,
-                      "runs": {arm: runs(arm) for arm in row.arms}})
+        found.append(
+            {**vars(row), "flops": 1e9 if row.section == "step" else None, "runs": {arm: runs(arm) for arm in row.arms}}
+        )
     ceiling = {**vars(rows(QUICK, ["ceiling"])[0]), "flops": None, "runs": {"ceiling.measure": [{"fp32": 4e9}] * 2}}
-    machine = {"processor": "a processor", "family": "family 1", "flags": [], "processors": 2, "used": 2, "threads": 2,
-               "precision": "fp32", "memory_gib": 8.0, "load": 0.1, "quiet": True, "system": "Linux"}
-    return {"date": "today", "commit": "abc", "quick": False, "whole": True, "repetitions": 2, "machine": machine,
-            "versions": {"torch": "2"}, "workers": {"a": {"chosen": 1, "seconds": {"0": 2.0, "1": 1.0}}},
-            "accuracy": {"skipped": "no images"}, "rows": [ceiling, *found], "before": [], "sizes": vars(QUICK),
-            "sections": ["ceiling", "data", "step"], **changes}
+    machine = {
+        "processor": "a processor",
+        "family": "family 1",
+        "flags": [],
+        "processors": 2,
+        "used": 2,
+        "threads": 2,
+        "precision": "fp32",
+        "memory_gib": 8.0,
+        "load": 0.1,
+        "quiet": True,
+        "system": "Linux",
+    }
+    return {
+        "date": "today",
+        "commit": "abc",
+        "quick": False,
+        "whole": True,
+        "repetitions": 2,
+        "machine": machine,
+        "versions": {"torch": "2"},
+        "workers": {"a": {"chosen": 1, "seconds": {"0": 2.0, "1": 1.0}}},
+        "accuracy": {"skipped": "no images"},
+        "rows": [ceiling, *found],
+        "before": [],
+        "sizes": vars(QUICK),
+        "sections": ["ceiling", "data", "step"],
+        **changes,
+    }
 
 
 def test_the_page_says_what_was_met_and_what_was_not_run():
@@ -185,10 +248,20 @@ def test_every_system_that_trains_has_a_row():
 def test_a_system_is_timed_at_both_ends_of_its_training(monkeypatch):
     """Where the second layer of filters learns in place of the first one."""
     seen, step = [], Pretrainer.step
-    monkeypatch.setattr(Pretrainer, "step", lambda run, epoch, *where: (
-        seen.append((epoch, run.method.now)), step(run, epoch, *where))[1])
-    settings = {"variant": "patch_filters_two", "train": 64, "test": 4, "batch": 16, "warm": 0.0, "seconds": 0.0,
-                "least": 1}
+    monkeypatch.setattr(
+        Pretrainer,
+        "step",
+        lambda run, epoch, *where: (seen.append((epoch, run.method.now)), step(run, epoch, *where))[1],
+    )
+    settings = {
+        "variant": "patch_filters_two",
+        "train": 64,
+        "test": 4,
+        "batch": 16,
+        "warm": 0.0,
+        "seconds": 0.0,
+        "least": 1,
+    }
     found = system(settings, CPU)
     assert seen == [(0, 1)] * 3 + [(11, 2)] * 3
     assert found["calls"] == 2 and found["steps"] == 4 and found["seconds"] == (found["first"] + found["last"]) / 2
@@ -209,7 +282,7 @@ def test_the_page_of_a_gpu():
     assert [row.settings["batch"] for row in plan if row.section == "step"] == [256, 128, 64, 512, 512]
     runs = [{"seconds": 0.5, "memory": 700.0, "workers_memory": 0.0, "device_memory": 321.0, "precision": "tf32"}]
     ceiling = {**vars(plan[0]), "flops": None, "runs": {"ceiling.measure": [{"fp32": 4e9, "tf32": 8e9, "bf16": 16e9}]}}
-    steps = [{**vars(row), "flops": 1e9, "runs": {arm: runs for arm in row.arms}} for row in plan[1:]]
+    steps = [{**vars(row), "flops": 1e9, "runs": dict.fromkeys(row.arms, runs)} for row in plan[1:]]
     gpu = {**record()["machine"], "gpu": "a GPU, 80 GiB, CUDA 13", "compile": "graphs"}
     page = document(record(machine=gpu, rows=[ceiling, *steps]))
     assert "- a GPU, 80 GiB, CUDA 13: ours and the peers compute there" in page and "CUDA graphs" in page
@@ -218,11 +291,17 @@ def test_the_page_of_a_gpu():
     assert "| tf32 |" not in document(record()) and "GPU, MiB" not in document(record())
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["tsne", "--device", "cuda"],
-     "section tsne is of a CPU alone; with --device cuda: ceiling, step, systems, accuracy"),
-    (["--workers", "-1"], "--workers is -1; allowed: at least 0"), (["stepp"], "there is no section 'stepp'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["tsne", "--device", "cuda"],
+            "section tsne is of a CPU alone; with --device cuda: ceiling, step, systems, accuracy",
+        ),
+        (["--workers", "-1"], "--workers is -1; allowed: at least 0"),
+        (["stepp"], "there is no section 'stepp'"),
+    ],
+)
 def test_what_cannot_be_measured_is_refused(arguments, words, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["bench.run", *arguments])
     with pytest.raises(SystemExit):
@@ -244,11 +323,22 @@ def test_the_page_warns_of_a_busy_machine_and_of_a_quick_run():
 
 def test_the_page_names_the_settings_of_both_trainings():
     def arm(seconds, trained, **settings):
-        return {"seconds": seconds, "trained": trained, "curve": [{"epochs": 2.0, "seconds": trained, "knn": 55.5}],
-                "trained_with": settings}
+        return {
+            "seconds": seconds,
+            "trained": trained,
+            "curve": [{"epochs": 2.0, "seconds": trained, "knn": 55.5}],
+            "trained_with": settings,
+        }
 
-    accuracy = {"goal": 55.0, "share": 0.25, "seed": 0, "limit": 600.0, "images": "CIFAR-10",
-                "ours": arm(100.0, 100.0, optimizer={"lr": 0.001}), "peer": arm(None, 500.0, batch_size=256)}
+    accuracy = {
+        "goal": 55.0,
+        "share": 0.25,
+        "seed": 0,
+        "limit": 600.0,
+        "images": "CIFAR-10",
+        "ours": arm(100.0, 100.0, optimizer={"lr": 0.001}),
+        "peer": arm(None, 500.0, batch_size=256),
+    }
     page = document(record(accuracy=accuracy))
     assert "| Time to accuracy | leftthomas/SimCLR recipe | at least 5.00 | 4 | met |" in page
     assert "- ours: optimizer.lr 0.001" in page and "- leftthomas/SimCLR recipe: batch_size 256" in page
@@ -280,8 +370,9 @@ def test_sections_are_added_to_those_of_the_same_machine():
     assert "was not quiet: 2.0" in document({**now, **found})
 
 
-@pytest.mark.parametrize("change", [{"versions": {"torch": "1"}}, {"sizes": vars(FULL)},
-                                    {"machine": {**record()["machine"], "threads": 8}}])
+@pytest.mark.parametrize(
+    "change", [{"versions": {"torch": "1"}}, {"sizes": vars(FULL)}, {"machine": {**record()["machine"], "threads": 8}}]
+)
 def test_sections_of_another_machine_are_not_mixed(change):
     with pytest.raises(UserError, match="--add needs the same"):
         kept(record(**change), record(), ["step"])

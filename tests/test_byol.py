@@ -42,7 +42,7 @@ def views(count: int = 8) -> list[torch.Tensor]:
     return [torch.randn(count, 3, 16, 16, generator=stream) for _ in range(2)]
 
 
-@pytest.mark.parametrize("count, width", [(9, 6), (1, 2), (3, 40)])
+@pytest.mark.parametrize(("count", "width"), [(9, 6), (1, 2), (3, 40)])
 def test_it_is_what_its_formula_says(count, width):
     first, second = pair(count, width)
     assert direction_distance(first, second).item() == pytest.approx(by_loops(first, second), rel=1e-5)
@@ -50,8 +50,9 @@ def test_it_is_what_its_formula_says(count, width):
     assert direction_distance(first, second).item() == pytest.approx(2 - 2 * cosines.mean().item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("targets, value", [(5 * torch.eye(4), 0.0), (torch.eye(4).roll(1, 0), 2.0),
-                                            (-0.1 * torch.eye(4), 4.0)])
+@pytest.mark.parametrize(
+    ("targets", "value"), [(5 * torch.eye(4), 0.0), (torch.eye(4).roll(1, 0), 2.0), (-0.1 * torch.eye(4), 4.0)]
+)
 def test_parallel_orthogonal_and_opposed_rows(targets, value):
     assert direction_distance(torch.eye(4), targets).item() == pytest.approx(value, abs=1e-6)
 
@@ -94,7 +95,7 @@ def test_each_view_predicts_the_copy_of_the_other():
     assert built().loss({"p_a": first, "t_b": second, "p_b": second, "t_a": first})[0].item() > 0.1
 
 
-@pytest.mark.parametrize("head, width", [("projector", 512), ("slow_projector", 512), ("predictor", 256)])
+@pytest.mark.parametrize(("head", "width"), [("projector", 512), ("momentum_projector", 512), ("predictor", 256)])
 def test_projector_and_predictor_have_a_hidden_layer_with_batchnorm(head, width):
     layers = built().get_submodule(head)
     assert [type(layer) for layer in layers] == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
@@ -122,7 +123,7 @@ def test_predictions_and_targets_are_of_the_view_that_they_are_named_after():
     first, second = views()
     found = method.embed([first, second])
     for side, view in (("a", first), ("b", second)):
-        torch.testing.assert_close(found[f"t_{side}"], method.slow_projection(view))
+        torch.testing.assert_close(found[f"t_{side}"], method.momentum_projection(view))
         torch.testing.assert_close(found[f"p_{side}"], method.predictor(method.projector(method.latents(view)["h"])))
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from lib.encoders.vgg6 import places_ahead
-from lib.errors import UserError
 from lib.losses.cpc import false_scores, same_place, true_scores
 from lib.losses.hinge import asynchronous, coins, synchronous
 from lib.methods import build_method
+from lib.runtime.errors import UserError
 from tests.examples import pretraining
 from tests.test_cpc import grid, scores_by_loops
 
@@ -48,8 +48,9 @@ def mean(values: list[float]) -> float:
 
 def test_synchronous_is_what_its_formula_says():
     true, false = scores()
-    expected = (mean([hinge(1 - u) for u in true.flatten().tolist()])
-                + mean([hinge(1 + u) for u in false.flatten().tolist()]))
+    expected = mean([hinge(1 - u) for u in true.flatten().tolist()]) + mean(
+        [hinge(1 + u) for u in false.flatten().tolist()]
+    )
     assert synchronous(true, false).item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -136,7 +137,7 @@ def test_joined_layers_learn_from_the_last_latent_and_others_do_not():
 
     clapp = method()
     assert learning(clapp) == {"layers.5.weight", "layers.5.bias"}
-    clapp.join_layers()
+    clapp.allow_end_to_end_gradient()
     assert learning(clapp) == set(dict(clapp.encoder.named_parameters()))
 
 
@@ -147,10 +148,15 @@ def both_kinds() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("variant, options, total", [
-    ("clapp", {}, 12), ("clapp", {"form": "synchronous"}, 12), ("clapp", {"asymmetric": True}, 24),
-    ("hinge_cpc", {}, 2),
-])
+@pytest.mark.parametrize(
+    ("variant", "options", "total"),
+    [
+        ("clapp", {}, 12),
+        ("clapp", {"form": "synchronous"}, 12),
+        ("clapp", {"asymmetric": True}, 24),
+        ("hinge_cpc", {}, 2),
+    ],
+)
 def test_without_predictions_each_loss_costs_two(variant, options, total):
     clapp = without_predictions(method(variant, **options))
     both_kinds()
@@ -161,8 +167,9 @@ def test_without_predictions_each_loss_costs_two(variant, options, total):
     assert found.item() == total and parts["score"].item() == 0
 
 
-@pytest.mark.parametrize("options", [{}, {"asymmetric": True},
-                                     {"form": "synchronous", "negatives": 4, "places": "any"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"asymmetric": True}, {"form": "synchronous", "negatives": 4, "places": "any"}]
+)
 def test_a_layers_loss_reaches_that_layer_and_its_maps_alone(options):
     clapp = method(**options)
     both_kinds()
@@ -171,8 +178,7 @@ def test_a_layers_loss_reaches_that_layer_and_its_maps_alone(options):
     for number in range(1, 7):
         gradients = torch.autograd.grad(parts[f"layer{number}"], weights, retain_graph=True, allow_unused=True)
         reached = {name for name, gradient in zip(names, gradients) if gradient is not None}
-        own = {name for name in names
-               if name.startswith((f"encoder.layers.{number - 1}.", f"maps.layer{number}_"))}
+        own = {name for name in names if name.startswith((f"encoder.layers.{number - 1}.", f"maps.layer{number}_"))}
         assert reached == own
 
 
@@ -188,8 +194,10 @@ def test_one_adam_over_all_layers_is_one_for_each():
     together = method(form="synchronous", places="same")
     apart = copy.deepcopy(together)
     one = torch.optim.Adam(together.parameters(), lr=1e-2)
-    own = [torch.optim.Adam([*layer.parameters(), *apart.maps[f"layer{number}_ahead"].parameters()], lr=1e-2)
-           for number, layer in enumerate(apart.encoder.layers, 1)]
+    own = [
+        torch.optim.Adam([*layer.parameters(), *apart.maps[f"layer{number}_ahead"].parameters()], lr=1e-2)
+        for number, layer in enumerate(apart.encoder.layers, 1)
+    ]
     for step in range(3):
         torch.manual_seed(step)
         one.zero_grad()
@@ -293,8 +301,11 @@ def test_hinge_cpc_by_loops_from_codes_to_total(monkeypatch):
     torch.manual_seed(0)
     coins(6, torch.device("cpu"))  # tossed in this form too
     found = scores_by_loops(codes, hinge_cpc.maps["layer6_ahead"].maps, 16)
-    expected = [mean([hinge(1 - own) for own, _ in scores])
-                + mean([hinge(1 + score) for _, others in scores for score in others]) for scores in found]
+    expected = [
+        mean([hinge(1 - own) for own, _ in scores])
+        + mean([hinge(1 + score) for _, others in scores for score in others])
+        for scores in found
+    ]
     assert total.item() == pytest.approx(mean(expected), rel=1e-5)
     sizes = [mean([abs(own) for own, _ in scores]) for scores in found]
     assert parts["score"].item() == pytest.approx(mean(sizes), rel=1e-4) and min(sizes) > 0.5  # the scores differ
@@ -309,7 +320,13 @@ def test_a_distance_beyond_the_grid_is_refused(variant):
 def test_evaluation_sees_every_layer_the_last_first():
     latents = method().latents(views()[0])
     assert {name: rows.shape[1] for name, rows in latents.items()} == {
-        "layer6": 32, "layer1": 4, "layer2": 8, "layer3": 8, "layer4": 16, "layer5": 32}
+        "layer6": 32,
+        "layer1": 4,
+        "layer2": 8,
+        "layer3": 8,
+        "layer4": 16,
+        "layer5": 32,
+    }
     assert next(iter(latents)) == "layer6"
 
 

@@ -10,12 +10,12 @@ from torch.nn.functional import normalize
 
 from lib.core.trainer import Pretrainer
 from lib.encoders import build_encoder
-from lib.errors import UserError
 from lib.losses.cmc import bank_scores, first_normalizer, in_batch, nce_error, softmax_error
 from lib.methods import build_method
 from lib.methods.base import count_parameters
 from lib.methods.export import load_method, save_method
 from lib.methods.parts.lab import normalized_lab, rgb_to_lab
+from lib.runtime.errors import UserError
 from tests.examples import CPU, images, pretraining
 
 SIZE = 16
@@ -43,16 +43,24 @@ def pixel(*rgb: float) -> torch.Tensor:
 
 # color
 
-@pytest.mark.parametrize("rgb, lab", [
-    ((1, 1, 1), (100, 0, 0)), ((0, 0, 0), (0, 0, 0)), ((1, 0, 0), (53.24, 80.09, 67.20)),
-    ((0, 1, 0), (87.73, -86.18, 83.18)), ((0, 0, 1), (32.30, 79.19, -107.86))])
+
+@pytest.mark.parametrize(
+    ("rgb", "lab"),
+    [
+        ((1, 1, 1), (100, 0, 0)),
+        ((0, 0, 0), (0, 0, 0)),
+        ((1, 0, 0), (53.24, 80.09, 67.20)),
+        ((0, 1, 0), (87.73, -86.18, 83.18)),
+        ((0, 0, 1), (32.30, 79.19, -107.86)),
+    ],
+)
 def test_corners_of_the_color_cube(rgb, lab):
     assert rgb_to_lab(pixel(*map(float, rgb))).flatten().tolist() == pytest.approx(lab, abs=0.02)
 
 
 def test_every_grey_has_no_color_and_grows_lighter():
-    greys = torch.linspace(0, 1, 256).view(1, 1, 16, 16).expand(1, 3, 16, 16)
-    lightness, *color = rgb_to_lab(greys).flatten(2)[0]
+    grays = torch.linspace(0, 1, 256).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    lightness, *color = rgb_to_lab(grays).flatten(2)[0]
     assert torch.stack(color).abs().max() < 2e-3
     assert (lightness.diff() > 0).all()
 
@@ -95,11 +103,12 @@ def test_conversion_stays_in_fp32_under_autocast():
 
 # losses
 
+
 def both(first: torch.Tensor, second: torch.Tensor, temperature: float) -> float:
     return (in_batch(first, second, temperature) + in_batch(second, first, temperature)).item()
 
 
-@pytest.mark.parametrize("count, temperature", [(4, 0.5), (8, 0.1), (16, 0.07)])
+@pytest.mark.parametrize(("count", "temperature"), [(4, 0.5), (8, 0.1), (16, 0.07)])
 def test_in_batch_at_its_corners(count, temperature):
     basis = torch.eye(2 * count)
     first, second = basis[:count], basis[count:]
@@ -172,6 +181,7 @@ def test_gradients():
 
 
 # the banks
+
 
 @pytest.mark.parametrize("form", ["bank", "nce"])
 def test_a_step_moves_the_rows_of_its_images_alone(form):
@@ -271,6 +281,7 @@ def test_a_file_holds_the_bank_of_its_data(form, tmp_path):
 
 # the method
 
+
 def test_an_encoder_sees_its_own_channels_alone():
     method = method_of().eval()
     lab = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
@@ -297,13 +308,13 @@ def test_a_grey_image_has_the_color_latent_of_every_other():
     method = method_of().eval()
     run = Pretrainer(method, images(), pretraining("cmc"), CPU)
     run.method.eval()
-    grey = torch.rand(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).expand(4, 3, SIZE, SIZE)
+    gray = torch.rand(4, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).expand(4, 3, SIZE, SIZE)
     with torch.no_grad():
-        latents = method.latents((grey - 0.4) / 0.2)
+        latents = method.latents((gray - 0.4) / 0.2)
     assert latents["ab"].std(0).max() < 1e-3 < latents["l"].std(0).max()
 
 
-@pytest.mark.parametrize("name, width", [("resnet18", 512), ("resnet50", 2048), ("small", 512)])
+@pytest.mark.parametrize(("name", "width"), [("resnet18", 512), ("resnet50", 2048), ("small", 512)])
 def test_two_encoders_of_half_width_are_as_wide_as_one_and_smaller(name, width):
     with torch.device("meta"):
         method = build_method(dataclasses.replace(pretraining("cmc"), encoder=name))
@@ -313,10 +324,14 @@ def test_two_encoders_of_half_width_are_as_wide_as_one_and_smaller(name, width):
     assert method.heads["l"].weight.shape == method.heads["ab"].weight.shape == (128, width // 2)
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"negatives": 5}, "variants.cmc.negatives is 5, which has no effect with form batch; set form to bank or nce"),
-    ({"bank_momentum": 0.9}, "variants.cmc.bank_momentum is 0.9, which has no effect"),
-    ({"form": "queue"}, "variants.cmc.form is 'queue'; allowed: 'batch', 'bank', 'nce'")])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"negatives": 5}, "variants.cmc.negatives is 5, which has no effect with form batch; set form to bank or nce"),
+        ({"bank_momentum": 0.9}, "variants.cmc.bank_momentum is 0.9, which has no effect"),
+        ({"form": "queue"}, "variants.cmc.form is 'queue'; allowed: 'batch', 'bank', 'nce'"),
+    ],
+)
 def test_options_that_cannot_work_are_refused(options, words):
     with pytest.raises(UserError, match=words):
         build_method(dataclasses.replace(pretraining("cmc"), options=options))

@@ -9,11 +9,11 @@ import torch
 from lib.evaluate.centroid import code_numbers
 from lib.evaluate.codes import k_winners
 from lib.evaluate.linear import evaluate
-from lib.files import read_json, write_json
 from lib.methods import build_method
 from lib.params.evaluation import Knn, Linear
 from lib.report.records import read_record
 from lib.report.tables import markdown
+from lib.runtime.files import read_json, write_json
 from tests.evaluate_fakes import MACHINE, TinyMethod, about, tiny_data
 from tests.examples import pretraining
 from tests.test_report import write_run
@@ -21,11 +21,12 @@ from tests.test_report import write_run
 
 def built(encoder: str, **options):
     torch.manual_seed(0)
-    return build_method(dataclasses.replace(pretraining("kwta"), encoder=encoder, image_size=32,
-                                            options={"units": 128, **options}))
+    return build_method(
+        dataclasses.replace(pretraining("kwta"), encoder=encoder, image_size=32, options={"units": 128, **options})
+    )
 
 
-@pytest.mark.parametrize("encoder, width", [("sdr", 3 * 10 * 10), ("small", 512 * 4 * 4)])
+@pytest.mark.parametrize(("encoder", "width"), [("sdr", 3 * 10 * 10), ("small", 512 * 4 * 4)])
 def test_a_flat_latent_is_the_whole_map(encoder, width):
     method = built(encoder, flatten=True).eval()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -61,10 +62,16 @@ def test_numbers_of_codes_against_numbers_by_hand():
     labels = torch.tensor([0] * 5 + [1] * 4)
     codes, own = rows_of((0, 1), (0, 1), (1, 2), (3, 4)), torch.tensor([0, 1, 0, 1])
     quarter, third = 2 - 0.75 * math.log2(3), math.log2(3) - 2 / 3  # bits of a coin of 1/4 or 3/4, and of 1/3
-    assert code_numbers(bank, labels, codes, own, 2) == pytest.approx({
-        "centroid": 50, "centroid_code": 75, "active": 2,
-        "usage_entropy": (1 + 4 * quarter) / 6 / third,  # units 0 to 4 in 2, 3, 1, 1, 1 of 4 codes
-        "pattern_entropy": 1.5, "unused": 100 / 6})
+    assert code_numbers(bank, labels, codes, own, 2) == pytest.approx(
+        {
+            "centroid": 50,
+            "centroid_code": 75,
+            "active": 2,
+            "usage_entropy": (1 + 4 * quarter) / 6 / third,  # units 0 to 4 in 2, 3, 1, 1, 1 of 4 codes
+            "pattern_entropy": 1.5,
+            "unused": 100 / 6,
+        }
+    )
     same = code_numbers(bank, labels, codes[:1].expand(4, -1), own, 2)
     assert (same["usage_entropy"], same["pattern_entropy"], same["centroid"]) == (0, 0, 50)
 
@@ -94,8 +101,14 @@ def test_codes_have_a_table_of_their_own(tmp_path):
     path = tmp_path / "data/scores/joint.json"
     scores = read_json(path)
     latent = next(iter(scores["latents"].values()))
-    latent["code"] = {"centroid": 33.217, "centroid_code": 30.5, "active": 26, "usage_entropy": 0.6123,
-                      "pattern_entropy": 13.0071, "unused": 12.5}
+    latent["code"] = {
+        "centroid": 33.217,
+        "centroid_code": 30.5,
+        "active": 26,
+        "usage_entropy": 0.6123,
+        "pattern_entropy": 13.0071,
+        "unused": 12.5,
+    }
     write_json(path, scores)
     page = markdown([read_record("joint", tmp_path)])
     assert "| joint | 512 | 26 | 33.22 | 30.50 | 0.612 | 13 | 12.5 |" in page

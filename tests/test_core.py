@@ -1,4 +1,4 @@
-"""The training core: schedule, optimisers, determinism, checkpoints, resume."""
+"""The training core: schedule, optimizers, determinism, checkpoints, resume."""
 
 import math
 import subprocess
@@ -12,14 +12,14 @@ from torch import nn
 
 from lib.core.checkpoint import LIBRARY, CheckpointStore, fingerprint, prune
 from lib.core.loop import _Saves, pretrain
-from lib.core.trainer import Pretrainer, check_batch
 from lib.core.optimizers import LARS, build_optimizer
-from lib.core.progress import duration
 from lib.core.schedule import learning_rate
-from lib.errors import UserError
+from lib.core.trainer import Pretrainer, check_batch
 from lib.methods import build_method
 from lib.params.pretraining import Optimizer
-from lib.seeds import generator
+from lib.runtime.errors import UserError
+from lib.runtime.progress import duration
+from lib.runtime.seeds import generator
 from tests.examples import CPU, ROOT, images, pretraining
 
 # Random pixels keep nothing in a small crop; without crop, flip and jitter there is something to learn.
@@ -145,8 +145,18 @@ def test_joint_with_gamma_zero_trains_to_simclrs_model(tmp_path):
 def test_the_curve_has_a_row_per_epoch_and_the_loss_falls(tmp_path):
     train(tmp_path, epochs=6, monitor__every=4, augment=GENTLE)
     curve = pandas.read_csv(tmp_path / "curve.csv")
-    assert list(curve) == ["epoch", "loss", "nt_xent", "spread", "knn", "lr", "images_per_second", "seconds",
-                           "memory_gb", "device"]
+    assert list(curve) == [
+        "epoch",
+        "loss",
+        "nt_xent",
+        "spread",
+        "knn",
+        "lr",
+        "images_per_second",
+        "seconds",
+        "memory_gb",
+        "device",
+    ]
     assert list(curve.epoch) == [1, 2, 3, 4, 5, 6]
     assert list(curve.knn.notna()) == [False, False, False, True, False, True]
     assert curve.loss.iloc[-1] < curve.loss.iloc[0] < math.log(31) + 0.5
@@ -191,9 +201,11 @@ def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch, capsys):
 
 def test_only_one_process_trains_a_variant(tmp_path):
     store = CheckpointStore("simclr", "key", root=tmp_path)
-    command = ("from pathlib import Path; from lib.core.checkpoint import CheckpointStore; "
-               f"store = CheckpointStore('simclr', 'key', root=Path({str(tmp_path)!r}))\n"
-               "with store.held(): print(store.load())")
+    command = (
+        "from pathlib import Path; from lib.core.checkpoint import CheckpointStore; "
+        f"store = CheckpointStore('simclr', 'key', root=Path({str(tmp_path)!r}))\n"
+        "with store.held(): print(store.load())"
+    )
     with store.held():
         other = subprocess.Popen([sys.executable, "-c", command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert other.stdout.readline() == "another process trains this variant already; waiting for it\n"
@@ -274,6 +286,6 @@ def test_an_estimate_leaves_the_method_as_it_was():
     assert all(weight.grad is None for weight in run.method.parameters())
 
 
-@pytest.mark.parametrize("seconds, text", [(45, "45 s"), (600, "10 min"), (7200, "2.0 h"), (180_000, "2.1 days")])
+@pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (600, "10 min"), (7200, "2.0 h"), (180_000, "2.1 days")])
 def test_durations_read_as_people_say_them(seconds, text):
     assert duration(seconds) == text

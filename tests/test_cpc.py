@@ -10,9 +10,9 @@ from pytorch_metric_learning.losses import NTXentLoss
 from torch import nn
 from torch.nn import functional
 
-from lib.errors import UserError
 from lib.losses.cpc import any_place, false_scores, info_nce, same_place, true_scores
 from lib.methods import build_method
+from lib.runtime.errors import UserError
 from tests.examples import pretraining
 
 
@@ -30,6 +30,7 @@ def by_loops(predicted: torch.Tensor, codes: torch.Tensor, draws: torch.Tensor) 
     flat, total = codes.flatten(0, 1).tolist(), 0.0
     for b in range(images):
         for p in range(places):
+
             def score(patch: int) -> float:
                 return sum(u * v for u, v in zip(predicted[b, p].tolist(), flat[patch]))
 
@@ -57,8 +58,11 @@ def test_it_is_another_implementations_with_pairs_written_out():
     predicted, codes = rows()
     draws, own = any_place(codes, 16), torch.arange(4 * 6)
     theirs = NTXentLoss(1.0, distance=DotProductSimilarity(normalize_embeddings=False))(
-        predicted.flatten(0, 1), indices_tuple=(own, own, own.repeat_interleave(16), draws.flatten()),
-        ref_emb=codes.flatten(0, 1), ref_labels=None)
+        predicted.flatten(0, 1),
+        indices_tuple=(own, own, own.repeat_interleave(16), draws.flatten()),
+        ref_emb=codes.flatten(0, 1),
+        ref_labels=None,
+    )
     torch.testing.assert_close(loss(predicted, codes, draws), theirs, atol=1e-5, rtol=1e-5)
 
 
@@ -84,7 +88,7 @@ def test_the_order_of_the_negatives_does_not_matter():
     torch.testing.assert_close(loss(predicted, codes, draws[:, :, torch.randperm(7)]), loss(predicted, codes, draws))
 
 
-@pytest.mark.parametrize("images, places", [(2, 7), (5, 6)])
+@pytest.mark.parametrize(("images", "places"), [(2, 7), (5, 6)])
 def test_negatives_are_of_any_other_image_and_any_place_alike(images, places):
     torch.manual_seed(0)
     draws = any_place(torch.zeros(images, places, 1), 3000)
@@ -133,7 +137,7 @@ def test_scores_do_not_depend_on_how_many_places_are_taken_at_a_time(elements, m
     predicted, codes = (values.requires_grad_() for values in rows())
     draws, found = any_place(codes, 5), []
     for size in (10**9, elements):
-        monkeypatch.setattr("lib.tiles.ELEMENTS", size)
+        monkeypatch.setattr("lib.runtime.chunks.ELEMENTS", size)
         scores = false_scores(predicted, codes, draws)
         found.append((scores, *torch.autograd.grad(scores.square().sum(), (predicted, codes))))
     torch.testing.assert_close(found[1], found[0])
@@ -213,8 +217,9 @@ def scores_by_loops(codes: torch.Tensor, maps: nn.ModuleList, count: int) -> lis
                 predicted = weight @ codes[image, row, column]
                 there = [divmod(number, len(places)) for number in drawn]
                 others = torch.stack([codes[other, places[at][0] + ahead, places[at][1]] for other, at in there])
-                found[-1].append(((codes[image, row + ahead, column] @ predicted).item(),
-                                  (others @ predicted).tolist()))
+                found[-1].append(
+                    ((codes[image, row + ahead, column] @ predicted).item(), (others @ predicted).tolist())
+                )
     return found
 
 
@@ -225,8 +230,10 @@ def test_a_loss_by_loops_from_codes_to_total(monkeypatch):
     torch.manual_seed(0)
     total, parts = cpc.loss(embedded)
     torch.manual_seed(0)
-    expected = [sum(math.log(sum(math.exp(score - own) for score in (own, *others))) for own, others in scores)
-                / len(scores) for scores in scores_by_loops(codes, cpc.ahead.maps, 16)]
+    expected = [
+        sum(math.log(sum(math.exp(score - own) for score in (own, *others))) for own, others in scores) / len(scores)
+        for scores in scores_by_loops(codes, cpc.ahead.maps, 16)
+    ]
     assert [part.item() for part in parts.values()] == pytest.approx(expected, rel=1e-4)
     assert total.item() == pytest.approx(sum(expected) / 3, rel=1e-4)
     assert abs(total.item() - math.log(17)) > 0.1  # the scores differ

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lib.core.trainer import Pretrainer
-from lib.machine import Machine
 from lib.methods import build_method
+from lib.runtime.machine import Machine
 from tests.examples import CPU, images, params_file, pretraining
 
 VARIANTS = [name for name, block in params_file()["variants"].items() if block.get("epochs", 1)]  # that are trained
@@ -38,6 +38,7 @@ def first_gradient(run: Pretrainer) -> tuple[float, dict[str, torch.Tensor]]:
 @pytest.fixture
 def drawn_on_the_cpu(monkeypatch):
     """Random numbers of a loss come from the CPU's stream on a GPU too: the two streams differ."""
+
     def drawn(draw: Callable) -> Callable:
         return lambda *given, device="cpu", **named: draw(*given, **named).to(device)
 
@@ -47,7 +48,7 @@ def drawn_on_the_cpu(monkeypatch):
 
 
 @on_a_gpu
-@pytest.mark.parametrize("machine, micro", [(CUDA, 0), (GRAPHS, 0), (CUDA, 4)], ids=["off", "graphs", "micro"])
+@pytest.mark.parametrize(("machine", "micro"), [(CUDA, 0), (GRAPHS, 0), (CUDA, 4)], ids=["off", "graphs", "micro"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_first_step_is_that_of_a_cpu(variant, machine, micro, drawn_on_the_cpu):
     """Each parameter's gradient, but for what rounding leaves of those that cancel to nothing."""
@@ -102,10 +103,13 @@ def test_an_estimate_leaves_what_is_recorded_alone():
 
 
 @on_a_gpu
-@pytest.mark.parametrize("disturb, words", [
-    (lambda views: views[0] + 0 * torch.randn_like(views[0]), "draws random numbers"),
-    (lambda views: views[0] + 0 * views[0].mean().item(), "makes the host wait for the device"),
-])
+@pytest.mark.parametrize(
+    ("disturb", "words"),
+    [
+        (lambda views: views[0] + 0 * torch.randn_like(views[0]), "draws random numbers"),
+        (lambda views: views[0] + 0 * views[0].mean().item(), "makes the host wait for the device"),
+    ],
+)
 def test_a_forward_pass_that_cannot_be_recorded_is_started_kernel_by_kernel(disturb, words, capsys, monkeypatch):
     run, plain = trainer(GRAPHS), trainer(CUDA)
     kind, embed = type(run.method), type(run.method).embed

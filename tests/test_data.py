@@ -22,12 +22,21 @@ from lib.data import fetch, official, store
 from lib.data.fetch import Official
 from lib.data.sources import read_digits, read_source
 from lib.data.split import stratified, validation_split
-from lib.data.store import Pictures, assemble, content_checksum, load_data, pixel_statistics, save_data
-from lib.errors import UserError
-from lib.files import write_tensors
+from lib.data.store import RawDataset, assemble, content_checksum, load_data, pixel_statistics, save_data
 from lib.params.pretraining import Dataset
-from tests.make_archives import (cifar10_files, cifar100_files, idx, mnist_arrays, picture, sha256, two_level,
-                                 write_tar, write_zip)
+from lib.runtime.errors import UserError
+from lib.runtime.files import write_tensors
+from tests.make_archives import (
+    cifar10_files,
+    cifar100_files,
+    idx,
+    mnist_arrays,
+    picture,
+    sha256,
+    two_level,
+    write_tar,
+    write_zip,
+)
 
 ROOT = Path(__file__).parents[1]
 REAL_URLOPEN = urllib.request.urlopen
@@ -46,8 +55,9 @@ def no_network(*_arguments, **_named):
     raise URLError("Name or service not known")
 
 
-def small_cifar(folder: Path, cifar: official.BinaryEdition | official.PythonEdition,
-                files: dict[str, bytes]) -> official.BinaryEdition | official.PythonEdition:
+def small_cifar(
+    folder: Path, cifar: official.BinaryEdition | official.PythonEdition, files: dict[str, bytes]
+) -> official.BinaryEdition | official.PythonEdition:
     """``cifar`` with an archive of ``files`` written to ``folder`` and the checksum of that archive."""
     folder.mkdir(exist_ok=True)
     path = write_tar(folder / cifar.archive.name, files)
@@ -81,8 +91,9 @@ def test_stratified_counts_and_tiny_classes():
     assert chosen.tolist() == sorted(set(chosen.tolist())) and chosen.dtype == numpy.int64
     assert not numpy.array_equal(chosen, stratified(labels, 0.1, 1, "test"))
     longer = numpy.concatenate([labels, [0] * 40])
-    assert set(chosen[labels[chosen] == 5]) == {index for index in stratified(longer, 0.1, 0, "test")
-                                                if longer[index] == 5}
+    assert set(chosen[labels[chosen] == 5]) == {
+        index for index in stratified(longer, 0.1, 0, "test") if longer[index] == 5
+    }
 
 
 def test_validation_depends_on_labels_alone():
@@ -143,8 +154,9 @@ def test_round_trip_and_damage(tmp_path):
 
 def test_checksum_follows_the_content():
     data = assemble("digits", read_digits(8))
-    tensors = {name: getattr(data, name).clone() for name in
-               ("train_images", "train_labels", "test_images", "test_labels")}
+    tensors = {
+        name: getattr(data, name).clone() for name in ("train_images", "train_labels", "test_images", "test_labels")
+    }
     assert content_checksum(tensors) == data.about["checksum"]
     tensors["test_labels"][0] += 1
     assert content_checksum(tensors) != data.about["checksum"]
@@ -154,7 +166,9 @@ def test_assemble_refuses_what_cannot_train():
     images = numpy.zeros((2, 3, 8, 8), numpy.uint8)
 
     def made(train, test, classes):
-        return Pictures(images[:len(train)], numpy.array(train), images[:len(test)], numpy.array(test), classes, "x")
+        return RawDataset(
+            images[: len(train)], numpy.array(train), images[: len(test)], numpy.array(test), classes, "x"
+        )
 
     with pytest.raises(UserError, match="a single training image"):
         assemble("images", made([0, 1], [0, 1], ["a", "b"]))
@@ -201,8 +215,11 @@ def test_cifar100_has_fine_labels(tmp_path, monkeypatch):
 def test_mnist(tmp_path, monkeypatch):
     published = official.mnist_files()
     assert {part: file.name for part, file in published.items()} == {
-        "train_images": "train-images-idx3-ubyte.gz", "train_labels": "train-labels-idx1-ubyte.gz",
-        "test_images": "t10k-images-idx3-ubyte.gz", "test_labels": "t10k-labels-idx1-ubyte.gz"}
+        "train_images": "train-images-idx3-ubyte.gz",
+        "train_labels": "train-labels-idx1-ubyte.gz",
+        "test_images": "t10k-images-idx3-ubyte.gz",
+        "test_labels": "t10k-labels-idx1-ubyte.gz",
+    }
     arrays = mnist_arrays()
     for name, array in arrays.items():
         (tmp_path / name).write_bytes(idx(array))
@@ -281,9 +298,14 @@ def test_a_broken_connection_is_the_networks_fault(monkeypatch):
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("given, part", [("https://someone:secret@mirror.invalid/data", "mirror.invalid: InvalidURL"),
-                                         ("https://[secret/data", "not a usable URL"),
-                                         ("https:///secret", "not a usable URL")])
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ("https://someone:secret@mirror.invalid/data", "mirror.invalid: InvalidURL"),
+        ("https://[secret/data", "not a usable URL"),
+        ("https:///secret", "not a usable URL"),
+    ],
+)
 def test_a_bad_address_shows_no_password(monkeypatch, capsys, given, part):
     monkeypatch.setattr(urllib.request, "urlopen", REAL_URLOPEN)
     monkeypatch.setenv("ENGRAM_ARCHIVE", given)
@@ -295,8 +317,14 @@ def test_a_bad_address_shows_no_password(monkeypatch, capsys, given, part):
 def stage(folder: Path, params: str) -> subprocess.CompletedProcess:
     (folder / "params.yaml").write_text(params)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "stages.download"], cwd=folder, env=environment, text=True,
-                          capture_output=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "stages.download"],
+        cwd=folder,
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=120,
+    )
 
 
 VARIANTS = """
@@ -315,8 +343,9 @@ def test_the_stage_writes_the_same_bytes_twice(tmp_path):
         done = stage(tmp_path, f"{params}seed: {seed}\n")
         assert done.returncode == 0, done.stderr
         lines = done.stdout.splitlines()
-        assert lines[0] == ("images: 40 training images (4 of them for validation), 4 test images, 2 classes, "
-                            "32x32 RGB")
+        assert lines[0] == (
+            "images: 40 training images (4 of them for validation), 4 test images, 2 classes, 32x32 RGB"
+        )
         assert lines[1] == "source: archive pets.zip; files left out: 1 .txt" and len(lines) == 3
         written.append((tmp_path / "data/images.safetensors").read_bytes())
     assert written[0] == written[1]

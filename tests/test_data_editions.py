@@ -15,9 +15,18 @@ import torch
 from lib.data import official
 from lib.data.pickled import read_pickle
 from lib.data.store import TENSORS, assemble
-from lib.errors import UserError
-from tests.make_archives import (CIFAR10_LABELS, cifar10_files, cifar10_python_files, cifar100_files,
-                                 cifar100_python_files, cifar_batch, python2_pickle, sha256, write_tar)
+from lib.runtime.errors import UserError
+from tests.make_archives import (
+    CIFAR10_LABELS,
+    cifar10_files,
+    cifar10_python_files,
+    cifar100_files,
+    cifar100_python_files,
+    cifar_batch,
+    python2_pickle,
+    sha256,
+    write_tar,
+)
 
 CIFARS = {
     "cifar10": (official.cifar10_editions, cifar10_files, cifar10_python_files),
@@ -59,8 +68,11 @@ def test_published_addresses_and_checksums():
     editions = [*official.cifar10_editions(), *official.cifar100_editions()]
     files = [edition.archive for edition in editions] + list(official.mnist_files().values())
     assert {file.name: file.checksum for file in files} == CHECKSUMS
-    assert all(url.startswith(("https://", "http://yann.lecun.com/")) and url.endswith(f"/{file.name}")
-               for file in files for url in file.urls) and all(file.urls for file in files)
+    assert all(
+        url.startswith(("https://", "http://yann.lecun.com/")) and url.endswith(f"/{file.name}")
+        for file in files
+        for url in file.urls
+    ) and all(file.urls for file in files)
     assert [type(edition) for edition in editions] == [official.BinaryEdition, official.PythonEdition] * 2
     assert [edition.label_bytes for edition in editions[::2]] == [1, 2]
     assert [edition.label_key for edition in editions[1::2]] == [b"labels", b"fine_labels"]
@@ -78,8 +90,9 @@ def test_both_editions_give_the_same_data(tmp_path, monkeypatch, dataset, size):
     for name in TENSORS:
         assert torch.equal(*(getattr(data, name) for data in found))
         assert getattr(found[0], name).dtype == getattr(found[1], name).dtype
-    same = [{key: value for key, value in data.about.items() if key not in ("archive_checksum", "source")}
-            for data in found]
+    same = [
+        {key: value for key, value in data.about.items() if key not in ("archive_checksum", "source")} for data in found
+    ]
     assert same[0] == same[1]
 
 
@@ -96,11 +109,14 @@ def test_a_folder_gives_the_binary_edition_first(tmp_path, monkeypatch):
     assert python.archive.name in official.read_cifar([binary, python], 32).source
 
 
-@pytest.mark.parametrize("given, asked", [
-    ("", ["cifar-10-binary.tar.gz"]),
-    ("https://mirror.example/data", ["cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"]),
-    ("https://mirror.example/cifar-10-python.tar.gz", ["cifar-10-python.tar.gz"]),
-])
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ("", ["cifar-10-binary.tar.gz"]),
+        ("https://mirror.example/data", ["cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"]),
+        ("https://mirror.example/cifar-10-python.tar.gz", ["cifar-10-python.tar.gz"]),
+    ],
+)
 def test_which_edition_is_fetched(tmp_path, monkeypatch, given, asked):
     """Without a word the binary one; a mirror's folder is asked for both, a mirror's file for itself."""
     binary, python = small(tmp_path / "mirror")
@@ -154,8 +170,8 @@ def hostile(ran) -> dict[str, bytes]:
         "system": b"cos\nsystem\n(S'" + command + b"'\ntR.",
         "stack": b"\x80\x04\x8c\x05posix\x8c\x06system\x93" + text + b"\x85R.",
         "instance": b"(S'" + command + b"'\nios\nsystem\n.",
-        "eval": b"cbuiltins\neval\n(S'open(\"" + str(ran).encode() + b"\", \"w\")'\ntR.",
-        "python 2's eval": b"c__builtin__\neval\n(S'open(\"" + str(ran).encode() + b"\", \"w\")'\ntR.",
+        "eval": b"cbuiltins\neval\n(S'open(\"" + str(ran).encode() + b'", "w")\'\ntR.',
+        "python 2's eval": b"c__builtin__\neval\n(S'open(\"" + str(ran).encode() + b'", "w")\'\ntR.',
         "dotted": b"\x80\x04\x8c\x05numpy\x8c\x0dndarray.tofile\x93.",
         "numpy's own": b"cnumpy\nload\n(S'x'\ntR.",
         "behind an array": build[:-1] + b"0cos\nsystem\n(S'" + command + b"'\ntR.",
@@ -190,13 +206,16 @@ def test_the_hostile_pickles_are_armed(tmp_path):
         assert ran.exists(), kind
 
 
-@pytest.mark.parametrize("batch, part", [
-    ({"labels": [0]}, "does not hold 3072 pixels"),
-    ({"data": numpy.zeros((1, 3072), numpy.uint8)}, "does not hold 3072 pixels"),
-    ({"labels": [0, 1], "data": numpy.zeros((1, 3072), numpy.uint8)}, "does not hold 3072 pixels"),
-    ({"labels": ["0"], "data": numpy.zeros((1, 3072), numpy.uint8)}, "does not hold 3072 pixels"),
-    ({"labels": [0], "data": numpy.zeros((1, 12), numpy.uint8)}, "does not hold 3072 pixels"),
-])
+@pytest.mark.parametrize(
+    ("batch", "part"),
+    [
+        ({"labels": [0]}, "does not hold 3072 pixels"),
+        ({"data": numpy.zeros((1, 3072), numpy.uint8)}, "does not hold 3072 pixels"),
+        ({"labels": [0, 1], "data": numpy.zeros((1, 3072), numpy.uint8)}, "does not hold 3072 pixels"),
+        ({"labels": ["0"], "data": numpy.zeros((1, 3072), numpy.uint8)}, "does not hold 3072 pixels"),
+        ({"labels": [0], "data": numpy.zeros((1, 12), numpy.uint8)}, "does not hold 3072 pixels"),
+    ],
+)
 def test_batches_that_are_not_cifar(tmp_path, monkeypatch, batch, part):
     files = {**cifar10_python_files(), "cifar-10-batches-py/test_batch": python2_pickle(batch)}
     editions = small(tmp_path / "both", python_files=files)

@@ -17,7 +17,7 @@ from lib.data.archives import open_tree
 from lib.data.folders import read_folders
 from lib.data.pixels import blank, decode
 from lib.data.store import assemble
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 from tests.make_archives import encoded, picture, sha256, two_level, write_folder, write_tar, write_zip
 
 
@@ -36,6 +36,7 @@ def read(path, size=32, seed=0):
 @pytest.fixture(params=["folder", "zip", "tar", "tar.gz", "tar.xz"])
 def packed(request, tmp_path):
     """A function that writes files as a folder, zip or tar."""
+
     def write(files):
         if request.param == "folder":
             return write_folder(tmp_path / "pets", files)
@@ -43,6 +44,7 @@ def packed(request, tmp_path):
             return write_zip(tmp_path / "pets.zip", files)
         mode = {"tar": "w", "tar.gz": "w:gz", "tar.xz": "w:xz"}[request.param]
         return write_tar(tmp_path / f"pets.{request.param}", files, mode)
+
     return write
 
 
@@ -60,8 +62,14 @@ def test_two_levels_keep_pixels_and_order(packed):
 
 def test_wrapping_folder_and_strangers(packed):
     files = {f"pets/{name}": content for name, content in two_level().items()}
-    strangers = {"pets/README.txt": b"", "pets/.DS_Store": b"x", "pets/train/cat/._0.png": b"x",
-                 "__MACOSX/pets/._train": b"x", "pets/train/LICENSE": b"x", "pets/train/cat/notes.TXT": b"x"}
+    strangers = {
+        "pets/README.txt": b"",
+        "pets/.DS_Store": b"x",
+        "pets/train/cat/._0.png": b"x",
+        "__MACOSX/pets/._train": b"x",
+        "pets/train/LICENSE": b"x",
+        "pets/train/cat/notes.TXT": b"x",
+    }
     found = read(packed({**strangers, **files}))
     assert len(found.train_labels) == 8
     assert found.provenance["ignored"] == {".txt": 2, "hidden": 3, "no extension": 1}
@@ -83,13 +91,16 @@ def test_a_class_named_train_is_a_class(tmp_path):
     assert read(write_folder(tmp_path / "a", files)).classes == ["bus", "test", "train"]
 
 
-@pytest.mark.parametrize("extra, part", [
-    ({"train/eel/1.png": b""}, "test has no image of: eel"),
-    ({"test/eel/1.png": b""}, "train has no image of: eel"),
-    ({"train/cat/more/1.png": b""}, "'train/cat/more/1.png' is out of place"),
-    ({"validation/cat/1.png": b""}, "'validation/cat/1.png' is out of place"),
-    ({"1.png": b""}, "'1.png' is out of place"),
-])
+@pytest.mark.parametrize(
+    ("extra", "part"),
+    [
+        ({"train/eel/1.png": b""}, "test has no image of: eel"),
+        ({"test/eel/1.png": b""}, "train has no image of: eel"),
+        ({"train/cat/more/1.png": b""}, "'train/cat/more/1.png' is out of place"),
+        ({"validation/cat/1.png": b""}, "'validation/cat/1.png' is out of place"),
+        ({"1.png": b""}, "'1.png' is out of place"),
+    ],
+)
 def test_layout_refused(tmp_path, extra, part):
     assert part in refusal(str(write_folder(tmp_path / "pets", {**two_level(), **extra})), 32, 0)
 
@@ -119,7 +130,12 @@ def test_relative_to_the_main_repository(tmp_path, monkeypatch):
 def test_corrupt_image_is_named(packed):
     files = two_level()
     whole = encoded(picture(0, 64, 64), "JPEG")
-    for broken in (whole[:len(whole) // 2], b"", b"not an image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"):
+    for broken in (
+        whole[: len(whole) // 2],
+        b"",
+        b"not an image",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    ):
         message = refusal(str(packed({**files, "train/dog/2.png": broken})), 32, 0)
         assert "train/dog/2.png cannot be read as an image" in message
 
@@ -174,14 +190,17 @@ def test_link_twin_and_password_in_a_zip(tmp_path):
         archive.writestr("train/cat/1.png", b"x")
     assert "occurs twice" in refusal(str(path), 32, 0)
     place = content.index(b"PK\x01\x02") + 8
-    path.write_bytes(content[:place] + b"\x01" + content[place + 1:])
+    path.write_bytes(content[:place] + b"\x01" + content[place + 1 :])
     assert "encrypted" in refusal(str(path), 32, 0)
 
 
 def test_sizes_are_bounded(tmp_path, monkeypatch):
     files = two_level()
-    paths = [write_zip(tmp_path / "a.zip", files), write_tar(tmp_path / "a.tar.gz", files),
-             write_folder(tmp_path / "a", files)]
+    paths = [
+        write_zip(tmp_path / "a.zip", files),
+        write_tar(tmp_path / "a.tar.gz", files),
+        write_folder(tmp_path / "a", files),
+    ]
     with monkeypatch.context() as patch:
         patch.setattr(archives, "LARGEST_FILE", 1000)
         assert all("allowed: 1,000" in refusal(str(path), 32, 0) for path in paths)
@@ -303,15 +322,15 @@ def test_resizing_is_antialiased_bicubic_of_the_whole_image():
     assert small.shape == (3, 32, 32) and abs(small.astype(int) - 127).max() <= 3
     image = picture(7, 50, 90)
     expected = torch.nn.functional.interpolate(
-        torch.from_numpy(image).permute(2, 0, 1)[None].float(), (32, 32), mode="bicubic", antialias=True)
+        torch.from_numpy(image).permute(2, 0, 1)[None].float(), (32, 32), mode="bicubic", antialias=True
+    )
     expected = expected.round().clamp(0, 255)[0].numpy()
     assert abs(decode(encoded(image), 32).astype(float) - expected).max() <= 2
 
 
 def test_damaged_exif_does_not_cost_the_image():
     image = picture(8)
-    assert numpy.array_equal(decode(encoded(image, "PNG", exif=b"Exif\0\0II*\0garbage"), 32),
-                             image.transpose(2, 0, 1))
+    assert numpy.array_equal(decode(encoded(image, "PNG", exif=b"Exif\0\0II*\0garbage"), 32), image.transpose(2, 0, 1))
 
 
 def test_more_than_the_memory_is_refused():

@@ -18,12 +18,12 @@ def test_a_step_stays_on_its_device_and_asks_for_no_number(variant, monkeypatch)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which does not know meta
     params = pretraining(variant)
     method = build_method(params)
-    method.see_data(torch.zeros(3), torch.ones(3), 64, 2)
+    method.setup(torch.zeros(3), torch.ones(3), 64, 2)
     method = method.to("meta").train()
     size = params.augment.crop_pixels or params.image_size
     views = [torch.empty(params.batch_size, 3, size, size, device="meta") for _ in range(method.views)]
     rows = torch.zeros(params.batch_size, dtype=torch.int64, device="meta")
-    total, parts = method.loss({**method.embed(views), **{name: rows for name in method.needs}})
+    total, parts = method.loss({**method.embed(views), **dict.fromkeys(method.needs, rows)})
     total.backward()
     method.after_step(0, 10)
     latents = method.eval().latents(torch.empty(2, 3, params.image_size, params.image_size, device="meta"))

@@ -15,7 +15,7 @@ PAGE = (ROOT / "docs/adding-a-method.md").read_text()
 
 @pytest.mark.parametrize("path", ["lib/losses/barlow_twins.py", "lib/methods/barlow_twins.py"])
 def test_the_page_on_adding_a_method_quotes_the_file(path):
-    section = PAGE[PAGE.index(f"`{path}`\n"):]
+    section = PAGE[PAGE.index(f"`{path}`\n") :]
     assert re.search(r"```python\n(.*?)```", section, re.DOTALL)[1] == (ROOT / path).read_text()
 
 
@@ -27,8 +27,10 @@ def test_the_block_on_the_page_is_a_variant():
 
 
 def test_the_example_is_short():
-    lines = sum(len((ROOT / path).read_text().splitlines())
-                for path in ("lib/losses/barlow_twins.py", "lib/methods/barlow_twins.py"))
+    lines = sum(
+        len((ROOT / path).read_text().splitlines())
+        for path in ("lib/losses/barlow_twins.py", "lib/methods/barlow_twins.py")
+    )
     assert lines < 150
 
 

@@ -14,7 +14,7 @@ from tests.examples import ROOT, pretraining
 ENCODERS = sorted(path.stem for path in (ROOT / "lib/encoders").glob("[a-z]*.py") if "def build(" in path.read_text())
 
 
-@pytest.mark.parametrize("name, count, width", [("resnet50", 23_500_352, 2048), ("resnet18", 11_168_832, 512)])
+@pytest.mark.parametrize(("name", "count", "width"), [("resnet50", 23_500_352, 2048), ("resnet18", 11_168_832, 512)])
 def test_parameter_counts(name, count, width):
     with torch.device("meta"):
         encoder = build_encoder(name)
@@ -22,7 +22,7 @@ def test_parameter_counts(name, count, width):
     assert encoder.width == width
 
 
-@pytest.mark.parametrize("variant, count", [("simclr", 24_615_616), ("joint", 24_615_616), ("dual", 25_730_880)])
+@pytest.mark.parametrize(("variant", "count"), [("simclr", 24_615_616), ("joint", 24_615_616), ("dual", 25_730_880)])
 def test_the_studys_models_have_the_studys_parameters(variant, count):
     with torch.device("meta"):
         method = build_method(pretraining(variant, encoder="resnet50"))
@@ -68,7 +68,7 @@ def test_other_inputs_and_widths(name):
         assert one == other and wide.shape[0] == 2 * narrow.shape[0]
 
 
-@pytest.mark.parametrize("pixels, side", [(32, 10), (28, 8), (8, 2)])
+@pytest.mark.parametrize(("pixels", "side"), [(32, 10), (28, 8), (8, 2)])
 def test_sdr_has_three_filters_and_a_hundred_places(pixels, side):
     encoder = build_encoder("sdr").eval()
     images = torch.randn(2, 3, pixels, pixels, generator=torch.Generator().manual_seed(0))
@@ -94,7 +94,13 @@ def test_at_their_usual_width_the_weights_are_drawn_in_torchvisions_order():
 
 def test_the_stem_is_recorded():
     assert build_encoder("small").about() == {
-        "stem_kernel": 4, "stem_stride": 2, "stem_padding": 1, "padding_mode": "zeros", "max_pool": False, "width": 512}
+        "stem_kernel": 4,
+        "stem_stride": 2,
+        "stem_padding": 1,
+        "padding_mode": "zeros",
+        "max_pool": False,
+        "width": 512,
+    }
     with torch.device("meta"):
         about = build_encoder("resnet50").about()
     assert (about["stem_kernel"], about["stem_stride"], about["stem_padding"]) == (3, 1, 1)

@@ -5,18 +5,12 @@ import math
 import pytest
 import torch
 
-from lib.errors import UserError
 from lib.evaluate.embeddings import embed_test
-from lib.evaluate.features import (
-    evaluating,
-    extract,
-    extract_with_projections,
-    latent_names,
-    one_latent,
-)
+from lib.evaluate.features import evaluating, extract, extract_with_projections, latent_names, one_latent
 from lib.evaluate.knn import knn_scores
 from lib.evaluate.scores import accuracy
-from lib.tiles import tiles
+from lib.runtime.chunks import chunks
+from lib.runtime.errors import UserError
 from tests.evaluate_fakes import MACHINE, same_state, state, tiny_data, tiny_method
 
 
@@ -84,8 +78,9 @@ def test_knn_equals_its_loop_form():
     labels = torch.randint(0, 4, (40,), generator=draw)
     scores = knn_scores(bank, labels, queries, 7, 0.1, 4)
     for row, query in enumerate(queries):
-        near = sorted(((float(query @ b / (query.norm() * b.norm())), int(c)) for b, c in zip(bank, labels)),
-                      reverse=True)[:7]
+        near = sorted(
+            ((float(query @ b / (query.norm() * b.norm())), int(c)) for b, c in zip(bank, labels)), reverse=True
+        )[:7]
         expected = [sum(math.exp(s / 0.1) for s, c in near if c == label) for label in range(4)]
         scale = math.exp(near[0][0] / 0.1)
         assert scores[row].tolist() == pytest.approx([value / scale for value in expected], rel=1e-4)
@@ -98,7 +93,7 @@ def test_knn_in_tiles_is_the_same(monkeypatch):
     whole = knn_scores(bank, labels, queries, 5, 0.5, 3)
     monkeypatch.setattr("lib.evaluate.knn.TILE", 90)  # three queries at a time
     taken: list[int] = []
-    monkeypatch.setattr("lib.evaluate.knn.tiles", lambda *sizes: (taken.append(1) or part for part in tiles(*sizes)))
+    monkeypatch.setattr("lib.evaluate.knn.tiles", lambda *sizes: (taken.append(1) or part for part in chunks(*sizes)))
     torch.testing.assert_close(knn_scores(bank, labels, queries, 5, 0.5, 3), whole, rtol=1e-5, atol=1e-6)
     assert len(taken) == 7
 

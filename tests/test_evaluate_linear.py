@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from lib.errors import UserError
 from lib.evaluate import linear as linear_stage
 from lib.evaluate import study
 from lib.evaluate.batches import augmented_batches
@@ -15,9 +14,10 @@ from lib.evaluate.knn import knn_scores
 from lib.evaluate.linear import evaluate, write_evaluation
 from lib.evaluate.probe import fit_probe
 from lib.evaluate.study import study_protocol
-from lib.files import read_arrays, read_json
 from lib.params.evaluation import Knn, Linear
 from lib.params.pretraining import Augment
+from lib.runtime.errors import UserError
+from lib.runtime.files import read_arrays, read_json
 from tests.evaluate_fakes import MACHINE, about, same_state, state, tiny_data, tiny_method
 
 LINEAR = Linear(epochs=10, batch_size=32, study_epochs=2)
@@ -65,7 +65,11 @@ def test_several_latents():
     assert found.metrics["top1"] == found.metrics["upper"]["top1"]
     assert found.record["main"] == "upper" and found.record["study"]["latent"] == "upper"
     assert {name: numbers["width"] for name, numbers in found.record["latents"].items()} == {
-        "upper": 8, "lower": 8, "both": 16, "mean": 8}
+        "upper": 8,
+        "lower": 8,
+        "both": 16,
+        "mean": 8,
+    }
     assert list(found.predictions) == names
     assert "latent upper alone" in found.record["protocol"]["study"]
     assert "picked its pretraining checkpoint by the best test kNN" in found.record["protocol"]["study"]
@@ -165,11 +169,12 @@ def test_study_settings_are_the_studys(monkeypatch):
     monkeypatch.setattr(study, "augmented_batches", spy)
     data, recipe = tiny_data(), Augment(hue=0.05)
     study_protocol(tiny_method(), data, recipe, 2, MACHINE, 7)
-    (parameters, settings), = adams
+    ((parameters, settings),) = adams
     assert settings == {"lr": 1e-3, "weight_decay": 1e-6}
     assert [tuple(parameter.shape) for parameter in parameters] == [(3, 8), (3,)]
     assert [call[1] for call in calls] == [
-        {"batch_size": 256, "seed": 7, "purpose": "study", "epoch": epoch} for epoch in (1, 2)]
+        {"batch_size": 256, "seed": 7, "purpose": "study", "epoch": epoch} for epoch in (1, 2)
+    ]
     for tensors, _ in calls:
         assert torch.equal(tensors[0], data.train_images) and torch.equal(tensors[1], data.train_labels)
         assert tensors[4] == recipe
@@ -186,10 +191,13 @@ def test_neighbours_come_from_the_right_split(monkeypatch):
     monkeypatch.setattr(linear_stage, "knn_scores", spy)
     method, data = tiny_method(), tiny_data()
     evaluate(method, about(), data, Linear(epochs=1, batch_size=32, study_epochs=0), Knn(k=9, temperature=0.3), MACHINE)
-    train, test = (extract(method, images, data.mean, data.std, MACHINE)["h"]
-                   for images in (data.train_images, data.test_images))
-    expected = [(train[data.fitting], data.train_labels[data.fitting], train[data.validation]),
-                (train, data.train_labels, test)]
+    train, test = (
+        extract(method, images, data.mean, data.std, MACHINE)["h"] for images in (data.train_images, data.test_images)
+    )
+    expected = [
+        (train[data.fitting], data.train_labels[data.fitting], train[data.validation]),
+        (train, data.train_labels, test),
+    ]
     assert len(calls) == 2 and all(call[3] == {"k": 9, "temperature": 0.3, "classes": 3} for call in calls)
     for call, tensors in zip(calls, expected):
         assert [torch.equal(found, wanted) for found, wanted in zip(call, tensors)] == [True] * 3
@@ -221,7 +229,7 @@ def test_finetuning_learns_what_the_frozen_network_cannot_see():
     method, data = tiny_method(), tiny_data(train=300, test=150)
     with torch.no_grad():
         weight = method.encoder[0].weight
-        weight.copy_(weight.mean(1, keepdim=True).expand_as(weight))  # blind to colour, which tells the classes
+        weight.copy_(weight.mean(1, keepdim=True).expand_as(weight))  # blind to color, which tells the classes
         method.train().latents(data.train_images.float() / 128 - 1)
         method.eval()
     linear = Linear(mode="finetune", epochs=8, batch_size=32, finetune_lr=1e-2, study_epochs=0)
@@ -237,8 +245,9 @@ def test_finetuning_starts_at_the_probe():
         inputs = (data.train_images.float() / 255 - data.mean[:, None, None]) / data.std[:, None, None]
         test = (data.test_images.float() / 255 - data.mean[:, None, None]) / data.std[:, None, None]
         features = torch.cat(list(method.latents(inputs).values()), 1)
-        probe = fit_probe(features, data.train_labels, data.fitting, data.validation, 3, epochs=5, batch_size=32,
-                          seed=0)
+        probe = fit_probe(
+            features, data.train_labels, data.fitting, data.validation, 3, epochs=5, batch_size=32, seed=0
+        )
         expected = probe.scores(torch.cat(list(method.latents(test).values()), 1))
     still = Linear(mode="finetune", epochs=1, batch_size=150, finetune_lr=1e-12)
     for module in method.modules():
@@ -250,7 +259,13 @@ def test_finetuning_starts_at_the_probe():
 
 def test_finetuning_lets_gradients_pass_through_the_whole_network(monkeypatch):
     joined = []
-    monkeypatch.setattr(type(tiny_method()), "join_layers", lambda method: joined.append(method))
-    evaluate(method := tiny_method(), about(), tiny_data(), Linear(mode="finetune", epochs=1, batch_size=32,
-                                                                   study_epochs=0), KNN, MACHINE)
+    monkeypatch.setattr(type(tiny_method()), "allow_end_to_end_gradient", lambda method: joined.append(method))
+    evaluate(
+        method := tiny_method(),
+        about(),
+        tiny_data(),
+        Linear(mode="finetune", epochs=1, batch_size=32, study_epochs=0),
+        KNN,
+        MACHINE,
+    )
     assert len(joined) == 1 and joined[0] is not method

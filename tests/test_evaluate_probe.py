@@ -1,4 +1,4 @@
-"""The linear probe against torch's own optimiser, scikit-learn and known answers."""
+"""The linear probe against torch's own optimizer, scikit-learn and known answers."""
 
 import math
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 from lib.evaluate import probe as probe_module
 from lib.evaluate.probe import GRID, Setting, fit_grid, fit_probe
 from lib.evaluate.scores import accuracy
-from lib.seeds import generator
+from lib.runtime.seeds import generator
 
 
 def split(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -123,8 +123,9 @@ def test_folded_weights_give_the_same_scores():
 
 def test_one_seed_one_result():
     features, labels = gaussians(200)
-    first, again, other = (fit_probe(features, labels, *split(200), 4, epochs=3, batch_size=64, seed=seed)
-                           for seed in (0, 0, 1))
+    first, again, other = (
+        fit_probe(features, labels, *split(200), 4, epochs=3, batch_size=64, seed=seed) for seed in (0, 0, 1)
+    )
     assert torch.equal(first.weight, again.weight) and torch.equal(first.bias, again.bias)
     assert not torch.equal(first.weight, other.weight)
 

@@ -5,10 +5,10 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from lib.errors import UserError
 from lib.evaluate.tsne import choose_points, embed_plane, select, title
 from lib.params.evaluation import Tsne
-from lib.report.figures_tsne import TEN_COLOURS, class_colours, draw_tsne, remarks, scatter
+from lib.report.figures_tsne import TEN_COLORS, class_colors, draw_tsne, remarks, scatter
+from lib.runtime.errors import UserError
 
 
 def blobs(count: int = 150, classes: int = 3) -> tuple[numpy.ndarray, numpy.ndarray]:
@@ -26,9 +26,15 @@ def test_points_are_the_same_for_all_and_fewer_are_a_subset():
 
 def test_select_takes_the_latents_alone():
     features, labels = blobs()
-    arrays = {"upper": features, "z_upper": features[:, :2], "labels": labels, "indices": numpy.arange(150) + 7,
-              "classes": numpy.array(["a", "b", "c"]), "latents": numpy.array(["upper"]),
-              "projections": numpy.array(["z_upper"])}
+    arrays = {
+        "upper": features,
+        "z_upper": features[:, :2],
+        "labels": labels,
+        "indices": numpy.arange(150) + 7,
+        "classes": numpy.array(["a", "b", "c"]),
+        "latents": numpy.array(["upper"]),
+        "projections": numpy.array(["z_upper"]),
+    }
     latents, beside = select(arrays, Tsne(points=40))
     rows = choose_points(150, 40, 0)
     assert list(latents) == ["upper"] and numpy.array_equal(latents["upper"], features[rows])
@@ -83,9 +89,9 @@ def test_title_states_fewer_images_than_asked_for():
 
 @pytest.mark.parametrize("count", [2, 10, 57, 100, 257])
 def test_colours_are_distinct(count):
-    colours = class_colours(count)
-    assert len(colours) == len(set(colours)) == count
-    assert tuple(colours[:10]) == TEN_COLOURS[:count]
+    colors = class_colors(count)
+    assert len(colors) == len(set(colors)) == count
+    assert tuple(colors[:10]) == TEN_COLORS[:count]
 
 
 def test_scatter_colours_points_by_label():

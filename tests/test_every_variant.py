@@ -10,15 +10,22 @@ import torch
 
 from lib.data import official
 from lib.data.store import IMAGES_FILE, load_data, save_data
-from lib.files import read_arrays, read_json
 from lib.params.check import check_params
+from lib.runtime.files import read_arrays, read_json
 from stages import download, embed, linear, overview, pretrain, results, tsne
 from tests.examples import FORMS, images, params_file
 from tests.faults.runs import narrow
 from tests.make_archives import cifar_records, idx, sha256, write_tar
 
-SMALL = {"epochs": 1, "linear__epochs": 1, "linear__study_epochs": 1, "knn__k": 5, "tsne__points": 12,
-         "tsne__perplexity": 3.0, "tsne__iterations": 250}
+SMALL = {
+    "epochs": 1,
+    "linear__epochs": 1,
+    "linear__study_epochs": 1,
+    "knn__k": 5,
+    "tsne__points": 12,
+    "tsne__perplexity": 3.0,
+    "tsne__iterations": 250,
+}
 MEASURED = (pretrain, linear, embed, tsne)
 SENSITIVE = ("simclr", "supervised", "cmc")  # to nothing, to the number of classes, to colors
 
@@ -71,7 +78,7 @@ def test_a_variant_is_trained_measured_embedded_and_drawn(project, variant):
         assert (found if len(scores["latents"]) == 1 else found[name])["top1"] == latent["top1"]
     arrays = read_arrays(Path(f"data/embeddings/{variant}.npz"))
     embedded = arrays["latents"].tolist()
-    assert list(scores["latents"])[:len(embedded)] == embedded, "combinations of latents follow them"
+    assert list(scores["latents"])[: len(embedded)] == embedded, "combinations of latents follow them"
     assert {path.stem for path in Path(f"plots/tsne/{variant}").glob("*.png")} == set(embedded)
 
 
@@ -94,11 +101,15 @@ def cifar100(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The official layout: 100 classes of four training images and two test images each."""
     published, _ = official.cifar100_editions()
     names = "\n".join(f"class_{number}" for number in range(100)).encode()
-    files = {"fine_label_names.txt": names, "coarse_label_names.txt": b"x\ny\n",
-             "train.bin": cifar_records([(0, number % 100) for number in range(400)], 0),
-             "test.bin": cifar_records([(0, number % 100) for number in range(200)], 400)}
-    path = write_tar(folder / published.archive.name,
-                     {f"cifar-100-binary/{name}": content for name, content in files.items()})
+    files = {
+        "fine_label_names.txt": names,
+        "coarse_label_names.txt": b"x\ny\n",
+        "train.bin": cifar_records([(0, number % 100) for number in range(400)], 0),
+        "test.bin": cifar_records([(0, number % 100) for number in range(200)], 400),
+    }
+    path = write_tar(
+        folder / published.archive.name, {f"cifar-100-binary/{name}": content for name, content in files.items()}
+    )
     edition = replace(published, archive=replace(published.archive, checksum=sha256(path.read_bytes())))
     monkeypatch.setattr(official, "cifar100_editions", lambda: [edition])
     monkeypatch.setenv("ENGRAM_ARCHIVE", str(path))
@@ -120,7 +131,7 @@ def mnist(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("variant", SENSITIVE)
-@pytest.mark.parametrize("layout, classes", [(cifar100, 100), (mnist, 10)])
+@pytest.mark.parametrize(("layout", "classes"), [(cifar100, 100), (mnist, 10)])
 def test_other_data_goes_through_the_same_stages(project, tmp_path, monkeypatch, layout, classes, variant):
     monkeypatch.chdir(tmp_path)
     layout(tmp_path, monkeypatch)

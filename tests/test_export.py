@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from lib.encoders.small import SmallResNet
-from lib.errors import UserError
-from lib.files import read_tensors, write_tensors
 from lib.methods import build_method
 from lib.methods.export import FINGERPRINT, _agree, fixed_images, load_method, save_method
+from lib.runtime.errors import UserError
+from lib.runtime.files import read_tensors, write_tensors
 from tests.examples import params_file, pretraining
 
 VARIANTS = list(params_file()["variants"])

@@ -12,13 +12,12 @@ from pytorch_metric_learning.miners import TripletMarginMiner
 from pytorch_metric_learning.reducers import MeanReducer
 from torch.nn.functional import conv2d, relu, triplet_margin_with_distance_loss
 
-from lib import tiles
 from lib.core.trainer import Pretrainer
 from lib.encoders.shallow import Shallow
-from lib.errors import UserError
 from lib.losses.patch_triplets import hinge, patch_triplets, semi_hard, squared_distances
 from lib.methods import build_method
 from lib.params.pretraining import Augment, Pretraining
+from lib.runtime.errors import UserError
 from lib.views.augment import augment, draw
 from tests.examples import CPU, images, pretraining
 
@@ -35,7 +34,7 @@ def test_a_square_is_cut_out_and_not_resized():
     assert views.shape == (40, 3, 8, 8)
     for image, view, (top, left, height, width), flip in zip(images, views, draws.box.tolist(), draws.flip):
         assert (height, width) == (8, 8) and 0 <= top <= 8 and 0 <= left <= 8
-        cut = image[:, top:top + 8, left:left + 8].float() / 255
+        cut = image[:, top : top + 8, left : left + 8].float() / 255
         torch.testing.assert_close(view, cut.flip(2) if flip else cut, atol=1e-6, rtol=0)
     assert set(draws.box[:, 0].tolist()) == set(range(9)), "every place comes up"
 
@@ -52,7 +51,7 @@ def test_patches_are_windows_of_the_square_and_their_embeddings_those_of_the_lay
     layer = method.encoder.conv1
     whole = conv2d(square, layer.weight, layer.bias)  # [2, 256, 3, 3]
     for place, (top, left) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
-        window = relu(whole[:, :, top:top + 2, left:left + 2].amax((2, 3)))
+        window = relu(whole[:, :, top : top + 2, left : left + 2].amax((2, 3)))
         torch.testing.assert_close(rows[:, place], window, atol=1e-5, rtol=1e-5)
 
 
@@ -92,12 +91,13 @@ def test_one_choice_gives_the_value_of_torch():
     """Two images of two patches, with a single semi-hard negative for each pair."""
     patches = torch.tensor([[[0.0, 0.0], [0.5, 0.0]], [[1.0, 0.0], [9.0, 0.0]]], dtype=torch.float64)
     loss, share = patch_triplets(patches, 2.0)
-    theirs = triplet_margin_with_distance_loss(patches[0, 0], patches[0, 1], patches[1, 0], distance_function=squared,
-                                               margin=2.0)
+    theirs = triplet_margin_with_distance_loss(
+        patches[0, 0], patches[0, 1], patches[1, 0], distance_function=squared, margin=2.0
+    )
     assert share.item() == 0.5 and loss.item() == pytest.approx(theirs.item())
 
 
-@pytest.mark.parametrize("negative, value", [((0, 0), 2), ((1, 0), 1), ((1, 1), 0), ((9, 0), 0)])
+@pytest.mark.parametrize(("negative", "value"), [((0, 0), 2), ((1, 0), 1), ((1, 1), 0), ((9, 0), 0)])
 def test_the_hinge_of_two_equal_patches(negative, value):
     """The margin where the negative is equal too, 0 and no slope from there on where it is as far as the margin.
 
@@ -135,8 +135,9 @@ def test_semi_hard_negatives_are_another_implementations():
     rows, owners = patches.flatten(0, 1), torch.arange(5).repeat_interleave(4)
     metric = LpDistance(p=2, power=2, normalize_embeddings=False)
     theirs = by_pair(TripletMarginMiner(margin=2.0, type_of_triplets="semihard", distance=metric)(rows, owners))
-    anchors, positives = torch.tensor([(4 * image + a, 4 * image + p) for image in range(5)
-                                       for a, p in combinations(range(4), 2)]).T
+    anchors, positives = torch.tensor(
+        [(4 * image + a, 4 * image + p) for image in range(5) for a, p in combinations(range(4), 2)]
+    ).T
     distances = squared_distances(rows)
     torch.testing.assert_close(distances, metric(rows), atol=1e-5, rtol=1e-5)
 
@@ -182,8 +183,11 @@ def test_gradients():
 def test_other_squares_are_refused_by_name(pixels):
     params = pretraining("patch_filters")
     params = dataclasses.replace(params, augment=dataclasses.replace(params.augment, crop_pixels=pixels))
-    with pytest.raises(UserError, match=f"augment.crop_pixels of patch_filters is {pixels}; allowed for the method "
-                                        "patch_filters with layers 1: 8 to 10"):
+    with pytest.raises(
+        UserError,
+        match=f"augment.crop_pixels of patch_filters is {pixels}; allowed for the method "
+        "patch_filters with layers 1: 8 to 10",
+    ):
         build_method(params)
 
 
@@ -215,7 +219,7 @@ def test_the_second_layers_patches_are_windows_of_the_firsts_map():
     assert first.shape == (2, 256, 5, 5)
     whole = conv2d(first, layer.weight, layer.bias)  # [2, 512, 3, 3]
     for place, (top, left) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
-        window = relu(whole[:, :, top:top + 2, left:left + 2].amax((2, 3)))
+        window = relu(whole[:, :, top : top + 2, left : left + 2].amax((2, 3)))
         torch.testing.assert_close(rows[:, place], window, atol=1e-5, rtol=1e-5)
 
 

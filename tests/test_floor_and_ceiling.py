@@ -9,10 +9,10 @@ import torch
 from lib.core.checkpoint import CheckpointStore
 from lib.core.loop import pretrain
 from lib.core.trainer import Pretrainer
-from lib.errors import UserError
 from lib.losses.cross_entropy import cross_entropy
 from lib.methods import build_method
 from lib.methods.export import load_method, save_method
+from lib.runtime.errors import UserError
 from tests.examples import CPU, images, pretraining
 
 
@@ -61,8 +61,11 @@ def test_no_other_method_sees_labels(tmp_path):
 
 def test_too_few_classes_are_refused_by_name():
     params = dataclasses.replace(pretraining("supervised"), options={"classes": 2})
-    with pytest.raises(UserError, match=r"variants.supervised.classes is 2; allowed: 0 \(those of the data\), or at "
-                                        "least the number of classes of the data, 3"):
+    with pytest.raises(
+        UserError,
+        match=r"variants.supervised.classes is 2; allowed: 0 \(those of the data\), or at "
+        "least the number of classes of the data, 3",
+    ):
         Pretrainer(build_method(params), images(classes=3), params, CPU)
 
 
@@ -71,13 +74,16 @@ def test_one_class_is_none():
         build_method(dataclasses.replace(pretraining("supervised"), options={"classes": 1}))
 
 
-@pytest.mark.parametrize("given, scores", [(0, 3), (5, 5)])
+@pytest.mark.parametrize(("given", "scores"), [(0, 3), (5, 5)])
 def test_there_are_as_many_scores_as_the_data_has_classes_unless_more_are_asked_for(given, scores, tmp_path):
     params = dataclasses.replace(pretraining("supervised"), options={"classes": given})
     trainer = Pretrainer(build_method(params), images(classes=3), params, CPU)
     assert trainer.method.classifier.weight.shape == (scores, trainer.method.encoder.width)
-    assert any(weight is trainer.method.classifier.weight for group in trainer.optimizer.param_groups
-               for weight in group["params"])
+    assert any(
+        weight is trainer.method.classifier.weight
+        for group in trainer.optimizer.param_groups
+        for weight in group["params"]
+    )
     save_method(tmp_path / "m.safetensors", trainer.method, params, {"checksum": "c"})
     before = torch.get_rng_state()
     loaded, _ = load_method(tmp_path / "m.safetensors")

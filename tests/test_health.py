@@ -8,10 +8,10 @@ from lib.core.checkpoint import CheckpointStore
 from lib.core.health import COLLAPSED, Guard, spread
 from lib.core.loop import pretrain
 from lib.core.optimizers import build_optimizer
-from lib.errors import UserError
 from lib.methods import build_method
 from lib.methods.parts.kwta import soft_code
 from lib.params.pretraining import Optimizer
+from lib.runtime.errors import UserError
 from tests.examples import pretraining
 from tests.test_core import same, trainer
 
@@ -49,8 +49,10 @@ def test_what_is_not_finite_stops_the_step_before_the_update(tmp_path, name, wha
     with pytest.raises(UserError) as error:
         run(tmp_path, training)
     rate = training.params.optimizer.lr
-    assert str(error.value).startswith("simclr: loss or gradient is no longer finite in epoch 1, step 3 of 4, "
-                                       f"at learning rate {rate:g}; the step was not made, there is no checkpoint yet")
+    assert str(error.value).startswith(
+        "simclr: loss or gradient is no longer finite in epoch 1, step 3 of 4, "
+        f"at learning rate {rate:g}; the step was not made, there is no checkpoint yet"
+    )
     assert same(before, {key: weight.detach() for key, weight in training.method.named_parameters()})
 
 
@@ -131,6 +133,7 @@ def test_soft_codes_with_the_same_winners_have_collapsed():
     drive = torch.randn(64, method.options.units) + 8 * (torch.arange(method.options.units) < 100)
     codes = soft_code(drive, torch.tensor(100), torch.tensor(0.3), "sigmoid")
     assert spread(codes) > 2 * COLLAPSED > 0 == spread(method.watched({"training_code_a": codes})["training_code_a"])
-    apart = soft_code(drive - 8 * (torch.arange(method.options.units) < 100), torch.tensor(100), torch.tensor(0.3),
-                      "sigmoid")
+    apart = soft_code(
+        drive - 8 * (torch.arange(method.options.units) < 100), torch.tensor(100), torch.tensor(0.3), "sigmoid"
+    )
     assert spread(method.watched({"training_code_a": apart})["training_code_a"]) > 0.8

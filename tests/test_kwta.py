@@ -11,12 +11,12 @@ from pytorch_metric_learning.reducers import MeanReducer
 from torch import nn
 
 from lib.core.trainer import Pretrainer
-from lib.errors import UserError
 from lib.evaluate.codes import is_binary, pattern_entropy, unused, usage_entropy
 from lib.losses.code_contrast import agreement, contrast, cosines
 from lib.losses.triplet import hinge, semi_hard, triplet
 from lib.methods import build_method
 from lib.methods.parts.kwta import active_units, hard_code, ramped, scaled, soft_code, threshold
+from lib.runtime.errors import UserError
 from tests.examples import CPU, images, pretraining
 from tests.sparse_collapse import codes_after
 
@@ -32,8 +32,11 @@ def built(variant: str = "kwta", **options):
 
 # the kernel
 
-@pytest.mark.parametrize("sparsity, units, count", [
-    (0.05, 128, 7), (0.05, 256, 13), (0.05, 512, 26), (0.05, 2048, 103), (0.3, 128, 39), (0.1, 30, 3), (0.3, 10, 3)])
+
+@pytest.mark.parametrize(
+    ("sparsity", "units", "count"),
+    [(0.05, 128, 7), (0.05, 256, 13), (0.05, 512, 26), (0.05, 2048, 103), (0.3, 128, 39), (0.1, 30, 3), (0.3, 10, 3)],
+)
 def test_the_number_of_active_units_is_rounded_up(sparsity, units, count):
     assert active_units(sparsity, units) == count
 
@@ -67,7 +70,7 @@ def test_only_the_order_of_a_row_matters():
 def test_the_threshold_is_in_the_middle():
     rows = normal(5, 12)
     for count in (1, 4, 11):
-        expected = [sum(sorted(row, reverse=True)[count - 1:count + 1]) / 2 for row in rows.tolist()]
+        expected = [sum(sorted(row, reverse=True)[count - 1 : count + 1]) / 2 for row in rows.tolist()]
         assert threshold(rows, torch.tensor(count))[:, 0].tolist() == pytest.approx(expected, abs=1e-6)
 
 
@@ -113,6 +116,7 @@ def test_soft_codes_become_hard():
 
 # scaling and schedules
 
+
 @pytest.mark.parametrize("form", ["additive", "multiplicative"])
 def test_scaling_is_nothing_at_the_target(form):
     rows = normal(4, 10)
@@ -132,7 +136,7 @@ def spread_of_usage(form: str, mean: float = 0.0, steps: int = 300) -> tuple[flo
         rows = torch.randn(32, units, generator=stream) + means
         use.append(hard_code(scaled(rows, usage, torch.tensor(0.1), form, 3.0), count).mean(0))
         usage.lerp_(use[-1], 0.05)
-    first, last = (torch.stack(some).mean(0) for some in (use[:5], use[steps // 2:]))
+    first, last = (torch.stack(some).mean(0) for some in (use[:5], use[steps // 2 :]))
     return first.std().item(), last.std().item(), int((last < 0.01).sum())
 
 
@@ -167,8 +171,9 @@ def test_scaling_has_a_say_in_who_wins_in_training_and_in_evaluation(form, train
     assert torch.equal(method.drive(found["h"]), scaled(rows, method.usage, method.count / 40, form, 3.0))
     assert torch.equal(found["code"], hard_code(expected, method.final_count))
     assert torch.equal(found["code"], even) == (form == "off")
-    torch.testing.assert_close(method.project(found)["training_code"],
-                               soft_code(expected, method.count, method.training_hardness, "sigmoid"))
+    torch.testing.assert_close(
+        method.project(found)["training_code"], soft_code(expected, method.count, method.training_hardness, "sigmoid")
+    )
 
 
 def test_ramps_at_their_corners():
@@ -214,8 +219,9 @@ def test_random_triplets_against_a_slow_twin():
     """Groups of two and one row of another: every draw has the same choice, or a mean over few."""
     rows = normal(4, 5)
     cosine = [[float(nn.functional.cosine_similarity(a, b, dim=0)) for b in rows] for a in rows]
-    values = {i: [max(0.0, cosine[i][n] - cosine[i][i ^ 1] + 0.5) for n in ((2, 3) if i < 2 else (0, 1))]
-              for i in range(4)}
+    values = {
+        i: [max(0.0, cosine[i][n] - cosine[i][i ^ 1] + 0.5) for n in ((2, 3) if i < 2 else (0, 1))] for i in range(4)
+    }
     torch.manual_seed(0)
     found = [triplet(rows, GROUPS, 0.5, "random").item() for _ in range(400)]
     assert sum(found) / 400 == pytest.approx(sum(sum(pair) / 2 for pair in values.values()) / 4, abs=0.03)
@@ -257,8 +263,12 @@ def test_hinges_are_those_of_other_implementations():
     labels = torch.zeros(9, dtype=torch.int64)
     torch.testing.assert_close(ours, theirs(rows, labels, (anchors, positives, negatives)))
     distance = lambda a, b: 1 - nn.functional.cosine_similarity(a, b)  # noqa: E731
-    torch.testing.assert_close(ours, nn.functional.triplet_margin_with_distance_loss(
-        rows[:3], rows[3:6], rows[6:], distance_function=distance, margin=0.5))
+    torch.testing.assert_close(
+        ours,
+        nn.functional.triplet_margin_with_distance_loss(
+            rows[:3], rows[3:6], rows[6:], distance_function=distance, margin=0.5
+        ),
+    )
 
 
 def test_contrast_is_another_implementations():
@@ -285,6 +295,7 @@ def test_gradients():
 
 
 # the methods
+
 
 @pytest.mark.parametrize("variant", ["kwta", "kwta_supervised"])
 def test_the_main_latent_is_a_binary_code_in_training_and_in_evaluation(variant):
@@ -313,13 +324,20 @@ def test_the_supervised_method_has_images_of_a_class_together():
     assert right.item() == 0 < wrong.item()
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"units": 10, "sparsity": 0.95}, "variants.kwta.sparsity is 0.95, which makes all 10 units active; allowed"),
-    ({"loss": "contrast", "triplets": "random"}, "variants.kwta.triplets is random, which has no effect with loss con"),
-    ({"loss": "positives", "margin": 0.4}, "variants.kwta.margin is 0.4, which has no effect with loss positives"),
-    ({"scaling": "off", "scaling_strength": 2.0}, "scaling_strength is 2.0, which has no effect with scaling off"),
-    ({"scaling": "off", "usage_rate": 0.5}, "usage_rate is 0.5, which has no effect with scaling off"),
-    ({"training_code": "hard", "hardness": 5.0}, "hardness is 5.0, which has no effect with training_code hard")])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"units": 10, "sparsity": 0.95}, "variants.kwta.sparsity is 0.95, which makes all 10 units active; allowed"),
+        (
+            {"loss": "contrast", "triplets": "random"},
+            "variants.kwta.triplets is random, which has no effect with loss con",
+        ),
+        ({"loss": "positives", "margin": 0.4}, "variants.kwta.margin is 0.4, which has no effect with loss positives"),
+        ({"scaling": "off", "scaling_strength": 2.0}, "scaling_strength is 2.0, which has no effect with scaling off"),
+        ({"scaling": "off", "usage_rate": 0.5}, "usage_rate is 0.5, which has no effect with scaling off"),
+        ({"training_code": "hard", "hardness": 5.0}, "hardness is 5.0, which has no effect with training_code hard"),
+    ],
+)
 def test_options_that_cannot_work_are_refused(options, words):
     with pytest.raises(UserError, match=words):
         built(**options)

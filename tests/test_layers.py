@@ -12,20 +12,44 @@ from tests.import_closure import ROOT, closure, has_code, imported_files
 PIPELINE = load_yaml(ROOT / "dvc.yaml")["stages"]
 STUDY = study_params()
 PARAMS = {**STUDY, "variants": every_variant()}
-ENCODERS = [path.relative_to(ROOT) for path in (ROOT / "lib/encoders").glob("[a-z]*.py")
-            if path.stem not in ("resnet", "small_maps")]
+ENCODERS = [
+    path.relative_to(ROOT)
+    for path in (ROOT / "lib/encoders").glob("[a-z]*.py")
+    if path.stem not in ("resnet", "small_maps")
+]
 # From the top. A module may import its own layer and those below.
-LAYERS = [["stages"], ["lib/side_by_side.py"], ["lib/plan.py"],
-          ["lib/durations.py", "lib/forecast.py", "lib/shares.py"],
-          ["lib/report", "lib/preset.py", "lib/offline_plots.py"], ["lib/evaluate"], ["lib/methods"],
-          ["lib/core"], ["lib/losses"], ["lib/views"], ["lib/encoders"], ["lib/data"],
-          ["lib/params", "lib/machine.py", "lib/files.py", "lib/seeds.py", "lib/errors.py", "lib/stage.py",
-           "lib/tiles.py", "lib/workers.py"]]
+LAYERS = [
+    ["stages"],
+    ["lib/side_by_side.py"],
+    ["lib/plan.py"],
+    ["lib/durations.py", "lib/forecast.py", "lib/shares.py"],
+    ["lib/report", "lib/preset.py", "lib/offline_plots.py"],
+    ["lib/evaluate"],
+    ["lib/methods"],
+    ["lib/core"],
+    ["lib/losses"],
+    ["lib/views"],
+    ["lib/encoders"],
+    ["lib/data"],
+    [
+        "lib/params",
+        "lib/machine.py",
+        "lib/files.py",
+        "lib/seeds.py",
+        "lib/errors.py",
+        "lib/stage.py",
+        "lib/tiles.py",
+        "lib/workers.py",
+    ],
+]
 
 
 def instances(variants: dict) -> list[tuple[str, str | None]]:
-    return [(name, variant) for name, stage in PIPELINE.items()
-            for variant in (variants if stage.get("foreach") == "${variants}" else [None])]
+    return [
+        (name, variant)
+        for name, stage in PIPELINE.items()
+        for variant in (variants if stage.get("foreach") == "${variants}" else [None])
+    ]
 
 
 def declared(name: str, variant: str | None) -> set[Path]:
@@ -65,14 +89,16 @@ def chosen() -> list[Path]:
     return [Path(f"lib/encoders/{PARAMS['encoder']}.py")]
 
 
-@pytest.mark.parametrize("name, variant", instances(PARAMS["variants"]))
+@pytest.mark.parametrize(("name", "variant"), instances(PARAMS["variants"]))
 def test_a_stage_declares_what_it_imports(name, variant):
     missing = imported(name, variant, chosen()) - declared(name, variant)
     assert not missing, f"dvc.yaml: {name} imports but does not declare {sorted(map(str, missing))}"
 
 
-@pytest.mark.parametrize("name, variant", instances(
-    [name for name, block in STUDY["variants"].items() if block["watch"]["loss"] == "ntxent"]))
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    instances([name for name, block in STUDY["variants"].items() if block["watch"]["loss"] == "ntxent"]),
+)
 def test_a_stage_declares_nothing_else(name, variant):
     """Of the study's models; another method may do without one of the files that those share."""
     idle = declared(name, variant) - imported(name, variant, ENCODERS)
@@ -88,7 +114,8 @@ def test_a_missing_declaration_would_be_noticed():
     for path in ("lib/core/loop.py", "lib/losses/view_distance.py", "lib/methods/joint.py", "lib/encoders/resnet.py"):
         assert Path(path) in seen
     assert Path("lib/methods/dual.py") not in seen and Path("lib/losses/view_distance.py") not in imported(
-        "pretrain", "simclr", chosen())
+        "pretrain", "simclr", chosen()
+    )
 
 
 def layer(path: Path) -> int:
@@ -114,5 +141,5 @@ def test_no_loop_or_evaluation_names_a_method():
     for folder in ("lib/core", "lib/evaluate", "stages", "lib/views", "lib/data"):
         for file in (ROOT / folder).rglob("*.py"):
             code = re.sub(r'""".*?"""|#.*', "", file.read_text(), flags=re.DOTALL)
-            named = {word for word in re.findall(r"\w+", code)} & methods
+            named = set(re.findall(r"\w+", code)) & methods
             assert not named, f"{file.relative_to(ROOT)} names {named}"

@@ -10,7 +10,6 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lib import tiles
 from lib.losses.ntxent import nt_xent
 from lib.losses.view_distance import frobenius_distance
 
@@ -47,8 +46,9 @@ class LargestTensor(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        self.elements = max([self.elements, *(leaf.numel() for leaf in tree_leaves(result)
-                                              if isinstance(leaf, torch.Tensor))])
+        self.elements = max(
+            [self.elements, *(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))]
+        )
         return result
 
 
@@ -86,7 +86,7 @@ def test_nt_xent_has_the_value_and_gradient_of_a_third_implementation(count, tem
     assert found[0][1].abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("count, value", [(256, 6.236370), (512, 6.930495)])
+@pytest.mark.parametrize(("count", "value"), [(256, 6.236370), (512, 6.930495)])
 @pytest.mark.parametrize("temperature", [0.2, 0.5])
 def test_identical_rows_give_log_of_the_others(count, value, temperature):
     same = normalize(torch.ones(count, 8), dim=1)
@@ -98,7 +98,7 @@ def test_orthogonal_rows_give_log_of_the_others():
     assert nt_xent(rows[:8], rows[8:], 0.5).item() == pytest.approx(math.log(15), abs=1e-6)
 
 
-@pytest.mark.parametrize("count, value", [(4, 0.594438), (8, 1.062879)])
+@pytest.mark.parametrize(("count", "value"), [(4, 0.594438), (8, 1.062879)])
 def test_identical_positives_among_orthogonal_images(count, value):
     assert nt_xent(torch.eye(count), torch.eye(count), 0.5).item() == pytest.approx(value, abs=1e-6)
 
@@ -107,8 +107,9 @@ def test_antipodal_positives_among_orthogonal_images():
     assert nt_xent(torch.eye(4), -torch.eye(4), 0.5).item() == pytest.approx(3.814065, abs=1e-6)
 
 
-@pytest.mark.parametrize("count, temperature, floor",
-                         [(256, 0.5, 4.241064), (512, 0.5, 4.932835), (256, 0.2, 1.474678)])
+@pytest.mark.parametrize(
+    ("count", "temperature", "floor"), [(256, 0.5, 4.241064), (512, 0.5, 4.932835), (256, 0.2, 1.474678)]
+)
 def test_the_simplex_reaches_the_floor(count, temperature, floor):
     rows = simplex(count)
     assert nt_xent(rows, rows, temperature).item() == pytest.approx(floor, abs=1e-5)
@@ -184,8 +185,8 @@ def test_nt_xent_never_holds_its_matrix(monkeypatch):
 
 
 def test_tiles_cover_every_row_once():
-    assert [(part.start, part.stop) for part in tiles.tiles(7, 10, 30)] == [(0, 3), (3, 6), (6, 7)]
-    assert [(part.start, part.stop) for part in tiles.tiles(2, 10, 3)] == [(0, 1), (1, 2)]
+    assert [(part.start, part.stop) for part in tiles.chunks(7, 10, 30)] == [(0, 3), (3, 6), (6, 7)]
+    assert [(part.start, part.stop) for part in tiles.chunks(2, 10, 3)] == [(0, 1), (1, 2)]
 
 
 def test_distance_equals_its_formula_and_the_mean_cosine():
@@ -194,7 +195,7 @@ def test_distance_equals_its_formula_and_the_mean_cosine():
     squares = sum(float((a - b) ** 2) for x, y in zip(first.double(), second.double()) for a, b in zip(x, y))
     assert value == pytest.approx(math.sqrt(squares), abs=1e-5)
     cosine = (first * second).sum(1).mean().item()
-    assert value ** 2 == pytest.approx(2 * 50 * (1 - cosine), rel=1e-5)
+    assert value**2 == pytest.approx(2 * 50 * (1 - cosine), rel=1e-5)
 
 
 def test_distance_at_its_corners():

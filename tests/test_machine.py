@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from lib.errors import UserError
-from lib.machine import _compile, read_machine
+from lib.runtime.errors import UserError
+from lib.runtime.machine import _compile, read_machine
 
 
 @pytest.fixture(autouse=True)
@@ -56,37 +56,50 @@ def test_a_temporary_copy_finds_the_file_of_the_repository(tmp_path, monkeypatch
     assert read_machine().precision == "bf16"
 
 
-@pytest.mark.parametrize("text, words", [
-    ("treads: 2", "unknown key treads; allowed: device"),
-    ("threads: 0", "threads is 0; allowed"),
-    ("threads: many", "threads is 'many'; allowed"),
-    ("precision: fp16", "precision is 'fp16'; allowed: auto, fp32, bf16"),
-    ("device: tpu", "device is 'tpu'; usable here: auto, cpu"),
-    ("device: cuda:99", "device is 'cuda:99'; usable here: auto, cpu"),
-    ("checkpoint_minutes: -1", "checkpoint_minutes is -1; allowed"),
-    ("compile: fast", "compile is 'fast'; allowed: auto, off, on, graphs"),
-    ("compile: graphs",
-     "'graphs' with device 'cpu'; CUDA graphs need a CUDA device and one process: allowed: auto, off, on"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("treads: 2", "unknown key treads; allowed: device"),
+        ("threads: 0", "threads is 0; allowed"),
+        ("threads: many", "threads is 'many'; allowed"),
+        ("precision: fp16", "precision is 'fp16'; allowed: auto, fp32, bf16"),
+        ("device: tpu", "device is 'tpu'; usable here: auto, cpu"),
+        ("device: cuda:99", "device is 'cuda:99'; usable here: auto, cpu"),
+        ("checkpoint_minutes: -1", "checkpoint_minutes is -1; allowed"),
+        ("compile: fast", "compile is 'fast'; allowed: auto, off, on, graphs"),
+        (
+            "compile: graphs",
+            "'graphs' with device 'cpu'; CUDA graphs need a CUDA device and one process: allowed: auto, off, on",
+        ),
+    ],
+)
 def test_a_setting_that_cannot_be_honoured_is_refused(text, words, tmp_path):
     (tmp_path / "machine.yaml").write_text(text)
     with pytest.raises(UserError, match=words):
         read_machine()
 
 
-@pytest.mark.parametrize("written, meant", [("on", "on"), ("off", "off"), ("auto", "off"), ('"on"', "on")])
+@pytest.mark.parametrize(("written", "meant"), [("on", "on"), ("off", "off"), ("auto", "off"), ('"on"', "on")])
 def test_compile_means_what_yaml_makes_of_on_and_off(written, meant, tmp_path):
     (tmp_path / "machine.yaml").write_text(f"compile: {written}\n")
     machine = read_machine()
     assert machine.compile == meant and ("compiled" in str(machine)) == (meant == "on")
 
 
-@pytest.mark.parametrize("value, device, several, chosen", [
-    ("auto", "cuda", False, "graphs"), ("auto", "cuda:1", False, "graphs"), ("auto", "cuda", True, "off"),
-    ("auto", "cpu", False, "off"), ("graphs", "cuda", False, "graphs"), ("off", "cuda", False, "off"),
-    (True, "cuda", True, "on"), ("graphs", "cuda", True, "with several processes; CUDA graphs need"),
-    ("graphs", "cpu", False, "with device 'cpu'; CUDA graphs need"),
-])
+@pytest.mark.parametrize(
+    ("value", "device", "several", "chosen"),
+    [
+        ("auto", "cuda", False, "graphs"),
+        ("auto", "cuda:1", False, "graphs"),
+        ("auto", "cuda", True, "off"),
+        ("auto", "cpu", False, "off"),
+        ("graphs", "cuda", False, "graphs"),
+        ("off", "cuda", False, "off"),
+        (True, "cuda", True, "on"),
+        ("graphs", "cuda", True, "with several processes; CUDA graphs need"),
+        ("graphs", "cpu", False, "with device 'cpu'; CUDA graphs need"),
+    ],
+)
 def test_graphs_are_the_choice_of_one_process_on_a_gpu(value, device, several, chosen):
     if " " not in chosen:
         assert _compile(value, device, several) == chosen
@@ -95,7 +108,7 @@ def test_graphs_are_the_choice_of_one_process_on_a_gpu(value, device, several, c
         _compile(value, device, several)
 
 
-@pytest.mark.parametrize("precision, allowed", [("fp32", False), ("bf16", True)])
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("bf16", True)])
 def test_fp32_is_not_tf32(precision, allowed, monkeypatch):
     monkeypatch.setenv("ENGRAM_PRECISION", precision)
     torch.backends.cudnn.allow_tf32 = True

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from lib.errors import UserError
 from lib.losses.ntxent import nt_xent
 from lib.methods import build_method, method_class, try_method
 from lib.methods.base import GIVEN
 from lib.methods.export import load_method, save_method
+from lib.runtime.errors import UserError
 from tests.examples import ROOT, params_file, pretraining
 
 METHODS = sorted({path.stem for path in (ROOT / "lib/methods").glob("[a-z]*.py")} - {"base", "export"})
@@ -28,8 +28,8 @@ def embedded(method, variant: str, count: int = 8):
     size = pretraining(variant).augment.crop_pixels or 16
     stream = torch.Generator().manual_seed(3)
     given = {"indices": torch.arange(count), "labels": torch.randint(0, 2, (count,), generator=stream)}
-    method.see_data(torch.tensor([0.4] * 3), torch.tensor([0.2] * 3), 64, 2)
-    return {**method.embed(two_views(count, size)[:method.views]), **{name: given[name] for name in method.needs}}
+    method.setup(torch.tensor([0.4] * 3), torch.tensor([0.2] * 3), 64, 2)
+    return {**method.embed(two_views(count, size)[: method.views]), **{name: given[name] for name in method.needs}}
 
 
 def two_views(count: int = 8, size: int = 16):
@@ -163,11 +163,14 @@ def test_duals_second_projection_collapses_and_its_first_does_not():
     assert spread["z_lower"] < 0.5 * spread["z_upper"], spread
 
 
-@pytest.mark.parametrize("change, word", [
-    ({"loss": "ntxent", "term": "ntxent", "part": "methods/base", "number": "gamma"}, "watch names the losses"),
-    ({"loss": "ntxent", "term": "view_distance", "part": "methods/base", "number": "seed"}, "watch.number"),
-    ({"loss": "ntxent", "term": "view_distance", "part": "methods/export", "number": "gamma"}, "watch.part"),
-])
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"loss": "ntxent", "term": "ntxent", "part": "methods/base", "number": "gamma"}, "watch names the losses"),
+        ({"loss": "ntxent", "term": "view_distance", "part": "methods/base", "number": "seed"}, "watch.number"),
+        ({"loss": "ntxent", "term": "view_distance", "part": "methods/export", "number": "gamma"}, "watch.part"),
+    ],
+)
 def test_a_watch_block_that_does_not_fit_the_code_is_refused(change, word):
     raw = params_file()
     raw["variants"]["joint"]["watch"] = change
@@ -187,10 +190,18 @@ def test_a_method_names_the_losses_that_it_imports(name):
     assert imported - {"__init__"} == set(kind.losses)
 
 
-@pytest.mark.parametrize(("variant", "given", "words"), [
-    ("supervised", (64, 11), None),
-    ("moco", (15, 2), "variants.moco.queue is 32, keys of 16 images; allowed: keys of at most the number of training"),
-    ("cmc_bank", (64, 2), None)])
+@pytest.mark.parametrize(
+    ("variant", "given", "words"),
+    [
+        ("supervised", (64, 11), None),
+        (
+            "moco",
+            (15, 2),
+            "variants.moco.queue is 32, keys of 16 images; allowed: keys of at most the number of training",
+        ),
+        ("cmc_bank", (64, 2), None),
+    ],
+)
 def test_options_are_held_against_the_data_before_any_training(variant, given, words):
     if words:
         with pytest.raises(UserError, match=words):

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from lib.core.trainer import Pretrainer, check_batch, micro_batches
-from lib.errors import UserError
 from lib.methods import build_method
-from lib.seeds import generator
+from lib.runtime.errors import UserError
+from lib.runtime.seeds import generator
 from tests.examples import CPU, FORMS, images, params_file, pretraining
 from tests.two_processes import without_batch_norm
 
@@ -35,9 +35,9 @@ def slopes(run: Pretrainer) -> list[torch.Tensor]:
     return [weight.grad for weight in run.method.parameters() if weight.requires_grad]
 
 
-@pytest.mark.parametrize("variant, micro", [(variant, size) for variant in VARIANTS for size in SIZES[variant]])
+@pytest.mark.parametrize(("variant", "micro"), [(variant, size) for variant in VARIANTS for size in SIZES[variant]])
 def test_loss_and_gradient_are_those_of_the_whole_batch(variant, micro):
-    """Without BatchNorm, which normalises within a micro-batch, the two are the same function."""
+    """Without BatchNorm, which normalizes within a micro-batch, the two are the same function."""
     whole, part = (gradient_of(run_of(variant, size, without_batch_norm)) for size in (0, micro))
     torch.testing.assert_close(part, whole, atol=1e-5 * max(1.0, whole[0][0].item()), rtol=1e-5)
     learning = [slope for slope in whole[1] if slope is not None]
@@ -77,6 +77,7 @@ def test_groups_within_micro_batches_are_those_of_the_whole_batch():
 
     Keys are dealt out to the groups of their micro-batch, and so meet others than in the whole batch.
     """
+
     def loss_and_gradient(micro: int, shuffle: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
         params = pretraining("moco_groups", micro_batch_size=micro)
         params = replace(params, options={**params.options, "shuffle": shuffle})
@@ -115,7 +116,7 @@ def test_what_is_drawn_in_a_forward_pass_is_the_same_in_both():
 
     run = run_of("simclr", 4, prepare)
     gradient_of(run)
-    first, second = seen[:len(seen) // 2], seen[len(seen) // 2:]
+    first, second = seen[: len(seen) // 2], seen[len(seen) // 2 :]
     assert len(first) == 2 * 4
     torch.testing.assert_close(first, second)
     assert not torch.equal(first[0], first[2])

@@ -13,10 +13,10 @@ from torch.nn.functional import normalize
 
 from lib.core import processes
 from lib.core.trainer import Pretrainer
-from lib.errors import UserError
 from lib.losses.queue import queue_contrast
 from lib.methods import build_method, try_method
 from lib.methods.moco import dealt_out, enqueue
+from lib.runtime.errors import UserError
 from tests.examples import CPU, images
 from tests.test_momentum import params_of, run_of, steps
 
@@ -46,29 +46,30 @@ def by_loops(queries, keys, queue, temperature: float) -> float:
 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.2, 1.0])
-@pytest.mark.parametrize("count, size", [(1, 2), (5, 12), (12, 5)])
+@pytest.mark.parametrize(("count", "size"), [(1, 2), (5, 12), (12, 5)])
 def test_it_is_what_its_formula_says(count, size, temperature):
     given = rows_of(count, seed=1), rows_of(count, seed=2), rows_of(size, seed=3)
     assert queue_contrast(*given, temperature).item() == pytest.approx(by_loops(*given, temperature), rel=1e-5)
 
 
-@pytest.mark.parametrize("key, value", [(0, 0.170551), (1, 8.318010)])
+@pytest.mark.parametrize(("key", "value"), [(0, 0.170551), (1, 8.318010)])
 def test_found_or_orthogonal_keys_among_an_orthogonal_queue(key, value):
     unit = torch.eye(3)
-    queries, keys, queue = unit[:1].expand(4, 3), unit[key:key + 1].expand(4, 3), unit[2:].expand(4096, 3)
+    queries, keys, queue = unit[:1].expand(4, 3), unit[key : key + 1].expand(4, 3), unit[2:].expand(4096, 3)
     assert queue_contrast(queries, keys, queue, 0.1).item() == pytest.approx(value, abs=1e-5)
     assert value == pytest.approx(math.log(1 + 4096 * math.exp(-10)) if key == 0 else math.log(4097), abs=1e-6)
 
 
 def test_other_rows_of_the_batch_do_not_count():
     queries, keys, queue = rows_of(6, seed=1), rows_of(6, seed=2), rows_of(10, seed=3)
-    alone = [queue_contrast(queries[i:i + 1], keys[i:i + 1], queue, 0.2).item() for i in range(6)]
+    alone = [queue_contrast(queries[i : i + 1], keys[i : i + 1], queue, 0.2).item() for i in range(6)]
     assert queue_contrast(queries, keys, queue, 0.2).item() == pytest.approx(sum(alone) / 6, rel=1e-5)
 
 
 def test_the_gradient_is_the_numerical_one_and_reaches_queries_alone():
-    queries, keys, queue = (rows_of(count, 4, seed, torch.float64).requires_grad_()
-                            for count, seed in ((5, 1), (5, 2), (7, 3)))
+    queries, keys, queue = (
+        rows_of(count, 4, seed, torch.float64).requires_grad_() for count, seed in ((5, 1), (5, 2), (7, 3))
+    )
     assert torch.autograd.gradcheck(lambda rows: queue_contrast(rows, keys, queue, 0.3), (queries,))
     queue_contrast(queries, keys, queue, 0.3).backward()
     assert queries.grad.abs().max() > 0 and keys.grad is None and queue.grad is None
@@ -88,12 +89,13 @@ def test_it_is_another_implementations_with_the_same_queue():
 def test_it_is_a_third_implementations_with_pairs_written_out():
     queries, keys, queue = rows_of(6, seed=1), rows_of(6, seed=2), rows_of(10, seed=3)
     own, anchors, negatives = torch.arange(6), torch.arange(6).repeat_interleave(10), 6 + torch.arange(10).repeat(6)
-    theirs = NTXentLoss(0.2)(queries, indices_tuple=(own, own, anchors, negatives),
-                             ref_emb=torch.cat([keys, queue]), ref_labels=None)
+    theirs = NTXentLoss(0.2)(
+        queries, indices_tuple=(own, own, anchors, negatives), ref_emb=torch.cat([keys, queue]), ref_labels=None
+    )
     torch.testing.assert_close(queue_contrast(queries, keys, queue, 0.2), theirs)
 
 
-@pytest.mark.parametrize("size, count", [(12, 4), (12, 12), (6, 2)])
+@pytest.mark.parametrize(("size", "count"), [(12, 4), (12, 12), (6, 2)])
 def test_the_queue_is_a_ring_of_the_last_keys(size, count):
     queue, oldest = rows_of(size, 3), torch.tensor(0)
     pushed = [*queue.clone()]
@@ -112,7 +114,7 @@ def test_the_queue_starts_with_random_directions():
     assert queue.mean(0).abs().max() < 0.02 and len({tuple(row[:3].tolist()) for row in queue}) == 4096
 
 
-@pytest.mark.parametrize("variant, ways", [("moco", ("ab", "ba")), ("moco_v1", ("ab",))])
+@pytest.mark.parametrize(("variant", "ways"), [("moco", ("ab", "ba")), ("moco_v1", ("ab",))])
 def test_the_loss_is_the_sum_of_its_directions(variant, ways):
     method = built(variant)
     found = method.embed(views())
@@ -124,7 +126,7 @@ def test_the_loss_is_the_sum_of_its_directions(variant, ways):
     assert total.item() == pytest.approx(sum(expected), abs=1e-6, rel=1e-5)
 
 
-@pytest.mark.parametrize("variant, order", [("moco", "ba"), ("moco_v1", "b")])
+@pytest.mark.parametrize(("variant", "order"), [("moco", "ba"), ("moco_v1", "b")])
 def test_keys_join_the_queue_after_the_step_that_they_were_positives_of(variant, order):
     method = built(variant, queue=64)
     before = method.queue.clone()
@@ -133,7 +135,7 @@ def test_keys_join_the_queue_after_the_step_that_they_were_positives_of(variant,
     assert first == again and torch.equal(method.queue, before) and method.oldest == 0
     method.after_step(0, 4)
     keys = torch.cat([found[f"k_{side}"] for side in order])
-    assert torch.equal(method.queue, torch.cat([keys, before[len(keys):]])) and method.oldest == len(keys)
+    assert torch.equal(method.queue, torch.cat([keys, before[len(keys) :]])) and method.oldest == len(keys)
     assert method.loss(found)[0].item() != first
     assert not method.queue.requires_grad and method.arrived.grad_fn is None
 
@@ -154,14 +156,14 @@ def test_the_heads_are_those_of_version_1_and_2():
     assert two[0].weight.shape == (512, 512) and two[2].weight.shape == (128, 512)
 
 
-@pytest.mark.parametrize("count, rows", [(16, 2), (16, 4), (16, 8), (256, 32), (12, 4), (14, 4), (7, 7)])
+@pytest.mark.parametrize(("count", "rows"), [(16, 2), (16, 4), (16, 8), (256, 32), (12, 4), (14, 4), (7, 7)])
 def test_groups_are_dealt_out_like_cards(count, rows):
     """First the first row of every group, then the second of every group, and so on: all of them once."""
     expected = [row for card in range(rows) for row in range(card, count, rows)]
     assert dealt_out(count, rows).tolist() == expected and sorted(expected) == list(range(count))
 
 
-@pytest.mark.parametrize("count, rows", [(16, 2), (16, 4), (16, 8), (256, 32), (256, 64), (12, 4)])
+@pytest.mark.parametrize(("count", "rows"), [(16, 2), (16, 4), (16, 8), (256, 32), (256, 64), (12, 4)])
 def test_every_group_of_keys_has_as_many_of_one_group_of_queries_as_of_another(count, rows):
     old = dealt_out(count, rows) // rows
     for group in old.split(rows):
@@ -172,12 +174,12 @@ def test_every_group_of_keys_has_as_many_of_one_group_of_queries_as_of_another(c
 def test_queries_and_keys_are_normalised_in_groups_and_come_back_in_order():
     method, picture = built(norm_rows=4), views(16)[0]
     queries, keys = method.queries(picture), method.keys(picture)
-    plain = [method.project(method.latents(picture[start:start + 4]))["z"] for start in range(0, 16, 4)]
+    plain = [method.project(method.latents(picture[start : start + 4]))["z"] for start in range(0, 16, 4)]
     assert torch.equal(queries, torch.cat(plain))
     expected = torch.empty_like(keys)
     for start in range(4):  # rows 0, 4, 8, 12 make the first group of keys, and so on
         chosen = [start, start + 4, start + 8, start + 12]
-        expected[chosen] = normalize(method.slow_projection(picture[chosen]), dim=1)
+        expected[chosen] = normalize(method.momentum_projection(picture[chosen]), dim=1)
     torch.testing.assert_close(keys, expected)
     whole = built(norm_rows=0, shuffle=False)
     assert (whole.queries(picture) - queries).abs().max() > 1e-3
@@ -196,22 +198,28 @@ def test_each_group_counts_into_the_running_statistics():
     method = built(norm_rows=4)
     method.embed(views(16))
     norms = {name: module for name, module in method.named_modules() if isinstance(module, nn.BatchNorm2d)}
-    assert {name.split(".")[0] for name in norms} == {"encoder", "slow_encoder"}
+    assert {name.split(".")[0] for name in norms} == {"encoder", "momentum_encoder"}
     assert all(norm.num_batches_tracked == 2 * 16 // 4 for norm in norms.values())
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"queue": 48}, "moco.queue is 48; allowed: a multiple of 32, the keys that join it in a step"),
-    ({"queue": 24, "symmetric": False}, "moco.queue is 24; allowed: a multiple of 16"),
-    ({"norm_rows": 1}, r"moco.norm_rows is 1; allowed: 0 .* at least 2 and a smaller .* divides batch_size, 16"),
-    ({"norm_rows": 3}, "moco.norm_rows is 3"),
-    ({"norm_rows": 16}, "moco.norm_rows is 16"),
-    ({"norm_rows": 0}, "moco.shuffle is True, which has no effect with norm_rows 0; allowed: norm_rows of at least 2"),
-    ({"head": "deep"}, "moco.head is 'deep'; allowed: 'linear', 'mlp'"),
-    ({"temperature": 0}, "moco.temperature is 0"),
-    ({"momentum": 1.5}, "moco.momentum is 1.5; allowed: a number at least 0 and at most 1"),
-    ({"predictor": 3}, "unknown key variants.moco.predictor"),
-])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"queue": 48}, "moco.queue is 48; allowed: a multiple of 32, the keys that join it in a step"),
+        ({"queue": 24, "symmetric": False}, "moco.queue is 24; allowed: a multiple of 16"),
+        ({"norm_rows": 1}, r"moco.norm_rows is 1; allowed: 0 .* at least 2 and a smaller .* divides batch_size, 16"),
+        ({"norm_rows": 3}, "moco.norm_rows is 3"),
+        ({"norm_rows": 16}, "moco.norm_rows is 16"),
+        (
+            {"norm_rows": 0},
+            "moco.shuffle is True, which has no effect with norm_rows 0; allowed: norm_rows of at least 2",
+        ),
+        ({"head": "deep"}, "moco.head is 'deep'; allowed: 'linear', 'mlp'"),
+        ({"temperature": 0}, "moco.temperature is 0"),
+        ({"momentum": 1.5}, "moco.momentum is 1.5; allowed: a number at least 0 and at most 1"),
+        ({"predictor": 3}, "unknown key variants.moco.predictor"),
+    ],
+)
 def test_options_that_do_not_fit_are_refused_in_one_line(options, words):
     with pytest.raises(UserError, match=words) as refusal:
         built(**options)
@@ -225,26 +233,43 @@ def test_groups_must_fit_into_micro_batches():
     build_method(replace(params, micro_batch_size=8))
 
 
-@pytest.mark.parametrize("count, shuffle, words", [
-    (1, True, ""), (2, False, ""),
-    (2, True, "norm_rows is 8 where each process takes 8 images of a batch; allowed: a smaller number that "
-              "divides 8, because of shuffle; or use fewer processes"),
-    (4, False, "norm_rows is 8 where each process takes 4 images of a batch; allowed: 0, or a number that divides 4; "),
-])
+@pytest.mark.parametrize(
+    ("count", "shuffle", "words"),
+    [
+        (1, True, ""),
+        (2, False, ""),
+        (
+            2,
+            True,
+            "norm_rows is 8 where each process takes 8 images of a batch; allowed: a smaller number that "
+            "divides 8, because of shuffle; or use fewer processes",
+        ),
+        (
+            4,
+            False,
+            "norm_rows is 8 where each process takes 4 images of a batch; allowed: 0, or a number that divides 4; ",
+        ),
+    ],
+)
 def test_the_share_of_each_process_is_whole_groups(count, shuffle, words, monkeypatch):
     """Two of them where keys change groups: in one group, the shuffle would change nothing."""
     params = params_of("moco", norm_rows=8, shuffle=shuffle)
-    monkeypatch.setattr(processes, "world", lambda: count)
-    for check in (lambda: try_method(params, 64, 2, count),
-                  lambda: Pretrainer(build_method(params), images(), params, CPU)):
+    monkeypatch.setattr(processes, "world_size", lambda: count)
+    for check in (
+        lambda: try_method(params, 64, 2, count),
+        lambda: Pretrainer(build_method(params), images(), params, CPU),
+    ):
         with pytest.raises(UserError, match=words) if words else nullcontext():
             check()
 
 
-@pytest.mark.parametrize("variant, held", [("moco", 32), ("moco_v1", 64)])
+@pytest.mark.parametrize(("variant", "held"), [("moco", 32), ("moco_v1", 64)])
 def test_a_queue_of_more_images_than_there_are_is_refused(variant, held):
     run_of(variant, queue=64)
-    with pytest.raises(UserError, match=f"variants.{variant}.queue is 64, keys of {held} images; allowed: keys of at "
-                                        f"most the number of training images, {held - 1}"):
+    with pytest.raises(
+        UserError,
+        match=f"variants.{variant}.queue is 64, keys of {held} images; allowed: keys of at "
+        f"most the number of training images, {held - 1}",
+    ):
         params = params_of(variant, queue=64)
         Pretrainer(build_method(params), images(held - 1), params, CPU)

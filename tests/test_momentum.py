@@ -11,13 +11,16 @@ from lib.core.health import COLLAPSED
 from lib.core.trainer import Pretrainer
 from lib.methods import build_method
 from lib.methods.export import load_method, save_method
-from lib.methods.parts.momentum import WithSlowCopy, move_towards
+from lib.methods.parts.momentum import MomentumMethod, update_ema
 from lib.params.pretraining import Pretraining
 from tests.examples import CPU, images, params_file, pretraining
 
-VARIANTS = [name for name, block in params_file()["variants"].items()
-            if "part" in block["watch"] and block["watch"]["part"] == WithSlowCopy.part]
-PAIRS = (("slow_encoder", "encoder"), ("slow_projector", "projector"))
+VARIANTS = [
+    name
+    for name, block in params_file()["variants"].items()
+    if "part" in block["watch"] and block["watch"]["part"] == MomentumMethod.part
+]
+PAIRS = (("momentum_encoder", "encoder"), ("momentum_projector", "projector"))
 
 
 def params_of(variant: str, **options) -> Pretraining:
@@ -59,7 +62,7 @@ def test_towards_weights_at_rest_it_moves_by_a_power_of_the_momentum(momentum):
     slow, fast = two_layers(0), two_layers(1)
     begin, goal = parameters(slow), parameters(fast)
     for _ in range(50):
-        move_towards(slow, fast, momentum)
+        update_ema(slow, fast, momentum)
     expected = [there + momentum**50 * (here - there) for here, there in zip(begin, goal)]
     torch.testing.assert_close(parameters(slow), expected, atol=1e-12, rtol=0)
     assert equal(parameters(fast), goal)
@@ -68,16 +71,16 @@ def test_towards_weights_at_rest_it_moves_by_a_power_of_the_momentum(momentum):
 def test_with_momentum_one_it_rests_and_with_zero_it_copies():
     slow, fast = two_layers(0), two_layers(1)
     begin = parameters(slow)
-    move_towards(slow, fast, 1.0)
+    update_ema(slow, fast, 1.0)
     assert equal(parameters(slow), begin)
-    move_towards(slow, fast, 0.0)
+    update_ema(slow, fast, 0.0)
     assert equal(parameters(slow), parameters(fast))
 
 
 def test_statistics_are_not_averaged():
     slow, fast = two_layers(0), two_layers(1)
     fast(torch.randn(8, 3, dtype=torch.float64))
-    move_towards(slow, fast, 0.5)
+    update_ema(slow, fast, 0.5)
     assert slow[1].num_batches_tracked == 0 and torch.equal(slow[1].running_mean, torch.zeros(4).double())
 
 
@@ -119,13 +122,17 @@ def test_in_training_it_normalises_a_batch_by_that_batch(variant):
     """At the start both sides are equal, so that in train mode they give the same of the same images."""
     method = run_of(variant).method
     picture = 3 + torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    first = method.slow_projection(picture)
+    first = method.momentum_projection(picture)
     assert torch.equal(first, method.projector(method.latents(picture)["h"])) and not first.requires_grad
-    counted = [norm.num_batches_tracked.item() for slow, _ in PAIRS
-               for norm in method.get_submodule(slow).modules() if isinstance(norm, nn.modules.batchnorm._BatchNorm)]
+    counted = [
+        norm.num_batches_tracked.item()
+        for slow, _ in PAIRS
+        for norm in method.get_submodule(slow).modules()
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    ]
     assert counted and set(counted) == {1}
-    method.slow_encoder.eval()
-    assert (method.slow_projection(picture) - first).abs().max() > 1e-3
+    method.momentum_encoder.eval()
+    assert (method.momentum_projection(picture) - first).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -158,7 +165,7 @@ def uninterrupted():
     return of
 
 
-@pytest.mark.parametrize("variant, stop", [("byol", 1), ("byol", 5), ("moco", 1), ("moco", 5), ("moco_v1", 3)])
+@pytest.mark.parametrize(("variant", "stop"), [("byol", 1), ("byol", 5), ("moco", 1), ("moco", 5), ("moco_v1", 3)])
 def test_a_resume_after_any_step_gives_the_same_bits(variant, stop, uninterrupted):
     options = {"queue": 64, "norm_rows": 4, "shuffle": True} if "queue" in pretraining(variant).options else {}
     first, second = run_of(variant, **options), run_of(variant, seed=1, **options)
@@ -186,7 +193,7 @@ def test_collapse_shows_in_the_spread_and_health_does_not(variant):
     for broken in (False, True):
         run = run_of(variant)
         if broken:
-            last = [module for module in run.method.slow_projector.modules() if isinstance(module, nn.Linear)][-1]
+            last = [module for module in run.method.momentum_projector.modules() if isinstance(module, nn.Linear)][-1]
             with torch.no_grad():
                 last.weight.zero_()
                 last.bias.fill_(1.0)

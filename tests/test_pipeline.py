@@ -19,16 +19,31 @@ from tests.examples import ROOT, study_params
 VARIANTS = tuple(study_params()["variants"])
 READ_GAMMA = tuple(name for name, block in study_params()["variants"].items() if block["watch"]["number"] == "gamma")
 UNTRAINED = tuple(name for name, block in study_params()["variants"].items() if block.get("epochs") == 0)
-TINY = ["dataset=digits", "image_size=16", "encoder=small", "batch_size=256", "epochs=1", "monitor.every=1",
-        "monitor.k=5", "linear.epochs=1", "linear.study_epochs=1", "knn.k=5", "tsne.points=60",
-        "tsne.perplexity=5.0", "tsne.iterations=250"]
+TINY = [
+    "dataset=digits",
+    "image_size=16",
+    "encoder=small",
+    "batch_size=256",
+    "epochs=1",
+    "monitor.every=1",
+    "monitor.k=5",
+    "linear.epochs=1",
+    "linear.study_epochs=1",
+    "knn.k=5",
+    "tsne.points=60",
+    "tsne.perplexity=5.0",
+    "tsne.iterations=250",
+]
 PER_VARIANT = ("pretrain", "linear", "embed", "tsne")
 
 
 def stages(*names: str, variants: tuple[str, ...] = VARIANTS) -> set[str]:
     """Names of stages, those with variants spelled out."""
-    return {f"{name}@{variant}" if name in PER_VARIANT else name
-            for name in names for variant in (variants if name in PER_VARIANT else ("",))}
+    return {
+        f"{name}@{variant}" if name in PER_VARIANT else name
+        for name in names
+        for variant in (variants if name in PER_VARIANT else ("",))
+    }
 
 
 class Project:
@@ -36,8 +51,9 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True,
-                                capture_output=True, check=True).stdout.splitlines()
+        listed = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True, capture_output=True, check=True
+        ).stdout.splitlines()
         for name in listed:
             output = Path(name).parts[0] in ("metrics", "plots") and Path(name).name != "README.md"
             generated = output or name == "dvc.lock"  # the project may hold a run, such as the demo's
@@ -45,18 +61,36 @@ class Project:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(ROOT / name, folder / name)
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        names = {f"GIT_{role}_{field}": value for role in ("AUTHOR", "COMMITTER")
-                 for field, value in (("NAME", "Test"), ("EMAIL", "test@example.org"))}
-        self.environment = {**os.environ, **names, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1",
-                            "ENGRAM_THREADS": "1", "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1"}
+        names = {
+            f"GIT_{role}_{field}": value
+            for role in ("AUTHOR", "COMMITTER")
+            for field, value in (("NAME", "Test"), ("EMAIL", "test@example.org"))
+        }
+        self.environment = {
+            **os.environ,
+            **names,
+            "PATH": path,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "ENGRAM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+            "DVC_NO_ANALYTICS": "1",
+        }
         self.environment.pop("PYTHONPATH", None)
         self.run("git", "init", "--quiet")
         self.preset("study", *TINY)
         self.commit("tiny")
 
     def run(self, *command: str, status: int = 0) -> str:
-        done = subprocess.run(command, cwd=self.folder, env=self.environment, text=True, stdin=subprocess.DEVNULL,
-                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900)
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=900,
+        )
         assert done.returncode == status, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-4000:]}"
         return done.stdout
 

@@ -16,7 +16,7 @@ from lib.durations import Estimate, estimates
 from lib.forecast import Fate, Step
 from lib.plan import as_json, make_plan, reasons, total
 from lib.preset import overlay, parse_settings
-from lib.stage import TIMES_FOLDER
+from lib.runtime.stage import TIMES_FOLDER
 from tests.examples import ROOT, study_params
 from tests.toy_project import VARIANTS, ToyProject
 
@@ -58,8 +58,11 @@ def change(*settings: str) -> None:
 
 def files() -> dict[str, tuple[int, bytes]]:
     """Every file of the project with its time and content, DVC's scratch files aside."""
-    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in Path().rglob("*")
-            if path.is_file() and not path.is_relative_to(".dvc/tmp")}
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in Path().rglob("*")
+        if path.is_file() and not path.is_relative_to(".dvc/tmp")
+    }
 
 
 def test_before_the_first_run_everything_runs_and_after_it_nothing(toy):
@@ -122,7 +125,8 @@ def test_restored_stages_and_running_ones_mix(toy):
     """The old gamma again, together with a perplexity that was never used with it."""
     plan = planned("gamma=0.1", "tsne.perplexity=7.0")
     assert {stage for stage, fate in plan.items() if fate == Fate.RESTORED} == each(
-        "pretrain", "linear", "embed", variants=("joint",))
+        "pretrain", "linear", "embed", variants=("joint",)
+    )
     change("gamma=0.1", "tsne.perplexity=7.0")
     assert toy.repro() == (running(plan), set(plan) - running(plan))
     assert planned() == {}
@@ -168,8 +172,9 @@ def test_a_new_variant(toy):
 
 def test_the_command(toy):
     table = toy.run("python", "-m", "lib.plan", "-S", "gamma=0.2").splitlines()
-    assert any("pretrain@joint" in line and "gamma 0.1 -> 0.2" in line and "plots/curves/joint.csv" in line
-               for line in table)
+    assert any(
+        "pretrain@joint" in line and "gamma 0.1 -> 0.2" in line and "plots/curves/joint.csv" in line for line in table
+    )
     assert table[-1].startswith("stages: ") and "one after another" in table[-1]
     found = json.loads(toy.run("python", "-m", "lib.plan", "-S", "gamma=0.2", "--json", "pretrain"))
     epochs = toy.params()["epochs"]
@@ -177,11 +182,14 @@ def test_the_command(toy):
     assert found["seconds"] == 2 * 3.0 * epochs and found["without_time"] == 0
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["-S", "gama=1"], "params.yaml has no key gama"),
-    (["-S", "gamma=big"], "gamma is 'big'"),
-    (["nosuch"], "'nosuch'"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-S", "gama=1"], "params.yaml has no key gama"),
+        (["-S", "gamma=big"], "gamma is 'big'"),
+        (["nosuch"], "'nosuch'"),
+    ],
+)
 def test_errors_are_one_line(toy, arguments, words):
     output = toy.run("python", "-m", "lib.plan", *arguments, status=1)
     assert output.startswith("error: ") and output.count("\n") == 1 and words in output
@@ -189,9 +197,15 @@ def test_errors_are_one_line(toy, arguments, words):
 
 def test_a_plan_does_not_wait_for_a_stage_at_work(toy):
     change("gamma=0.3")
-    work = subprocess.Popen([sys.executable, "-m", "dvc", "repro", "-s", "pretrain@joint"], cwd=toy.folder,
-                            env={**toy.environment, "TOY_SECONDS": "60"}, start_new_session=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    work = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro", "-s", "pretrain@joint"],
+        cwd=toy.folder,
+        env={**toy.environment, "TOY_SECONDS": "60"},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     try:
         while "at work" not in work.stdout.readline():
             assert work.poll() is None
@@ -235,8 +249,13 @@ def note(stage: str, seconds: float, **sizes: object) -> None:
 
 def test_pretraining_takes_its_curves_seconds_for_the_epochs_wanted(tmp_path, monkeypatch):
     digest = curve(tmp_path, monkeypatch)
-    found = estimates([step("pretrain@joint", {"plots/curves/joint.csv": digest}, encoder="small", epochs=2),
-                       step("pretrain@new", {"plots/curves/new.csv": None})], RAW)
+    found = estimates(
+        [
+            step("pretrain@joint", {"plots/curves/joint.csv": digest}, encoder="small", epochs=2),
+            step("pretrain@new", {"plots/curves/new.csv": None}),
+        ],
+        RAW,
+    )
     assert found["pretrain@joint"].seconds == 30.0
     assert found["pretrain@joint"].source == "plots/curves/joint.csv: 3 s an epoch over 2 (toy)"
     assert found["pretrain@new"] == Estimate(30.0, "as joint")
@@ -297,8 +316,9 @@ def test_other_stages_take_what_their_last_run_took(tmp_path, monkeypatch):
 def test_the_total_counts_what_runs_and_says_what_it_leaves_out():
     runs, restored = step("linear@joint"), Step("embed@joint", Fate.RESTORED, (), (), (), {}, {})
     times = {"linear@joint": Estimate(70.0, ""), "embed@joint": Estimate(900.0, ""), "x": Estimate(None, "")}
-    assert total([runs, restored], times) == ("stages: 1 to run, 1 restored without running; about 70 s, "
-                                              "one after another")
+    assert total([runs, restored], times) == (
+        "stages: 1 to run, 1 restored without running; about 70 s, one after another"
+    )
     assert total([runs, step("x")], times).endswith("about 70 s, one after another, without 1 of unknown time")
     assert total([step("x")], times) == "stages: 1 to run; time not known, no comparable run is recorded"
     assert total([restored], times) == "stages: 1 restored without running"
@@ -308,7 +328,7 @@ def test_the_total_counts_what_runs_and_says_what_it_leaves_out():
 STAGE = """
 import sys, time
 sys.path.insert(0, {root!r})
-from lib.stage import run_stage
+from lib.runtime.stage import run_stage
 def main(raw):
     time.sleep(0.2)
     {body}
@@ -319,8 +339,14 @@ run_stage(main, "a stage")
 def run_stage_script(body: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
     (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
     names = {key: value for key, value in os.environ.items() if key not in ("DVC_ROOT", "DVC_STAGE", "LOCAL_RANK")}
-    return subprocess.run([sys.executable, "-c", STAGE.format(root=str(ROOT), body=body)], cwd=folder, text=True,
-                          env={**names, **environment}, capture_output=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, "-c", STAGE.format(root=str(ROOT), body=body)],
+        cwd=folder,
+        text=True,
+        env={**names, **environment},
+        capture_output=True,
+        timeout=300,
+    )
 
 
 def test_a_stage_notes_its_time_at_the_root_and_only_when_it_succeeds(tmp_path):
@@ -329,11 +355,18 @@ def test_a_stage_notes_its_time_at_the_root_and_only_when_it_succeeds(tmp_path):
     done = run_stage_script("pass", work, DVC_ROOT=str(root), DVC_STAGE="linear@joint")
     assert done.returncode == 0, done.stderr
     written = json.loads((root / TIMES_FOLDER / "linear@joint.json").read_text())
-    assert 0.2 <= written["seconds"] < 200 and written["sizes"].keys() == {"dataset", "images_path", "image_size",
-                                                                           "encoder"}
-    for body, environment in (("raise KeyboardInterrupt", {"DVC_STAGE": "embed"}),
-                              ("raise ValueError", {"DVC_STAGE": "embed"}), ("pass", {}),
-                              ("pass", {"DVC_STAGE": "embed", "LOCAL_RANK": "1"})):
+    assert 0.2 <= written["seconds"] < 200 and written["sizes"].keys() == {
+        "dataset",
+        "images_path",
+        "image_size",
+        "encoder",
+    }
+    for body, environment in (
+        ("raise KeyboardInterrupt", {"DVC_STAGE": "embed"}),
+        ("raise ValueError", {"DVC_STAGE": "embed"}),
+        ("pass", {}),
+        ("pass", {"DVC_STAGE": "embed", "LOCAL_RANK": "1"}),
+    ):
         run_stage_script(body, work, DVC_ROOT=str(root), **environment)
     assert [path.name for path in (root / TIMES_FOLDER).iterdir()] == ["linear@joint.json"]
 

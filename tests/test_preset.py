@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lib.errors import UserError
 from lib.params.check import check_params
 from lib.params.spec import PARAMS_FILE, load_yaml
 from lib.preset import BASE, apply_preset, describe, overlay, preset_names, read_preset, scalars, whole_variants
+from lib.runtime.errors import UserError
 from tests.examples import ROOT
 
 TEXT = """\
@@ -37,8 +37,9 @@ def params(tmp_path: Path) -> Path:
 
 def test_overlay_replaces_only_the_text_of_a_value():
     after, changes = overlay(TEXT, {"epochs": "7", "block.k": "20", "lr": "0.001", "path": "../a b.zip", "empty": "5"})
-    assert after == (TEXT.replace("100 ", "7 ").replace("200", "20").replace('""', "../a b.zip")
-                     .replace("empty:", "empty: 5"))
+    assert after == (
+        TEXT.replace("100 ", "7 ").replace("200", "20").replace('""', "../a b.zip").replace("empty:", "empty: 5")
+    )
     assert changes == ["epochs: 100 -> 7", 'path: "" -> ../a b.zip', "empty: nothing -> 5", "block.k: 200 -> 20"]
 
 
@@ -46,8 +47,9 @@ def test_overlay_of_equal_values_changes_nothing():
     assert overlay(TEXT, {"lr": "0.001", "epochs": "100", "tail": '"last"', "block.name": "a"}) == (TEXT, [])
 
 
-@pytest.mark.parametrize("source", ["[[1]]", "[1", "{a: 1}", "a: b", "5 # note", "1\n2", "'open",
-                                    "!!python/name:os.system x"])
+@pytest.mark.parametrize(
+    "source", ["[[1]]", "[1", "{a: 1}", "a: b", "5 # note", "1\n2", "'open", "!!python/name:os.system x"]
+)
 def test_overlay_refuses_what_is_not_one_value(source):
     with pytest.raises(UserError, match="epochs"):
         overlay(TEXT, {"epochs": source})
@@ -126,7 +128,7 @@ def test_a_whole_variant_that_was_changed_stays(params):
 
 def test_variants_in_braces_are_refused_in_one_line(params):
     text = params.read_text()
-    block = text[text.index("variants:\n"):text.index("\nlinear:")]
+    block = text[text.index("variants:\n") : text.index("\nlinear:")]
     params.write_text(text.replace(block, "variants: {}\n"))
     with pytest.raises(UserError, match="variants is missing or empty; write at least one"):
         apply_preset("all", [], params)
@@ -157,12 +159,18 @@ def test_a_refused_result_leaves_the_file_alone(params):
     assert params.read_bytes() == before
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["nope"], "error: there is no preset 'nope'; presets: all, codes, cpu, demo, study"),
-    (["../params"], "error: there is no preset '../params'; presets: all, codes, cpu, demo, study"),
-    (["demo", "-S", "epochs"], "error: setting 'epochs' is not understood; write key=value, for example -S epochs=5"),
-    (["-S", "epochs=1"], "error: -S needs a preset before it; presets: all, codes, cpu, demo, study"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope"], "error: there is no preset 'nope'; presets: all, codes, cpu, demo, study"),
+        (["../params"], "error: there is no preset '../params'; presets: all, codes, cpu, demo, study"),
+        (
+            ["demo", "-S", "epochs"],
+            "error: setting 'epochs' is not understood; write key=value, for example -S epochs=5",
+        ),
+        (["-S", "epochs=1"], "error: -S needs a preset before it; presets: all, codes, cpu, demo, study"),
+    ],
+)
 def test_the_command_refuses_in_one_line(arguments, message):
     ended = subprocess.run([sys.executable, "-m", "lib.preset", *arguments], capture_output=True, text=True)
     assert (ended.returncode, ended.stderr, ended.stdout) == (1, message + "\n", "")

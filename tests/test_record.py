@@ -5,15 +5,18 @@ import subprocess
 
 import pytest
 
-from lib.errors import UserError
 from lib.report.record import BEGIN, COPIED, END, LOCK, write_record
-
+from lib.runtime.errors import UserError
 
 PARAMS = "dataset: images\nimages_path: pictures\nvariants:\n  simclr: {}\n  dual: {}\n"
 PLANES = ("simclr/h.png", "dual/upper.png", "dual/lower.png")
 OWN = ("metrics/{}.json", "data/scores/{}.json", "data/scores/{}.npz", "data/tsne/{}.npz")  # files of each variant
-TRANSFER = ("metrics/transfer/dual.json", "plots/transfer/dual.csv", "plots/transfer/dual.png",
-            "plots/filters/dual.png")
+TRANSFER = (
+    "metrics/transfer/dual.json",
+    "plots/transfer/dual.csv",
+    "plots/transfer/dual.png",
+    "plots/filters/dual.png",
+)
 
 
 def git(folder, *command):
@@ -21,8 +24,11 @@ def git(folder, *command):
 
 
 def tree(folder) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*")
-            if path.is_file() and ".git" not in path.parts}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and ".git" not in path.parts
+    }
 
 
 @pytest.fixture
@@ -58,9 +64,18 @@ def test_a_record_holds_the_run_and_the_readme_shows_it(run):
     assert readme.startswith(f"before\n{BEGIN}\n**A title.** What it is.\n") and readme.endswith(f"{END}\nafter\n")
     assert "| 1 |" in readme and "old" not in readme and "- so" not in readme
     assert set(tree(folder)) == {
-        "README.md", "params.yaml", "dvc.lock", "results.csv", "curves.csv", "curves.png", "accuracy.png",
-        "confusion.png", "overview.png", *(path.format(name).removeprefix("data/") for path in OWN
-                                           for name in ("simclr", "dual")), *(f"tsne/{p}" for p in PLANES)}
+        "README.md",
+        "params.yaml",
+        "dvc.lock",
+        "results.csv",
+        "curves.csv",
+        "curves.png",
+        "accuracy.png",
+        "confusion.png",
+        "overview.png",
+        *(path.format(name).removeprefix("data/") for path in OWN for name in ("simclr", "dual")),
+        *(f"tsne/{p}" for p in PLANES),
+    }
     assert (folder / "tsne/dual/lower.png").read_text() == "plots/tsne/dual/lower.png"
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lib.core.cuda_graphs import MOST, Recorded, Unrecordable, _state
 from lib.core.optimizers import laid_out
-from lib.core.recorded import MOST, Recorded, Unrecordable, _state
 from lib.core.trainer import Pretrainer
 from lib.methods import build_method
 from tests.examples import CPU, FORMS, images, params_file, pretraining
@@ -93,13 +93,17 @@ def knob(run: Pretrainer, change) -> None:
     method.after_step = after_step
 
 
-@pytest.mark.parametrize("change, again", [
-    (lambda method: method.knob.mul_(1.5), False),
-    (lambda method: setattr(method, "knob", method.knob * 1.5), True),
-    (lambda method: method.numbers.__setitem__(0, method.numbers[0] * 1.5), True),
-    (lambda method: setattr(method, "turns", (method.turns[0] * 1.5,)), True),
-    (lambda method: [norm.eval() for norm in method.modules() if isinstance(norm, torch.nn.BatchNorm2d)], True),
-], ids=["buffer in place", "buffer anew", "list", "tuple", "BatchNorm"])
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        (lambda method: method.knob.mul_(1.5), False),
+        (lambda method: setattr(method, "knob", method.knob * 1.5), True),
+        (lambda method: method.numbers.__setitem__(0, method.numbers[0] * 1.5), True),
+        (lambda method: setattr(method, "turns", (method.turns[0] * 1.5,)), True),
+        (lambda method: [norm.eval() for norm in method.modules() if isinstance(norm, torch.nn.BatchNorm2d)], True),
+    ],
+    ids=["buffer in place", "buffer anew", "list", "tuple", "BatchNorm"],
+)
 def test_a_pass_that_changes_is_recorded_again(change, again, device):
     plain, recorded = trainer("off"), trainer()
     for run in (plain, recorded):
@@ -118,10 +122,13 @@ def test_one_that_changes_in_every_step_is_left_alone(device, capsys):
     assert f"simclr: its forward pass has changed {MOST} times; without CUDA graphs" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("disturb, words", [
-    (lambda device: torch.rand(()), "draws random numbers"),
-    (lambda device: device.synchronize(), "makes the host wait for the device"),
-])
+@pytest.mark.parametrize(
+    ("disturb", "words"),
+    [
+        (lambda device: torch.rand(()), "draws random numbers"),
+        (lambda device: device.synchronize(), "makes the host wait for the device"),
+    ],
+)
 def test_one_that_draws_or_waits_is_started_kernel_by_kernel(disturb, words, device, capsys, monkeypatch):
     plain, recorded = trainer("off"), trainer()
     kind, embed = type(recorded.method), type(recorded.method).embed

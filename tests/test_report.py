@@ -13,8 +13,6 @@ import pytest
 import torch
 from matplotlib.lines import Line2D
 
-from lib.errors import UserError
-from lib.files import write_arrays, write_json, write_table, write_tensors
 from lib.params.pretraining import Augment, Optimizer
 from lib.report import figures, tables
 from lib.report.overview import overview_figure, read_maps
@@ -22,14 +20,26 @@ from lib.report.plot_tables import accuracy_table, confusion_counts, confusion_t
 from lib.report.records import Record, read_record
 from lib.report.show import plain, show_table
 from lib.report.words import explanations, standard_error
+from lib.runtime.errors import UserError
+from lib.runtime.files import write_arrays, write_json, write_table, write_tensors
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 TEST_IMAGES = 400
 LATENTS = {"simclr": ["h"], "joint": ["h"], "dual": ["upper", "lower", "both", "mean"]}
 
 
-def write_run(root: Path, variant: str, *, study: bool = True, seed: int = 0, mode: str = "probe", top5: float = 97.25,
-              optimizer: Optimizer = Optimizer(), augment: Augment = Augment(), **pretraining) -> None:
+def write_run(
+    root: Path,
+    variant: str,
+    *,
+    study: bool = True,
+    seed: int = 0,
+    mode: str = "probe",
+    top5: float = 97.25,
+    optimizer: Optimizer = Optimizer(),
+    augment: Augment = Augment(),
+    **pretraining,
+) -> None:
     """The files that the stages before the report leave for one variant."""
     draw = numpy.random.default_rng([seed, len(variant)])
     labels = numpy.arange(TEST_IMAGES) % len(CLASSES)
@@ -38,35 +48,78 @@ def write_run(root: Path, variant: str, *, study: bool = True, seed: int = 0, mo
         wrong = draw.random(TEST_IMAGES) < 0.3 + 0.05 * number
         predictions[name] = numpy.where(wrong, draw.integers(0, len(CLASSES), TEST_IMAGES), labels)
         top1 = round(100 * float((predictions[name] == labels).mean()), 2)
-        latents[name] = {"top1": top1, "top5": top5, "knn": top1 - 8.5, "validation_probe": top1 + 1,
-                         "validation_knn": top1 - 8, "lr": 0.001, "weight_decay": 0.01, "width": 512}
-    write_json(root / f"data/scores/{variant}.json", {
-        "variant": variant, "method": variant, "main": LATENTS[variant][0], "seed": seed, "dataset": "cifar10",
-        "classes": CLASSES, "images": {"fitting": 900, "validation": 100, "train": 1000, "test": TEST_IMAGES},
-        "linear": {"mode": mode, "epochs": 50, "batch_size": 256, "finetune_lr": 1e-4, "study_epochs": 2},
-        "knn": {"k": 20, "temperature": 0.1}, "latents": latents,
-        "grid": {"lr": [0.001, 0.01], "weight_decay": [0.001, 0.01, 0.1]},
-        "protocol": {"linear": "frozen features", "knn": "cosine, k 20, temperature 0.1", "study": "as it was"},
-        "study": {"latent": LATENTS[variant][0], "top1": 71.5, "top5": 98.0, "best_epoch": 2, "curve": [
-            {"epoch": 1, "loss": 1.2, "top1": 70.0, "top5": 98.0},
-            {"epoch": 2, "loss": 1.1, "top1": 71.5, "top5": 97.9},
-        ]} if study else None,
-    })
+        latents[name] = {
+            "top1": top1,
+            "top5": top5,
+            "knn": top1 - 8.5,
+            "validation_probe": top1 + 1,
+            "validation_knn": top1 - 8,
+            "lr": 0.001,
+            "weight_decay": 0.01,
+            "width": 512,
+        }
+    write_json(
+        root / f"data/scores/{variant}.json",
+        {
+            "variant": variant,
+            "method": variant,
+            "main": LATENTS[variant][0],
+            "seed": seed,
+            "dataset": "cifar10",
+            "classes": CLASSES,
+            "images": {"fitting": 900, "validation": 100, "train": 1000, "test": TEST_IMAGES},
+            "linear": {"mode": mode, "epochs": 50, "batch_size": 256, "finetune_lr": 1e-4, "study_epochs": 2},
+            "knn": {"k": 20, "temperature": 0.1},
+            "latents": latents,
+            "grid": {"lr": [0.001, 0.01], "weight_decay": [0.001, 0.01, 0.1]},
+            "protocol": {"linear": "frozen features", "knn": "cosine, k 20, temperature 0.1", "study": "as it was"},
+            "study": {
+                "latent": LATENTS[variant][0],
+                "top1": 71.5,
+                "top5": 98.0,
+                "best_epoch": 2,
+                "curve": [
+                    {"epoch": 1, "loss": 1.2, "top1": 70.0, "top5": 98.0},
+                    {"epoch": 2, "loss": 1.1, "top1": 71.5, "top5": 97.9},
+                ],
+            }
+            if study
+            else None,
+        },
+    )
     write_arrays(root / f"data/scores/{variant}.npz", {"labels": labels, **predictions})
-    write_tensors(root / f"data/encoders/{variant}.safetensors", {"weight": torch.zeros(1)}, {
-        "pretraining": {"encoder": "small", "epochs": 12, "batch_size": 256, "seed": seed,
-                        "gamma": None if variant == "simclr" else 0.01, "method": variant,
-                        "options": {"temperature": 0.5}, "optimizer": asdict(optimizer), "augment": asdict(augment),
-                        **pretraining},
-        "parameters": {"encoder": 1_361_000, "total": 24_615_616}, "data": {"dataset": "cifar10"},
-    })
+    write_tensors(
+        root / f"data/encoders/{variant}.safetensors",
+        {"weight": torch.zeros(1)},
+        {
+            "pretraining": {
+                "encoder": "small",
+                "epochs": 12,
+                "batch_size": 256,
+                "seed": seed,
+                "gamma": None if variant == "simclr" else 0.01,
+                "method": variant,
+                "options": {"temperature": 0.5},
+                "optimizer": asdict(optimizer),
+                "augment": asdict(augment),
+                **pretraining,
+            },
+            "parameters": {"encoder": 1_361_000, "total": 24_615_616},
+            "data": {"dataset": "cifar10"},
+        },
+    )
     epochs = numpy.arange(1, 13)
     curve = {"epoch": epochs, "loss": 5 + 1 / epochs + len(variant) / 50, "nt_xent": 5 + 1 / epochs}
     if variant != "simclr":
         curve["distance"] = 9 + 1 / epochs
-    curve |= {"knn": [value if epoch % 3 == 0 else None for epoch, value in zip(epochs, 40 + 2.0 * epochs)],
-              "lr": 0.001, "images_per_second": 700.0, "seconds": 70.0 + epochs, "memory_gb": 0.5 + epochs / 8,
-              "device": "cpu x1, 2 threads, bf16"}
+    curve |= {
+        "knn": [value if epoch % 3 == 0 else None for epoch, value in zip(epochs, 40 + 2.0 * epochs)],
+        "lr": 0.001,
+        "images_per_second": 700.0,
+        "seconds": 70.0 + epochs,
+        "memory_gb": 0.5 + epochs / 8,
+        "device": "cpu x1, 2 threads, bf16",
+    }
     write_table(root / f"plots/curves/{variant}.csv", pandas.DataFrame(curve))
     shown = {"labels": labels[:100], "indices": numpy.arange(100), "classes": numpy.array(CLASSES)}
     planes = {name: draw.normal(size=(100, 2)) + 3 * labels[:100, None] for name in LATENTS[variant][:2]}
@@ -88,15 +141,27 @@ def records(root) -> list[Record]:
 
 def test_rows_are_ours_then_published_then_further_latents(records):
     frame = tables.result_rows(records)
-    assert list(frame["model"]) == ["simclr", "joint", "dual · upper", "simclr (published)", "joint (published)",
-                                    "dual (published)", "dual · lower", "dual · both", "dual · mean"]
+    assert list(frame["model"]) == [
+        "simclr",
+        "joint",
+        "dual · upper",
+        "simclr (published)",
+        "joint (published)",
+        "dual (published)",
+        "dual · lower",
+        "dual · both",
+        "dual · mean",
+    ]
     published = frame[frame["model"].str.endswith("(published)")]
     assert published[["study_top1", "study_top5"]].values.tolist() == [[85.15, 99.60], [83.80, 99.44], [82.84, 99.45]]
     assert published[["top1", "top5", "knn", "seconds_per_epoch", "parameters"]].isna().all(axis=None)
     first = frame.iloc[0]
     assert (first["top1"], first["study_top1"]) == (records[0].main.top1, 71.5)
-    assert (first["seconds_per_epoch"], first["parameters"], first["device"]) \
-        == (76.5, 24_615_616, "cpu x1, 2 threads, bf16")
+    assert (first["seconds_per_epoch"], first["parameters"], first["device"]) == (
+        76.5,
+        24_615_616,
+        "cpu x1, 2 threads, bf16",
+    )
     assert pandas.isna(first["gamma"]) and frame.iloc[1]["gamma"] == 0.01
     assert frame.iloc[6:]["study_top1"].isna().all()
 
@@ -138,8 +203,14 @@ def test_the_confusion_of_some_variants_leaves_no_empty_panel(records):
 
 
 def test_many_curves_have_their_legend_beside_them_and_losses_of_unlike_size_a_logarithmic_axis(records):
-    many = [dataclasses.replace(records[0], variant=f"v{number}", curve=records[0].curve.assign(
-        loss=records[0].curve["loss"] * 10.0**(number % 3))) for number in range(10)]
+    many = [
+        dataclasses.replace(
+            records[0],
+            variant=f"v{number}",
+            curve=records[0].curve.assign(loss=records[0].curve["loss"] * 10.0 ** (number % 3)),
+        )
+        for number in range(10)
+    ]
     figure, few = figures.curves_figure(many), figures.curves_figure(records)
     assert figure.axes[0].get_yscale() == "log" and few.axes[0].get_yscale() == "linear"
     assert figure.axes[0].yaxis.get_major_formatter()(100) == "100"
@@ -159,8 +230,10 @@ def test_words_hold_this_runs_numbers(records):
     assert f"{standard_error(top1, TEST_IMAGES):.2f} at {top1:.2f} (simclr)" in text
     assert "`both` is their concatenation" in text
     assert "cannot be attributed to the loss" in text
-    assert "This run differs in encoder small instead of resnet50, epochs 12 instead of 100, linear.study_epochs 2 " \
-           "instead of 50, so the two" in text
+    assert (
+        "This run differs in encoder small instead of resnet50, epochs 12 instead of 100, linear.study_epochs 2 "
+        "instead of 50, so the two" in text
+    )
     assert "the study also picked its pretraining checkpoint by the best kNN on the test images" in text
     assert "simclr 0.001, 0.01; joint 0.001, 0.01; dual · upper 0.001, 0.01; " in text
     assert "may lie beyond it: rate of all." in text
@@ -250,8 +323,10 @@ def test_missing_files_are_one_line(tmp_path):
 
 @pytest.mark.parametrize("module", ["stages.results", "stages.overview"])
 def test_help_of_a_stage_imports_nothing_heavy(module):
-    code = (f"import sys, runpy; sys.argv = ['x', '--help']\ntry: runpy.run_module({module!r}, run_name='__main__')\n"
-            "except SystemExit: pass\nprint(sorted({'torch', 'pandas', 'matplotlib'} & set(sys.modules)))")
+    code = (
+        f"import sys, runpy; sys.argv = ['x', '--help']\ntry: runpy.run_module({module!r}, run_name='__main__')\n"
+        "except SystemExit: pass\nprint(sorted({'torch', 'pandas', 'matplotlib'} & set(sys.modules)))"
+    )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines()[-1] == "[]"
 
@@ -264,33 +339,43 @@ def differences(tmp_path, variant="joint", **settings) -> str:
     return sentence.partition(", so the two")[0]
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({}, ""),
-    ({"optimizer": Optimizer(schedule="cosine", warmup_epochs=1.0)},
-     "optimizer.schedule cosine instead of constant, optimizer.warmup_epochs 1 instead of 0"),
-    ({"optimizer": Optimizer("sgd", 0.1, 0.0)},
-     "optimizer.name sgd instead of adam, optimizer.lr 0.1 instead of 0.001, "
-     "optimizer.weight_decay 0 instead of 1e-06"),
-    ({"augment": Augment(flip=0.0)}, "augment.flip 0 instead of 0.5"),
-    ({"gamma": 0.1}, "gamma 0.1 instead of 0.01"),
-    ({"batch_size": 64}, "batch_size 64 instead of 256"),
-    ({"options": {"temperature": 0.1}}, "variants.joint.temperature 0.1 instead of 0.5"),
-    ({"options": {"projector_out": 64, "temperature": 0.5}}, "variants.joint.projector_out 64 instead of 128"),
-    ({"options": {"temperature": 0.1}, "method": "other"}, ""),
-])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, ""),
+        (
+            {"optimizer": Optimizer(schedule="cosine", warmup_epochs=1.0)},
+            "optimizer.schedule cosine instead of constant, optimizer.warmup_epochs 1 instead of 0",
+        ),
+        (
+            {"optimizer": Optimizer("sgd", 0.1, 0.0)},
+            "optimizer.name sgd instead of adam, optimizer.lr 0.1 instead of 0.001, "
+            "optimizer.weight_decay 0 instead of 1e-06",
+        ),
+        ({"augment": Augment(flip=0.0)}, "augment.flip 0 instead of 0.5"),
+        ({"gamma": 0.1}, "gamma 0.1 instead of 0.01"),
+        ({"batch_size": 64}, "batch_size 64 instead of 256"),
+        ({"options": {"temperature": 0.1}}, "variants.joint.temperature 0.1 instead of 0.5"),
+        ({"options": {"projector_out": 64, "temperature": 0.5}}, "variants.joint.projector_out 64 instead of 128"),
+        ({"options": {"temperature": 0.1}, "method": "other"}, ""),
+    ],
+)
 def test_what_differs_from_the_study_is_named_with_its_values(tmp_path, settings, words):
     assert differences(tmp_path, **settings) == words
 
 
-@pytest.mark.parametrize("optimizer, words", [
-    (Optimizer(schedule="cosine", warmup_epochs=1.0), "adam 0.001, cosine, 1 warm-up epoch"),
-    (Optimizer("lars", 1.2, warmup_epochs=10.0), "lars 1.2, constant, 10 warm-up epochs"),
-])
+@pytest.mark.parametrize(
+    ("optimizer", "words"),
+    [
+        (Optimizer(schedule="cosine", warmup_epochs=1.0), "adam 0.001, cosine, 1 warm-up epoch"),
+        (Optimizer("lars", 1.2, warmup_epochs=10.0), "lars 1.2, constant, 10 warm-up epochs"),
+    ],
+)
 def test_optimizer_in_words(optimizer, words):
     assert tables.optimizer_words(optimizer) == words
 
 
-@pytest.mark.parametrize("top5, said", [(95.0, False), (95.5, True)])
+@pytest.mark.parametrize(("top5", "said"), [(95.0, False), (95.5, True)])
 def test_top5_is_called_nearly_always_right_when_it_is(tmp_path, top5, said):
     write_run(tmp_path, "dual", top5=top5)
     text = "\n".join(explanations([read_record("dual", tmp_path)]))

@@ -31,13 +31,22 @@ def words(svg: str) -> list[str]:
 
 
 def curve_rows(revisions: tuple[str, ...]) -> list[dict[str, str]]:
-    return [{"variant": variant, "epoch": str(epoch), "loss": str(6 - epoch / 5), "rev": revision,
-             "knn": str(40 + epoch) if epoch % 2 == 0 else ""}
-            for revision in revisions for variant in VARIANTS for epoch in range(1, 5)]
+    return [
+        {
+            "variant": variant,
+            "epoch": str(epoch),
+            "loss": str(6 - epoch / 5),
+            "rev": revision,
+            "knn": str(40 + epoch) if epoch % 2 == 0 else "",
+        }
+        for revision in revisions
+        for variant in VARIANTS
+        for epoch in range(1, 5)
+    ]
 
 
 @pytest.mark.parametrize("revisions", [("workspace",), ("workspace", "HEAD")])
-@pytest.mark.parametrize("column, points", [("loss", 4), ("knn", 2)])
+@pytest.mark.parametrize(("column", "points"), [("loss", 4), ("knn", 2)])
 def test_curves_have_one_line_per_variant_and_revision(revisions, column, points):
     svg = draw("curves_by_variant", curve_rows(revisions), "epoch", column)
     marks = re.findall(r'aria-roledescription="(line mark|point)"', svg)
@@ -52,9 +61,15 @@ def test_curves_have_one_line_per_variant_and_revision(revisions, column, points
 
 @pytest.mark.parametrize("revisions", [("workspace",), ("workspace", "HEAD")])
 def test_bars_start_at_zero_and_say_their_value(revisions):
-    rows = [{"model": model, "measure": measure, "value": str(value), "rev": revision} for revision in revisions
-            for model, measure, value in (("simclr", "probe top-1", 72.5), ("simclr", "kNN top-1", 60.25),
-                                          ("dual · upper", "probe top-1", 69.0))]
+    rows = [
+        {"model": model, "measure": measure, "value": str(value), "rev": revision}
+        for revision in revisions
+        for model, measure, value in (
+            ("simclr", "probe top-1", 72.5),
+            ("simclr", "kNN top-1", 60.25),
+            ("dual · upper", "probe top-1", 69.0),
+        )
+    ]
     svg = draw("bars_by_measure", rows, "value", "model")
     assert svg.count('aria-roledescription="bar"') == len(rows)
     shown = words(svg)
@@ -63,9 +78,18 @@ def test_bars_start_at_zero_and_say_their_value(revisions):
 
 
 def test_confusion_has_one_matrix_per_variant_in_their_order():
-    rows = [{"variant": variant, "actual": actual, "predicted": predicted, "images": "5", "percent": percent,
-             "rev": "workspace"} for variant in VARIANTS
-            for actual, predicted, percent in (("cat", "cat", "90.0"), ("cat", "dog", "10.0"), ("dog", "dog", "100.0"))]
+    rows = [
+        {
+            "variant": variant,
+            "actual": actual,
+            "predicted": predicted,
+            "images": "5",
+            "percent": percent,
+            "rev": "workspace",
+        }
+        for variant in VARIANTS
+        for actual, predicted, percent in (("cat", "cat", "90.0"), ("cat", "dog", "10.0"), ("dog", "dog", "100.0"))
+    ]
     svg = draw("confusion_by_variant", rows, "predicted", "actual")
     shown = words(svg)
     assert svg.count('aria-roledescription="rect mark"') == len(rows)

@@ -9,9 +9,9 @@ from torch import nn
 
 from lib.core import processes
 from lib.core.trainer import Pretrainer
-from lib.errors import UserError
-from lib.machine import Machine, read_machine
 from lib.methods import build_method
+from lib.runtime.errors import UserError
+from lib.runtime.machine import Machine, read_machine
 from tests.examples import CPU, images, pretraining
 from tests.machines import STAGE, STANDALONE, TORCHRUN, output, start
 from tests.two_processes import all_variants, cases
@@ -28,7 +28,7 @@ def verdicts(disks) -> list[str]:
     return output(start([*TORCHRUN, *STANDALONE, "-m", "tests.two_processes", str(disks)])).splitlines()
 
 
-@pytest.mark.parametrize("variant, case", cases())
+@pytest.mark.parametrize(("variant", "case"), cases())
 def test_two_processes_train_what_one_trains(variant, case, verdicts):
     """Views, loss, gradient and weights. On a CPU each process has its own BatchNorm statistics, so either there
     is no BatchNorm (with micro-batches), or a stand-in computes what SyncBatchNorm does on CUDA, or BatchNorm has
@@ -50,7 +50,7 @@ def test_a_checkpoint_is_needed_on_the_disk_of_the_lead_alone(verdicts, disks):
 @pytest.mark.parametrize("world", [1, 2, 4, 8])
 def test_views_do_not_depend_on_the_number_of_processes(world, monkeypatch):
     def views(world: int, rank: int) -> list[torch.Tensor]:
-        monkeypatch.setattr(processes, "world", lambda: world)
+        monkeypatch.setattr(processes, "world_size", lambda: world)
         monkeypatch.setattr(processes, "rank", lambda: rank)
         params = pretraining("simclr")
         run = Pretrainer(build_method(params), images(), params, CPU)
@@ -67,7 +67,7 @@ def test_batch_norm_is_shared_where_there_is_cuda(variant, monkeypatch):
         method = build_method(all_variants()[variant])
 
     def norms(world: int, device: str) -> tuple[int, int]:
-        monkeypatch.setattr(processes, "world", lambda: world)
+        monkeypatch.setattr(processes, "world_size", lambda: world)
         machine = Machine(device=device, processes=world, threads=1, precision="fp32", checkpoint_minutes=10.0)
         kinds = [type(module) for module in processes.share_statistics(method, machine).modules()]
         return kinds.count(nn.SyncBatchNorm), kinds.count(nn.BatchNorm1d) + kinds.count(nn.BatchNorm2d)
@@ -83,8 +83,13 @@ def launched(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith(("ENGRAM_", "DVC_"))]:
         monkeypatch.delenv(name)
-    for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "3", "GROUP_RANK": "1",
-                        "ENGRAM_THREADS": "1"}.items():
+    for name, value in {
+        "TORCHELASTIC_RUN_ID": "x",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_WORLD_SIZE": "3",
+        "GROUP_RANK": "1",
+        "ENGRAM_THREADS": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     yield
     torch.set_num_threads(threads)
@@ -98,12 +103,17 @@ def test_what_torchrun_started_is_what_the_machine_says(launched, monkeypatch):
         read_machine()
 
 
-@pytest.mark.parametrize("settings, expected", [
-    ({"processes": 4}, ["--nproc-per-node", "4", "--standalone"]),
-    ({"processes": 1, "torchrun": "--nnodes 2 --node-rank 1"}, ["--nproc-per-node", "1", "--nnodes", "2",
-                                                                "--node-rank", "1"]),
-    ({"processes": 1}, None),
-])
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"processes": 4}, ["--nproc-per-node", "4", "--standalone"]),
+        (
+            {"processes": 1, "torchrun": "--nnodes 2 --node-rank 1"},
+            ["--nproc-per-node", "1", "--nnodes", "2", "--node-rank", "1"],
+        ),
+        ({"processes": 1}, None),
+    ],
+)
 def test_torchrun_gets_what_the_settings_say(settings, expected, monkeypatch):
     commands = []
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
@@ -112,10 +122,13 @@ def test_torchrun_gets_what_the_settings_say(settings, expected, monkeypatch):
     assert commands == ([[*TORCHRUN, *expected, *STAGE]] if expected else [])
 
 
-@pytest.mark.parametrize("text, words", [
-    ("torchrun: --nnodes '2", "torchrun is .* allowed: arguments of torchrun, for example --nnodes 2"),
-    ("nodes: 2", "unknown key nodes; allowed: device, .*, torchrun"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("torchrun: --nnodes '2", "torchrun is .* allowed: arguments of torchrun, for example --nnodes 2"),
+        ("nodes: 2", "unknown key nodes; allowed: device, .*, torchrun"),
+    ],
+)
 def test_a_setting_that_torchrun_could_not_use_is_refused(text, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ENGRAM_TORCHRUN", raising=False)

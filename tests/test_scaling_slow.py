@@ -11,8 +11,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.machines import (PATIENCE, STAGE, STANDALONE, TORCHRUN, node, output, same_training, start, start_both,
-                            written)
+from tests.machines import (
+    PATIENCE,
+    STAGE,
+    STANDALONE,
+    TORCHRUN,
+    node,
+    output,
+    same_training,
+    start,
+    start_both,
+    written,
+)
 from tests.test_pipeline import Project, ran
 
 pytestmark = pytest.mark.skipif("ENGRAM_TEST_SCALING" not in os.environ, reason="takes minutes: make scaling runs it")
@@ -113,6 +123,7 @@ def test_a_clone_pulls_what_was_pushed_to_s3(project, tmp_path, monkeypatch):
     try:
         address = "http://{}:{}".format(*server.get_host_and_port())
         import boto3
+
         boto3.client("s3", endpoint_url=address).create_bucket(Bucket="engram")
         monkeypatch.setattr(project, "environment", {**project.environment, **keys})
         travels(project, tmp_path / "clone", "s3://engram/store", ("endpointurl", address))
@@ -148,5 +159,5 @@ def test_a_queue_of_four_gammas_trains_what_they_share_once(project):
 def shown(project: Project) -> set[float]:
     """The gammas of all experiments. DVC may lose one of two that end at once, but not what they have computed."""
     text = project.run("dvc", "exp", "show", "--json")
-    baseline = json.loads(text[text.index("["):])[1]
+    baseline = json.loads(text[text.index("[") :])[1]
     return {float(run["revs"][0]["data"]["params"]["params.yaml"]["data"]["gamma"]) for run in baseline["experiments"]}

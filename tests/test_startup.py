@@ -9,7 +9,10 @@ from tests.examples import ROOT
 
 LARGE = ("torch", "torchvision", "pandas", "sklearn", "scipy", "numpy", "matplotlib", "PIL", "dvc", "rich")
 COMMANDS = [f"stages.{path.stem}" for path in sorted((ROOT / "stages").glob("*.py"))] + [
-    "lib.preset", "lib.plan", "lib.side_by_side"]
+    "lib.preset",
+    "lib.plan",
+    "lib.side_by_side",
+]
 RUN = """
 import runpy, sys
 sys.argv = ["command", *sys.argv[1:]]
@@ -25,8 +28,9 @@ sys.exit(status)
 def loaded(module: str, *arguments: str) -> set[str]:
     """The large packages that a command has loaded by its end."""
     code = RUN.format(module=module, large=set(LARGE))
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True,
-                          timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
     return set(done.stderr.splitlines()[-1].split()[1:])

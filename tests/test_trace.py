@@ -6,9 +6,9 @@ import pytest
 import torch
 import yaml
 
-from lib.errors import UserError
-from lib.files import write_tensors
 from lib.report.trace import trace
+from lib.runtime.errors import UserError
+from lib.runtime.files import write_tensors
 
 
 @pytest.fixture
@@ -16,18 +16,28 @@ def project(tmp_path):
     """Two stages, one after the other, and an unrelated third."""
     (tmp_path / "metrics").mkdir()
     (tmp_path / "metrics/a.json").write_text("{}\n")
-    write_tensors(tmp_path / "data/a.safetensors", {"w": torch.ones(2)},
-                  {"data": {"dataset": "digits", "checksum": "c0ffee"}, "versions": {"torch": "2"}})
+    write_tensors(
+        tmp_path / "data/a.safetensors",
+        {"w": torch.ones(2)},
+        {"data": {"dataset": "digits", "checksum": "c0ffee"}, "versions": {"torch": "2"}},
+    )
 
     def written(path):
         file = tmp_path / path
         return {"path": path, "md5": hashlib.md5(file.read_bytes()).hexdigest()}
 
     stages = {
-        "pretrain@a": {"cmd": "python -m stages.pretrain a", "deps": [{"path": "lib/core", "md5": "12.dir"}],
-                       "params": {"params.yaml": {"seed": 3, "gamma": 0.5}}, "outs": [written("data/a.safetensors")]},
-        "linear@a": {"cmd": "python -m stages.linear a", "outs": [written("metrics/a.json")],
-                     "deps": [written("data/a.safetensors"), {"path": "lib/x.py", "md5": "34"}]},
+        "pretrain@a": {
+            "cmd": "python -m stages.pretrain a",
+            "deps": [{"path": "lib/core", "md5": "12.dir"}],
+            "params": {"params.yaml": {"seed": 3, "gamma": 0.5}},
+            "outs": [written("data/a.safetensors")],
+        },
+        "linear@a": {
+            "cmd": "python -m stages.linear a",
+            "outs": [written("metrics/a.json")],
+            "deps": [written("data/a.safetensors"), {"path": "lib/x.py", "md5": "34"}],
+        },
         "linear@b": {"cmd": "python -m stages.linear b", "outs": [{"path": "metrics/b.json", "md5": "56"}]},
     }
     (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
@@ -39,8 +49,7 @@ def test_a_metrics_file_leads_to_code_parameters_seed_data_and_versions(project)
     assert lines[0] == "linear@a: python -m stages.linear a"
     assert "  read  lib/x.py  md5 34" in lines and "  read  lib/core  md5 12.dir" in lines
     assert lines.index("pretrain@a: python -m stages.pretrain a") > lines.index("  read  lib/x.py  md5 34")
-    assert {"  gamma = 0.5", "  seed = 3", "  data: digits, checksum c0ffee",
-            "  versions: torch 2"} <= set(lines)
+    assert {"  gamma = 0.5", "  seed = 3", "  data: digits, checksum c0ffee", "  versions: torch 2"} <= set(lines)
     assert not any("linear@b" in line for line in lines)
 
 

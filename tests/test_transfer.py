@@ -9,10 +9,8 @@ import pytest
 import torch
 
 from lib.data.store import IMAGES_FILE, ImageData, save_data
-from lib.errors import UserError
 from lib.evaluate import transfer
 from lib.evaluate.transfer import Arm, Classifier, arms, compare, filters_file, first_layer, given_filters, summary
-from lib.files import read_tensors, write_tensors
 from lib.methods import build_method
 from lib.methods.base import count_parameters
 from lib.methods.export import save_method
@@ -20,6 +18,8 @@ from lib.params.check import check_params
 from lib.params.evaluation import Transfer
 from lib.report import figures_transfer
 from lib.report.figures_transfer import filters_figure, transfer_figure
+from lib.runtime.errors import UserError
+from lib.runtime.files import read_tensors, write_tensors
 from lib.views.augment import normalize
 from stages import transfer as stage
 from tests.examples import CPU, ROOT, images, params_file, pretraining
@@ -60,8 +60,13 @@ def seen(arm: Arm, data: ImageData, params: Transfer, patch: pytest.MonkeyPatch)
     """The inputs that an arm's classifier gets: while it trains, and while it is measured."""
     training, measured, forward = [], [], Classifier.forward
     with patch.context() as patched:
-        patched.setattr(Classifier, "forward", lambda network, batch: (
-            training if network.training else measured).append(batch.clone()) or forward(network, batch))
+        patched.setattr(
+            Classifier,
+            "forward",
+            lambda network, batch: (
+                (training if network.training else measured).append(batch.clone()) or forward(network, batch)
+            ),
+        )
         compare([arm], data, params, CPU, 0, "a")
     return training, measured
 
@@ -173,14 +178,19 @@ def test_pixels_are_scaled_as_those_were_that_the_filters_learned_from(own, outc
         assert torch.allclose(black, -mean / std) and torch.allclose(white, (1 - mean) / std), arm.name
 
 
-@pytest.mark.parametrize("name, row", [("mean", None), ("std", None), ("mean", [0.5]), ("std", [0.2, 0.0, 0.2]),
-                                       ("mean", [0.5, float("nan"), 0.5])])
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [("mean", None), ("std", None), ("mean", [0.5]), ("std", [0.2, 0.0, 0.2]), ("mean", [0.5, float("nan"), 0.5])],
+)
 def test_a_filters_file_without_the_scaling_is_refused(own, outcomes, tmp_path, name, row):
     tensors = filters_file(own, outcomes, images(size=16))
     tensors.pop(name)
     write_tensors(tmp_path / "f", {**tensors, **({} if row is None else {name: torch.tensor(row)})}, {})
-    with pytest.raises(UserError, match="f holds no mean and std of the pixels that its filters learned from; allowed "
-                                        "as transfer.source: a file with both, .*; run the stage transfer again"):
+    with pytest.raises(
+        UserError,
+        match="f holds no mean and std of the pixels that its filters learned from; allowed "
+        "as transfer.source: a file with both, .*; run the stage transfer again",
+    ):
         arms(own, tmp_path / "f")
 
 
@@ -194,8 +204,11 @@ def test_images_are_shifted_by_up_to_four_pixels_each_way(own, monkeypatch):
 
 def test_the_last_third_has_a_tenth_of_the_rate(own, monkeypatch):
     rates, step = [], torch.optim.Adam.step
-    monkeypatch.setattr(torch.optim.Adam, "step", lambda optimizer, *rest: rates.append(
-        optimizer.param_groups[0]["lr"]) or step(optimizer, *rest))
+    monkeypatch.setattr(
+        torch.optim.Adam,
+        "step",
+        lambda optimizer, *rest: rates.append(optimizer.param_groups[0]["lr"]) or step(optimizer, *rest),
+    )
     compare([Arm("a", own, True)], images(size=16), Transfer(epochs=6, batch_size=32, lr=0.002), CPU, 0, "a")
     assert rates == pytest.approx([0.002] * 8 + [0.0002] * 4)
 
@@ -203,8 +216,10 @@ def test_the_last_third_has_a_tenth_of_the_rate(own, monkeypatch):
 def test_the_double_softmax_is_trained_with_where_it_is_asked_for(own):
     """From the same weights on: with the slip no loss is below its floor, without it two classes are soon learned."""
     params = [Transfer(epochs=4, batch_size=16, double_softmax=asked) for asked in (True, False)]
-    slip, plain = ([row["loss"] for row in compare([Arm("a", own, True)], images(size=16), each, CPU, 0, "a")[0].curve]
-                   for each in params)
+    slip, plain = (
+        [row["loss"] for row in compare([Arm("a", own, True)], images(size=16), each, CPU, 0, "a")[0].curve]
+        for each in params
+    )
     floor = 0.313262  # log(1 + 1/e)
     assert min(slip) > floor > plain[-1]
 
@@ -217,8 +232,9 @@ def test_the_double_softmax_has_its_floor():
 
 
 def test_an_encoder_that_is_no_layer_of_filters_is_refused(tmp_path):
-    with pytest.raises(UserError, match="names simclr, whose encoder is small; allowed: variants with the encoder "
-                                        "shallow"):
+    with pytest.raises(
+        UserError, match="names simclr, whose encoder is small; allowed: variants with the encoder shallow"
+    ):
         first_layer(saved("simclr", tmp_path), "simclr")
 
 
@@ -235,12 +251,20 @@ def test_bad_lists_of_variants_are_refused_in_one_line(names):
         check_params(raw)
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"transfer": ["simclr"]}, "transfer.variants names simclr, whose encoder is small; allowed: variants with the "
-     "encoder shallow"),
-    ({"transfer": ["clapp"]}, "transfer.variants names clapp, whose encoder is vgg6; allowed: "),
-    ({"transfer": ["patch_filters"], "image_size": 15}, "image_size is 15; allowed with transfer.variants: at least 1"),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"transfer": ["simclr"]},
+            "transfer.variants names simclr, whose encoder is small; allowed: variants with the encoder shallow",
+        ),
+        ({"transfer": ["clapp"]}, "transfer.variants names clapp, whose encoder is vgg6; allowed: "),
+        (
+            {"transfer": ["patch_filters"], "image_size": 15},
+            "image_size is 15; allowed with transfer.variants: at least 1",
+        ),
+    ],
+)
 def test_filters_that_cannot_be_moved_are_refused_before_the_first_stage(changes, words):
     raw = {**params_file(), **changes}
     raw["transfer"] = {**params_file()["transfer"], "variants": changes["transfer"]}
@@ -257,7 +281,7 @@ def test_pictures_are_drawn(own, outcomes):
     panels = filters_figure({"a": own["weight"].numpy(), "b": own["weight"][:20].numpy()}, "patch_filters").axes
     for panel, lines, title in zip(panels, (16, 2), ("256 filters, a (patch_filters)", "20 filters, b"), strict=True):
         sheet = panel.images[0].get_array()
-        assert sheet.shape[:2] == (lines * 7 + 1, 16 * 7 + 1) and 0 <= sheet.min() and sheet.max() <= 1
+        assert sheet.shape[:2] == (lines * 7 + 1, 16 * 7 + 1) and sheet.min() >= 0 and sheet.max() <= 1
         assert panel.get_title("left").startswith(title)
 
 

@@ -5,14 +5,14 @@ import torch
 from torch.nn import functional
 
 from lib.encoders.vgg6 import CHANNELS, FURTHEST, VGG6, Ahead, pairs, patches, places_ahead
-from lib.errors import UserError
 from lib.methods import try_method
+from lib.runtime.errors import UserError
 from tests.examples import pretraining
 
 
-def encoder(channels: int = 4, grey: bool = False, local: bool = False) -> VGG6:
+def encoder(channels: int = 4, gray: bool = False, local: bool = False) -> VGG6:
     torch.manual_seed(0)
-    return VGG6(channels, grey, local)
+    return VGG6(channels, gray, local)
 
 
 def pictures(count: int = 2, size: int = 32) -> torch.Tensor:
@@ -27,19 +27,19 @@ def test_every_layer_has_a_code_for_each_of_49_patches(size):
 
 def test_at_the_sources_width_it_is_vgg_6():
     with torch.device("meta"):
-        full = VGG6(128, grey=True, local=True)
+        full = VGG6(128, gray=True, local=True)
     assert full.widths == (128, 256, 256, 512, 1024, 1024) and full.width == 1024
     assert [layer.in_channels for layer in full.layers] == [1, 128, 256, 256, 512, 1024]
 
 
-@pytest.mark.parametrize("size, pooled", [(16, (2, 4)), (32, (2, 4, 5)), (64, (2, 4, 5, 6))])
+@pytest.mark.parametrize(("size", "pooled"), [(16, (2, 4)), (32, (2, 4, 5)), (64, (2, 4, 5, 6))])
 def test_a_code_is_that_of_the_patch_cut_out_by_hand(size, pooled):
     """By hand: patches of a quarter of the image every eighth, each alone through the convolutions."""
     network, images = encoder(), pictures(2, size)
     codes = network(images)
     for row, column in [(0, 0), (3, 5), (6, 6)]:
         top, left = row * size // 8, column * size // 8
-        values = images[:, :, top:top + size // 4, left:left + size // 4]
+        values = images[:, :, top : top + size // 4, left : left + size // 4]
         for number, layer in enumerate(network.layers, 1):
             values = functional.conv2d(values, layer.weight, layer.bias, padding=1).clamp(min=0)
             if number in pooled:
@@ -52,8 +52,12 @@ def test_a_pixel_changes_the_codes_of_the_patches_that_hold_it_and_no_other(plac
     network, image = encoder().eval(), pictures(1)
     other = image.clone()
     other[0, :, place[0], place[1]] += 5
-    holds = torch.tensor([[4 * row <= place[0] < 4 * row + 8 and 4 * column <= place[1] < 4 * column + 8
-                           for column in range(7)] for row in range(7)])
+    holds = torch.tensor(
+        [
+            [4 * row <= place[0] < 4 * row + 8 and 4 * column <= place[1] < 4 * column + 8 for column in range(7)]
+            for row in range(7)
+        ]
+    )
     with torch.no_grad():
         for before, after in zip(network(image), network(other)):
             moved = (before - after)[0].abs().amax(2)
@@ -72,10 +76,10 @@ def test_activations_neither_vanish_nor_explode_before_training():
 def test_grey_sees_brightness_alone():
     images = pictures()
     tint = torch.tensor([0.587, -0.2989, 0.0]).view(3, 1, 1)  # of no luma
-    for grey in (True, False):
-        network = encoder(grey=grey)
+    for gray in (True, False):
+        network = encoder(gray=gray)
         same = torch.allclose(network(images)[-1], network(images + tint)[-1], atol=1e-4)
-        assert same == grey
+        assert same == gray
 
 
 def test_a_layer_that_learns_alone_passes_nothing_down():

@@ -39,14 +39,16 @@ def by_loops(first: torch.Tensor, second: torch.Tensor) -> float:
     hinge, shared = 0.0, 0.0
     for rows in (first.double().tolist(), second.double().tolist()):
         means = [sum(row[d] for row in rows) / count for d in range(width)]
-        matrix = [[sum((row[d] - means[d]) * (row[e] - means[e]) for row in rows) / (count - 1)
-                   for e in range(width)] for d in range(width)]
+        matrix = [
+            [sum((row[d] - means[d]) * (row[e] - means[e]) for row in rows) / (count - 1) for e in range(width)]
+            for d in range(width)
+        ]
         hinge += sum(max(0.0, 1 - math.sqrt(matrix[d][d] + 1e-4)) for d in range(width)) / width / 2
         shared += sum(matrix[d][e] ** 2 for d in range(width) for e in range(width) if d != e) / width
     return 25 * agreement + 25 * hinge + shared
 
 
-@pytest.mark.parametrize("count, width", [(12, 7), (5, 9), (2, 3)])
+@pytest.mark.parametrize(("count", "width"), [(12, 7), (5, 9), (2, 3)])
 def test_it_is_what_its_formula_says(count, width):
     first, second = (rows / 3 for rows in outputs(count, width))
     assert total(first, second).item() == pytest.approx(by_loops(first, second), rel=1e-5)
@@ -80,7 +82,7 @@ def test_a_shift_of_one_view_costs_its_square(shift):
     assert total(whitened(), whitened() + shift).item() == pytest.approx(25 * shift**2, rel=1e-4)
 
 
-@pytest.mark.parametrize("count, width", [(40, 6), (5, 12)])
+@pytest.mark.parametrize(("count", "width"), [(40, 6), (5, 12)])
 def test_equal_columns_of_variance_one_share_everything(count, width):
     column = torch.randn(count, 1, generator=torch.Generator().manual_seed(1))
     rows = ((column - column.mean()) / column.std()).expand(count, width)
@@ -112,7 +114,7 @@ def test_it_is_another_implementations():
     torch.testing.assert_close(total(first, second), theirs(first, ref_emb=second), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("count, width", [(12, 7), (5, 9)])
+@pytest.mark.parametrize(("count", "width"), [(12, 7), (5, 9)])
 def test_it_has_the_value_and_gradient_of_a_third_implementation(count, width):
     """Its coefficients and its epsilon are the same as they come, so no factor is between the two."""
     given = torch.stack(outputs(count, width)) / 3  # most units vary too little

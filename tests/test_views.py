@@ -10,7 +10,7 @@ from torchvision.transforms import functional as tv
 from torchvision.transforms.functional import InterpolationMode
 
 from lib.params.pretraining import Augment
-from lib.seeds import generator
+from lib.runtime.seeds import generator
 from lib.views import augment as augment_module
 from lib.views.augment import augment, draw, normalize
 from lib.views.color import blend_, gray, turn_hue_
@@ -19,7 +19,7 @@ from lib.views.crop import resample
 MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.25, 0.24, 0.26])
 PLAIN = torch.zeros(3), torch.ones(3)
 NOTHING = Augment(crop_scale_min=1, crop_scale_max=1, flip=0, jitter=0, grayscale=0)
-TOLERANCE = 1e-5  # of pixels in 0..1: 1/400 of a grey level
+TOLERANCE = 1e-5  # of pixels in 0..1: 1/400 of a gray level
 
 
 class NoReading(TorchDispatchMode):
@@ -35,7 +35,7 @@ class NoReading(TorchDispatchMode):
 
 
 def some_images(count: int, height: int = 32, width: int = 32, seed: int = 0) -> torch.Tensor:
-    """Noise, smooth ramps, grey, black, white and saturated colors."""
+    """Noise, smooth ramps, gray, black, white and saturated colors."""
     images = torch.randint(0, 256, (count, 3, height, width), generator=torch.Generator().manual_seed(seed))
     ramp = torch.linspace(0, 255, width).long()
     images[1::4] = ramp
@@ -88,11 +88,11 @@ def test_a_crop_sees_nothing_outside_its_box():
     draws = drawn(replace(NOTHING, crop_scale_min=0.05, crop_scale_max=0.5), 32)
     images = torch.full((32, 3, 32, 32), 255, dtype=torch.uint8)
     for index, (top, left, height, width) in enumerate(draws.box.tolist()):
-        images[index, :, top:top + height, left:left + width] = 100
+        images[index, :, top : top + height, left : left + width] = 100
     assert torch.allclose(resample(images, *positions(draws)), torch.tensor(100 / 255), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("operation, column", [("brightness", None), ("contrast", 2), ("saturation", 1)])
+@pytest.mark.parametrize(("operation", "column"), [("brightness", None), ("contrast", 2), ("saturation", 1)])
 def test_blends_agree_with_torchvision(operation, column):
     images = some_images(64) / 255
     factors = torch.linspace(0, 2, 64)
@@ -136,7 +136,7 @@ def test_the_whole_recipe_agrees_with_torchvision_on_float_tensors(size):
 
 
 def test_the_whole_recipe_agrees_with_torchvision_on_pictures_to_a_few_grey_levels():
-    """PIL cuts down to whole grey levels after each step and keeps hue in 1/255 turns; each factor then
+    """PIL cuts down to whole gray levels after each step and keeps hue in 1/255 turns; each factor then
     enlarges what was cut. torchvision's own uint8 tensors differ from its PIL pictures as much (up to 17)."""
     smooth = tv.resize(some_images(200, 5, 5), [32, 32], InterpolationMode.BICUBIC)
     for recipe, mean, most, few in ((Augment(), 1.5, 20, 8), (Augment(jitter=0), 0.5, 1.5, 1.4)):
@@ -220,8 +220,18 @@ def test_the_host_never_reads_a_tensor():
         images[images[:, 0, 0, 0] > 9]
 
 
-@pytest.mark.parametrize("changes", [{}, {"jitter": 0.0}, {"hue": 0.0}, {"grayscale": 0.0}, {"jitter": 1.0},
-                                     {"crop_pixels": 9}, {"jitter": 0.5, "grayscale": 0.7}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"jitter": 0.0},
+        {"hue": 0.0},
+        {"grayscale": 0.0},
+        {"jitter": 1.0},
+        {"crop_pixels": 9},
+        {"jitter": 0.5, "grayscale": 0.7},
+    ],
+)
 def test_what_a_gpu_computes_is_what_a_cpu_does(changes):
     """All images through all steps, some of which change nothing, against the sorted runs."""
     images, draws = some_images(200, 24, 40), drawn(replace(Augment(), **changes), 200, 24, 40)

@@ -8,7 +8,7 @@ from scipy.stats import chisquare, ks_2samp, kstest
 from torchvision.transforms import RandomResizedCrop
 
 from lib.params.pretraining import Augment
-from lib.seeds import generator
+from lib.runtime.seeds import generator
 from lib.views.draws import HUE, Run, draw
 
 COUNT = 20_000
@@ -25,15 +25,24 @@ def boxes_by_torchvision(count: int, scale: tuple, height: int, width: int) -> t
     return torch.tensor([RandomResizedCrop.get_params(image, scale, (3 / 4, 4 / 3)) for _ in range(count)])
 
 
-@pytest.mark.parametrize("scale, height, width", [((0.08, 1.0), 32, 32), ((0.5, 1.0), 24, 48), ((0.9, 1.0), 20, 64)])
+@pytest.mark.parametrize(
+    ("scale", "height", "width"), [((0.08, 1.0), 32, 32), ((0.5, 1.0), 24, 48), ((0.9, 1.0), 20, 64)]
+)
 def test_boxes_have_torchvisions_distribution(scale, height, width):
     """The last case is narrow enough for torchvision to run out of tries often."""
     recipe = Augment(crop_scale_min=scale[0], crop_scale_max=scale[1])
     count = COUNT if height == width else COUNT // 4
     ours = drawn(recipe, count, height, width).box.double()
     theirs = boxes_by_torchvision(count, scale, height, width).double()
-    for summary in (lambda b: b[:, 0], lambda b: b[:, 1], lambda b: b[:, 2], lambda b: b[:, 3],
-                    lambda b: b[:, 2] * b[:, 3], lambda b: b[:, 3] / b[:, 2], lambda b: b[:, 0] + b[:, 2]):
+    for summary in (
+        lambda b: b[:, 0],
+        lambda b: b[:, 1],
+        lambda b: b[:, 2],
+        lambda b: b[:, 3],
+        lambda b: b[:, 2] * b[:, 3],
+        lambda b: b[:, 3] / b[:, 2],
+        lambda b: b[:, 0] + b[:, 2],
+    ):
         assert ks_2samp(summary(ours), summary(theirs), method="asymp").pvalue > LEAST
     deviation = (2 * theirs.var(0) / count).sqrt()
     assert ((ours.mean(0) - theirs.mean(0)).abs() <= 4 * deviation).all()
@@ -60,14 +69,14 @@ def test_coins_fall_as_often_as_asked():
         deviation = (probability * (1 - probability) / COUNT) ** 0.5
         assert abs(coin.float().mean() - probability) < 4 * deviation
     together = torch.corrcoef(torch.stack([draws.flip, draws.jitter, draws.gray]).float())
-    assert (together - torch.eye(3)).abs().max() < 4 / COUNT ** 0.5
+    assert (together - torch.eye(3)).abs().max() < 4 / COUNT**0.5
 
 
 def test_factors_are_uniform_in_torchvisions_ranges():
     draws = drawn(Augment(brightness=0.4, contrast=0.3, saturation=1.0, hue=0.1))
     for column, (low, high) in enumerate([(0.6, 1.4), (0.7, 1.3), (0.0, 2.0), (-0.1, 0.1)]):
         assert kstest((draws.factors[:, column].double() - low) / (high - low), "uniform").pvalue > LEAST
-    assert (torch.corrcoef(draws.factors.T) - torch.eye(4)).abs().max() < 4 / COUNT ** 0.5
+    assert (torch.corrcoef(draws.factors.T) - torch.eye(4)).abs().max() < 4 / COUNT**0.5
 
 
 def test_strength_zero_gives_exactly_the_neutral_factor():
@@ -87,7 +96,7 @@ def test_images_do_not_share_draws():
     for values in (draws.factors, draws.box.float(), draws.flip[:, None].float()):
         beside = torch.corrcoef(torch.cat([values[:-1], values[1:]], 1).T)
         count = values.shape[1]
-        assert beside[:count, count:].abs().max() < 4.5 / COUNT ** 0.5
+        assert beside[:count, count:].abs().max() < 4.5 / COUNT**0.5
 
 
 def test_draws_depend_on_the_generator_alone():
@@ -119,7 +128,7 @@ def test_runs_hold_what_the_draws_say():
     reached = 0
     for run in (part for whole in plan.runs for part in whole.split(7)):
         assert run.start == reached and 0 < run.stop - run.start <= 7
-        rows = plan.rows[run.start:run.stop]
+        rows = plan.rows[run.start : run.stop]
         gray = torch.arange(len(rows)) < run.gray
         assert torch.equal(draws.gray[rows], gray)
         assert torch.equal(draws.jitter[rows], torch.full((len(rows),), run.group < 4))

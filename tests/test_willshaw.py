@@ -7,14 +7,25 @@ import pandas
 import pytest
 import torch
 
-from lib.errors import UserError
 from lib.evaluate.centroid import centroid_scores, centroids
 from lib.evaluate.codes import k_winners
 from lib.evaluate.scores import accuracy
-from lib.evaluate.willshaw import (capacity, density, excitation, expected_spurious, measure, noisy_cues, overlap,
-                                   partial_cues, recall, recall_winners, store)
-from lib.files import write_arrays
+from lib.evaluate.willshaw import (
+    capacity,
+    density,
+    excitation,
+    expected_spurious,
+    measure,
+    noisy_cues,
+    overlap,
+    partial_cues,
+    recall,
+    recall_winners,
+    store,
+)
 from lib.report.willshaw import report
+from lib.runtime.errors import UserError
+from lib.runtime.files import write_arrays
 
 
 def random_codes(count: int, units: int, active: int, seed: int = 0) -> torch.Tensor:
@@ -74,8 +85,9 @@ def exactly_spurious(units: int, active: int, stored: int, cue: int) -> float:
     return (units - active) * math.fsum((-1) ** j * math.comb(cue, j) * none for j, none in enumerate(none_of_them))
 
 
-@pytest.mark.parametrize("units, active, stored, cue, draws", [(128, 8, 100, 4, 100), (128, 8, 200, 8, 50),
-                                                               (256, 13, 300, 6, 20)])
+@pytest.mark.parametrize(
+    ("units", "active", "stored", "cue", "draws"), [(128, 8, 100, 4, 100), (128, 8, 200, 8, 50), (256, 13, 300, 6, 20)]
+)
 def test_spurious_units_of_random_codes_are_as_many_as_expected(units, active, stored, cue, draws):
     """To six binomial deviations, at most a fifteenth: the cues of a draw share its matrix, so that its mean varies
     about twice as much as if each unit of each recall came by itself."""
@@ -152,10 +164,18 @@ def test_codes_near_their_class_are_read_by_centroids_and_by_codes_of_centroids(
 
 
 def embeddings(folder, codes: torch.Tensor, labels: torch.Tensor) -> None:
-    write_arrays(folder / "data/embeddings/toy.npz", {
-        "h": torch.rand(len(codes), 3).numpy(), "code": codes.numpy(), "labels": labels.numpy(),
-        "indices": torch.arange(len(codes)).numpy(), "classes": numpy.array(["a", "b", "c", "d", "e"]),
-        "latents": numpy.array(["h", "code"]), "projections": numpy.array([], dtype=str)})
+    write_arrays(
+        folder / "data/embeddings/toy.npz",
+        {
+            "h": torch.rand(len(codes), 3).numpy(),
+            "code": codes.numpy(),
+            "labels": labels.numpy(),
+            "indices": torch.arange(len(codes)).numpy(),
+            "classes": numpy.array(["a", "b", "c", "d", "e"]),
+            "latents": numpy.array(["h", "code"]),
+            "projections": numpy.array([], dtype=str),
+        },
+    )
 
 
 def test_the_report_of_a_variant(tmp_path):

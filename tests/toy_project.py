@@ -22,7 +22,7 @@ from tests.examples import ROOT, study_params
 
 VARIANTS = tuple(study_params()["variants"])[:2]  # fewer stages, less waiting
 COPIED = ("lib", "stages", "presets", ".gitignore", ".dvcignore", ".dvc/config")
-TOY = '''
+TOY = """
 import hashlib, json, os, sys, time
 from pathlib import Path
 
@@ -57,7 +57,7 @@ for name in sys.argv[1:cut]:
     path.write_text(f"epoch,seconds,device\\n1,2.0,{digest.hexdigest()}\\n2,4.0,toy\\n" if table
                     else json.dumps({"digest": digest.hexdigest()}))
 log.write_text(json.dumps({**about, "end": time.time()}))
-'''
+"""
 
 
 class ToyProject:
@@ -78,11 +78,20 @@ class ToyProject:
         params["variants"] = {name: params["variants"][name] for name in variants}
         self.write("params.yaml", params)
         self.write("dvc.yaml", toy_pipeline(stages))
-        names = {f"GIT_{role}_{field}": value for role in ("AUTHOR", "COMMITTER")
-                 for field, value in (("NAME", "Test"), ("EMAIL", "test@example.org"))}
+        names = {
+            f"GIT_{role}_{field}": value
+            for role in ("AUTHOR", "COMMITTER")
+            for field, value in (("NAME", "Test"), ("EMAIL", "test@example.org"))
+        }
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        self.environment = {**os.environ, **names, "PATH": path, "DVC_NO_ANALYTICS": "1", "ENGRAM_DEVICE": "cpu",
-                            "PYTHONDONTWRITEBYTECODE": "1"}
+        self.environment = {
+            **os.environ,
+            **names,
+            "PATH": path,
+            "DVC_NO_ANALYTICS": "1",
+            "ENGRAM_DEVICE": "cpu",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         for name in ("PYTHONPATH", "ENGRAM_THREADS", "ENGRAM_PROCESSES", "CUDA_VISIBLE_DEVICES"):
             self.environment.pop(name, None)
         self.run("git", "init", "--quiet")
@@ -99,8 +108,16 @@ class ToyProject:
         self.run("git", "commit", "--quiet", "--allow-empty", "-m", "a state")
 
     def run(self, *command: str, status: int = 0, **environment: str) -> str:
-        done = subprocess.run(command, cwd=self.folder, env={**self.environment, **environment}, text=True,
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=1800)
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=1800,
+        )
         assert done.returncode == status, f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-4000:]}"
         return done.stdout
 

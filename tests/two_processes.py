@@ -17,10 +17,10 @@ from lib.core import processes
 from lib.core.checkpoint import CheckpointStore
 from lib.core.loop import pretrain
 from lib.core.trainer import Pretrainer
-from lib.errors import UserError
 from lib.methods import build_method
 from lib.methods.moco import MoCo, dealt_out
 from lib.params.pretraining import Optimizer, Pretraining
+from lib.runtime.errors import UserError
 from tests.examples import CPU, FORMS, images, params_file, pretraining
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -29,8 +29,11 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 def all_variants() -> dict[str, Pretraining]:
     """One of every method at least, and other forms, without those that are not trained at all."""
     found = {variant: pretraining(variant) for variant in [*params_file()["variants"], *FORMS]}
-    return {variant: replace(params, batch_size=8 * max(1, params.options.get("norm_rows", 0)))
-            for variant, params in found.items() if params.epochs}
+    return {
+        variant: replace(params, batch_size=8 * max(1, params.options.get("norm_rows", 0)))
+        for variant, params in found.items()
+        if params.epochs
+    }
 
 
 def without_batch_norm(module: nn.Module) -> None:
@@ -76,13 +79,13 @@ def with_shared_statistics(module: nn.Module) -> None:
     for name, child in module.named_children():
         if not isinstance(child, BATCH_NORMS):
             with_shared_statistics(child)
-        elif processes.world() > 1:
+        elif processes.world_size() > 1:
             setattr(module, name, SharedStatistics(child))
     with_groups_of_two(module, shared=True)
 
 
 def with_own_statistics(module: nn.Module) -> None:
-    """What processes on a CPU do: whole batches are normalised otherwise, MoCo's groups are not."""
+    """What processes on a CPU do: whole batches are normalized otherwise, MoCo's groups are not."""
     with_groups_of_two(module, shared=False)
 
 
@@ -92,7 +95,7 @@ def with_groups_of_two(module: nn.Module, shared: bool) -> None:
     Either half of the batch deals out its keys by itself, and ``shared`` statistics are those of the groups of the
     same place in both.
     """
-    if processes.world() > 1 or not isinstance(module, MoCo) or not module.options.norm_rows:
+    if processes.world_size() > 1 or not isinstance(module, MoCo) or not module.options.norm_rows:
         return
     rows = module.options.norm_rows
 
@@ -102,6 +105,7 @@ def with_groups_of_two(module: nn.Module, shared: bool) -> None:
             order = torch.cat([deal(half, rows), half + deal(half, rows)])
             order = order.view(2, -1, rows).transpose(0, 1).flatten() if shared else order
             return embed(images[order])[order.argsort()]
+
         return embed_regrouped
 
     module.options = replace(module.options, norm_rows=(1 + shared) * rows, shuffle=False)
@@ -109,14 +113,21 @@ def with_groups_of_two(module: nn.Module, shared: bool) -> None:
     module.keys = regrouped(module.keys, dealt_out)
 
 
-CASES = {"micro-batches": (without_batch_norm, 4), "shared statistics": (with_shared_statistics, 1),
-         "own statistics": (with_own_statistics, 1)}  # and how many micro-batches a whole batch would have
+CASES = {
+    "micro-batches": (without_batch_norm, 4),
+    "shared statistics": (with_shared_statistics, 1),
+    "own statistics": (with_own_statistics, 1),
+}  # and how many micro-batches a whole batch would have
 
 
 def cases() -> list[tuple[str, str]]:
     """Every variant in every case in which two processes train what one does."""
-    return [(variant, case) for variant, params in all_variants().items() for case in CASES
-            if case != "own statistics" or params.options.get("norm_rows")]
+    return [
+        (variant, case)
+        for variant, params in all_variants().items()
+        for case in CASES
+        if case != "own statistics" or params.options.get("norm_rows")
+    ]
 
 
 @contextmanager
@@ -154,8 +165,11 @@ def trained(params: Pretraining, prepare) -> tuple[list[Tensor], Tensor, list[Te
     gradient = [weight.grad.clone() for weight in method.parameters() if weight.grad is not None]
     method.zero_grad(set_to_none=True)
     run.step(0, 0, rows)
-    learned = {name.replace(".norm.", "."): value for name, value in method.state_dict().items()
-               if "running_" not in name and "num_batches" not in name}
+    learned = {
+        name.replace(".norm.", "."): value
+        for name, value in method.state_dict().items()
+        if "running_" not in name and "num_batches" not in name
+    }
     return views, loss, gradient, learned
 
 
@@ -166,8 +180,9 @@ def compare(params: Pretraining, prepare, parts: int) -> None:
     shared = trained(replace(params, micro_batch_size=micro_batch_size), prepare)
     with alone():
         whole = trained(params, prepare)
-    for name, some, all_, bound in zip(("views", "loss", "gradient", "learned"), shared, whole,
-                                       (1e-6, 1e-5, 1e-4, 1e-5)):
+    for name, some, all_, bound in zip(
+        ("views", "loss", "gradient", "learned"), shared, whole, (1e-6, 1e-5, 1e-4, 1e-5)
+    ):
         torch.testing.assert_close(some, all_, atol=bound, rtol=bound, msg=lambda text: f"{name}: {text}")
 
 
@@ -185,8 +200,8 @@ def parity() -> None:
 def from_the_lead() -> None:
     """What only the lead can read reaches the others, and machines that differ are refused."""
     rank = processes.rank()
-    assert processes.from_lead(lambda: None) is None
-    given = processes.from_lead(lambda: {"rank": rank, "weight": torch.full((2, 3), float(rank))})
+    assert processes.broadcast(lambda: None) is None
+    given = processes.broadcast(lambda: {"rank": rank, "weight": torch.full((2, 3), float(rank))})
     assert given["rank"] == 0 and torch.equal(given["weight"], torch.zeros(2, 3))
     processes.require_same("digest")
     try:

@@ -1,1 +1,1 @@
-"""The training core: loop, schedule, optimisers, checkpoints, processes, progress. It knows no method by name."""
+"""The training core: loop, schedule, optimizers, checkpoints, processes, progress. It knows no method by name."""

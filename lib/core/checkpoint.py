@@ -21,8 +21,8 @@ from typing import Any, BinaryIO, TextIO
 
 import torch
 
-from lib.errors import UserError
-from lib.files import make_folder, remove_leftovers, write_bytes, writing
+from lib.runtime.errors import UserError
+from lib.runtime.files import make_folder, remove_leftovers, write_bytes, writing
 
 LIBRARY = Path(__file__).parents[1]
 CHECK_ONLY = ("lib.params.check", "lib.params.evaluation")  # loaded by every stage, without a part in training
@@ -33,8 +33,11 @@ BROKEN = (errno.EINVAL, errno.EIO)  # a place that the file does not have, or th
 def fingerprint(params: dict[str, Any], data_checksum: str) -> str:
     """sha256 over the parameters, the checksum of the data, and the bytes of each module of lib loaded so far."""
     digest = hashlib.sha256(json.dumps([params, data_checksum], sort_keys=True).encode())
-    files = {Path(module.__file__) for name, module in list(sys.modules.items())
-             if getattr(module, "__file__", None) and name not in CHECK_ONLY}
+    files = {
+        Path(module.__file__)
+        for name, module in list(sys.modules.items())
+        if getattr(module, "__file__", None) and name not in CHECK_ONLY
+    }
     for path in sorted(file for file in files if file.is_relative_to(LIBRARY)):
         digest.update(path.relative_to(LIBRARY).as_posix().encode())
         digest.update(path.read_bytes())
@@ -100,8 +103,9 @@ class CheckpointStore:
                 raise
             except Exception as error:  # a broken file fails in many ways, all of which mean the same
                 if isinstance(error, OSError) and error.errno not in BROKEN:
-                    raise UserError(f"{path} cannot be read ({error.strerror}); give yourself the right to read it, "
-                                    "or remove it") from None
+                    raise UserError(
+                        f"{path} cannot be read ({error.strerror}); give yourself the right to read it, or remove it"
+                    ) from None
                 self.damaged.append(path)
                 lines.append(f"checkpoint {path} is damaged ({type(error).__name__})")
             else:

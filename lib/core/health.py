@@ -13,7 +13,7 @@ COLLAPSED = 0.05  # spread; the mean cosine of two different images is then abov
 class Guard:
     """Remembers the first step whose loss or gradient is not finite, on the device and without waiting for it.
 
-    From that step on no update is made: the optimisers read ``found_inf``, a number that is 1 then and 0
+    From that step on no update is made: the optimizers read ``found_inf``, a number that is 1 then and 0
     before. So the parameters are still those of the last good step when the host learns of it.
     """
 

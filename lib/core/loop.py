@@ -11,10 +11,10 @@ import torch
 from lib.core import processes
 from lib.core.checkpoint import CheckpointStore
 from lib.core.health import COLLAPSED, forget_peak, peak_memory
-from lib.core.progress import StepProgress, duration
 from lib.core.trainer import Position, Pretrainer
-from lib.errors import UserError
-from lib.files import write_table
+from lib.runtime.errors import UserError
+from lib.runtime.files import write_table
+from lib.runtime.progress import StepProgress, duration
 
 DAY = 86400.0
 SAVING = 0.1  # of the time at most goes into checkpoints at the ends of short epochs
@@ -42,8 +42,13 @@ class _Saves:
         self.cost = self.last - started
 
 
-def pretrain(trainer: Pretrainer, store: CheckpointStore, curve: Path,
-             monitor: Callable[[torch.nn.Module], float], variants: int = 1) -> None:
+def pretrain(
+    trainer: Pretrainer,
+    store: CheckpointStore,
+    curve: Path,
+    monitor: Callable[[torch.nn.Module], float],
+    variants: int = 1,
+) -> None:
     """Train to the last epoch, from the newest checkpoint if there is one.
 
     Args:
@@ -58,7 +63,7 @@ def pretrain(trainer: Pretrainer, store: CheckpointStore, curve: Path,
     """
     lead = processes.rank() == 0
     processes.require_same(store.folder.name)  # its name holds the fingerprint of parameters, code and data
-    saved = processes.from_lead(store.load)
+    saved = processes.broadcast(store.load)
     if saved:
         trainer.restore(saved)
     position, params = trainer.position, trainer.params
@@ -69,8 +74,11 @@ def pretrain(trainer: Pretrainer, store: CheckpointStore, curve: Path,
     elif position.epoch < params.epochs:
         _announce(trainer, saved is not None, variants)
     elif lead:
-        print(f"{params.variant}: trained before with the same parameters, code and data; taken from {store.folder} "
-              "(make prune forgets it)", flush=True)
+        print(
+            f"{params.variant}: trained before with the same parameters, code and data; taken from {store.folder} "
+            "(make prune forgets it)",
+            flush=True,
+        )
     done = position.epoch * trainer.steps_per_epoch + position.step
     saves = _Saves(store, trainer.machine.checkpoint_minutes, lead)
     with StepProgress(f"pretrain {params.variant}", trainer.steps, done, silent=not lead) as progress:
@@ -88,8 +96,17 @@ def _untrained(trainer: Pretrainer, monitor: Callable[[torch.nn.Module], float])
     """The only row of a curve of 0 epochs: the random encoder."""
     if processes.rank() == 0:
         print(f"{trainer.params.variant}: 0 epochs, the encoder stays as it was drawn", flush=True)
-    return {"epoch": 0, "loss": None, "spread": None, "knn": monitor(trainer.method), "lr": 0.0,
-            "images_per_second": None, "seconds": None, "memory_gb": None, "device": str(trainer.machine)}
+    return {
+        "epoch": 0,
+        "loss": None,
+        "spread": None,
+        "knn": monitor(trainer.method),
+        "lr": 0.0,
+        "images_per_second": None,
+        "seconds": None,
+        "memory_gb": None,
+        "device": str(trainer.machine),
+    }
 
 
 def _epoch(trainer: Pretrainer, store: CheckpointStore, progress: StepProgress, saves: _Saves) -> None:
@@ -136,8 +153,10 @@ def _close_epoch(trainer: Pretrainer, monitor: Callable[[torch.nn.Module], float
     progress.note(f"epoch {done} of {params.epochs}: loss {row['loss']:.4f}{knn}, {speed}")
     if row["spread"] < COLLAPSED:
         closest = min(trainer.spreads, key=lambda name: trainer.spreads[name].item())
-        progress.note(f"collapse: the embeddings {closest} of all images are nearly the same "
-                      f"(spread {row['spread']:.3f}, below {COLLAPSED:g})")
+        progress.note(
+            f"collapse: the embeddings {closest} of all images are nearly the same "
+            f"(spread {row['spread']:.3f}, below {COLLAPSED:g})"
+        )
 
 
 def _require_finite(trainer: Pretrainer, store: CheckpointStore) -> None:
@@ -146,9 +165,11 @@ def _require_finite(trainer: Pretrainer, store: CheckpointStore) -> None:
         return
     epoch, step = divmod(broken, trainer.steps_per_epoch)
     kept = f"the checkpoint before it is {store.latest}" if store.latest.exists() else "there is no checkpoint yet"
-    raise UserError(f"{trainer.params.variant}: loss or gradient is no longer finite in epoch {epoch + 1}, step "
-                    f"{step + 1} of {trainer.steps_per_epoch}, at learning rate {trainer.learning_rate(broken):g}; "
-                    f"the step was not made, {kept}; lower optimizer.lr or set the machine setting precision to fp32")
+    raise UserError(
+        f"{trainer.params.variant}: loss or gradient is no longer finite in epoch {epoch + 1}, step "
+        f"{step + 1} of {trainer.steps_per_epoch}, at learning rate {trainer.learning_rate(broken):g}; "
+        f"the step was not made, {kept}; lower optimizer.lr or set the machine setting precision to fp32"
+    )
 
 
 def _announce(trainer: Pretrainer, resumed: bool, variants: int) -> None:
@@ -161,12 +182,18 @@ def _announce(trainer: Pretrainer, resumed: bool, variants: int) -> None:
         print(f"{params.variant}: going on from the checkpoint at {where}", flush=True)
     done = position.epoch * trainer.steps_per_epoch + position.step
     others = f", and {duration(whole * variants)} for all {variants} variants from the start" if variants > 1 else ""
-    print(f"{params.variant}: {trainer.method.encoder_name}, {params.epochs} epochs of {trainer.steps_per_epoch} steps "
-          f"of {params.batch_size} images on {trainer.machine}: about {duration(whole * (1 - done / trainer.steps))}"
-          f"{others}", flush=True)
+    print(
+        f"{params.variant}: {trainer.method.encoder_name}, {params.epochs} epochs of {trainer.steps_per_epoch} steps "
+        f"of {params.batch_size} images on {trainer.machine}: about {duration(whole * (1 - done / trainer.steps))}"
+        f"{others}",
+        flush=True,
+    )
     if whole * variants > DAY:
-        print("that is more than a day: `python -m lib.preset cpu` is sized for a CPU, `python -m lib.preset demo` "
-              "for a first look", flush=True)
+        print(
+            "that is more than a day: `python -m lib.preset cpu` is sized for a CPU, `python -m lib.preset demo` "
+            "for a first look",
+            flush=True,
+        )
 
 
 def _write_curve(path: Path, position: Position, lead: bool) -> None:

@@ -1,7 +1,7 @@
 """Adam, SGD and LARS over a method's parameters. Weight decay is L2, added to the gradient, in all three.
 
-An optimiser whose attribute ``found_inf`` holds a tensor of 1 changes nothing in its step, and the host
-need not know: torch's fused optimisers read it on the device, LARS does the same.
+An optimizer whose attribute ``found_inf`` holds a tensor of 1 changes nothing in its step, and the host
+need not know: torch's fused optimizers read it on the device, LARS does the same.
 """
 
 import torch
@@ -11,7 +11,7 @@ from lib.params.pretraining import Optimizer
 
 
 def build_optimizer(module: nn.Module, params: Optimizer) -> torch.optim.Optimizer:
-    """The optimiser that ``params.name`` asks for; ``params.momentum`` is Adam's beta1."""
+    """The optimizer that ``params.name`` asks for; ``params.momentum`` is Adam's beta1."""
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
     common = {"lr": params.lr, "weight_decay": params.weight_decay}
     if params.name == "adam":
@@ -20,11 +20,11 @@ def build_optimizer(module: nn.Module, params: Optimizer) -> torch.optim.Optimiz
         return torch.optim.SGD(learning, momentum=params.momentum, fused=True, **common)
     if params.name == "lars":
         return LARS(learning, momentum=params.momentum, trust=params.trust, **common)
-    raise ValueError(f"no optimiser {params.name!r}")
+    raise ValueError(f"no optimizer {params.name!r}")
 
 
 def laid_out(gradient: Tensor, weight: Tensor) -> Tensor:
-    """The gradient in the memory format of its weight, which fused optimisers ask for."""
+    """The gradient in the memory format of its weight, which fused optimizers ask for."""
     return gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
 
 

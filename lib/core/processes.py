@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from lib.errors import UserError
-from lib.machine import Machine, launched
+from lib.runtime.errors import UserError
+from lib.runtime.machine import Machine, launched
 
 SILENCE = timedelta(minutes=30)  # a process that does not answer for so long is given up
 PATIENCE = timedelta(days=30)  # the others wait while the lead waits for another training of the same variant to end
@@ -36,8 +36,17 @@ def start(machine: Machine, module: str, arguments: list[str]) -> None:
         _join(torch.device(machine.device).type, module)
     elif machine.processes > 1 or machine.torchrun:
         where = shlex.split(machine.torchrun) or ["--standalone"]
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(machine.processes),
-                    *where, "-m", module, *arguments]
+        launcher = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            str(machine.processes),
+            *where,
+            "-m",
+            module,
+            *arguments,
+        ]
         sys.stdout.flush()
         os.execv(sys.executable, launcher)
 
@@ -51,11 +60,13 @@ def _join(kind: str, module: str) -> None:
     under_dvc = int(os.environ["GROUP_RANK"]) if "DVC_STAGE" in os.environ else 0
     node = gather(torch.tensor([under_dvc], device=_device())).max().item()
     if node:
-        raise UserError(f"DVC runs on node {node}, but node 0 writes the results; run dvc on node 0 and "
-                        f"python -m {module} on the others (docs/scaling.md)")
+        raise UserError(
+            f"DVC runs on node {node}, but node 0 writes the results; run dvc on node 0 and "
+            f"python -m {module} on the others (docs/scaling.md)"
+        )
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until every process is here, however long the lead takes."""
     if distributed.is_initialized():
         distributed.barrier(_patient)
@@ -63,21 +74,23 @@ def wait() -> None:
 
 def require_same(text: str) -> None:
     """Raise UserError unless every process has the same text; for a digest of all that a training depends on."""
-    if world() == 1:
+    if world_size() == 1:
         return
     digest = torch.tensor([list(hashlib.sha256(text.encode()).digest())], device=_device())
     differ = (gather(digest) != digest).any(1).nonzero().flatten().tolist()
     if differ:
-        raise UserError(f"process {rank()} and process {differ[0]} differ in parameters, code or data; give every "
-                        "machine the same commit, the same params.yaml and the same data file")
+        raise UserError(
+            f"process {rank()} and process {differ[0]} differ in parameters, code or data; give every "
+            "machine the same commit, the same params.yaml and the same data file"
+        )
 
 
-def from_lead(load: Callable[[], Any]) -> Any:
+def broadcast(load: Callable[[], Any]) -> Any:
     """What ``load`` returns in the lead, in every process: other machines need not see the lead's disk.
 
     Tensors and plain values only, as `torch.load` reads without a pickle.
     """
-    if world() == 1:
+    if world_size() == 1:
         return load()
     content = io.BytesIO()
     if rank() == 0:
@@ -105,21 +118,21 @@ def _device() -> str:
     return "cuda" if distributed.get_backend() == "nccl" else "cpu"
 
 
-def world() -> int:
+def world_size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def own_rows(batch_size: int) -> slice:
+def local_slice(batch_size: int) -> slice:
     """This process's rows of the global batch, of which every process has the same number."""
-    share = batch_size // world()
+    share = batch_size // world_size()
     return slice(rank() * share, (rank() + 1) * share)
 
 
 def gather(rows: Tensor) -> Tensor:
     """Rows of all processes in order, [B, D] -> [world * B, D]; only this process's carry a gradient."""
-    if world() == 1:
+    if world_size() == 1:
         return rows
-    parts = [torch.empty_like(rows) for _ in range(world())]
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
     distributed.all_gather(parts, rows.detach().contiguous())
     parts[rank()] = rows
     return torch.cat(parts)
@@ -127,19 +140,19 @@ def gather(rows: Tensor) -> Tensor:
 
 def sum_gradients(module: nn.Module) -> None:
     """Add every parameter's gradient over the processes, in one flat message."""
-    if world() == 1:
+    if world_size() == 1:
         return
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(flat)
     start = 0
     for gradient in gradients:
-        gradient.copy_(flat[start:start + gradient.numel()].view_as(gradient))
+        gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
         start += gradient.numel()
 
 
 def share_statistics(module: nn.Module, machine: Machine) -> nn.Module:
     """BatchNorm over the global batch where the device has it (CUDA); on CPUs each process has its own."""
-    if world() > 1 and torch.device(machine.device).type == "cuda":
+    if world_size() > 1 and torch.device(machine.device).type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     return module

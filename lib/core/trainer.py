@@ -15,16 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from lib.core import processes
+from lib.core.cuda_graphs import Recorded, Unrecordable
 from lib.core.health import Guard, spread
 from lib.core.optimizers import build_optimizer
-from lib.core.recorded import Recorded, Unrecordable
 from lib.core.schedule import learning_rate
-from lib.core.view_threads import Unsplittable, threads_for_views
 from lib.data.store import ImageData
-from lib.errors import UserError
-from lib.machine import Machine, computing
 from lib.params.pretraining import Pretraining
-from lib.seeds import generator
+from lib.runtime.errors import UserError
+from lib.runtime.machine import Machine, autocast
+from lib.runtime.seeds import generator
 from lib.views.augment import Draws, Plan, Table, augment, draw
 
 ESTIMATE_IMAGES = 64
@@ -46,15 +45,20 @@ def check_batch(params: Pretraining, images: int, processes_wanted: int) -> None
     """Raise UserError if the batch is larger than the data or cannot be shared evenly."""
     size, part, of = params.batch_size, params.micro_batch_size, f"of {params.variant}"
     if size > images:
-        raise UserError(f"params.yaml: batch_size {of} is {size}; "
-                        f"allowed: at most the number of training images, {images}")
+        raise UserError(
+            f"params.yaml: batch_size {of} is {size}; allowed: at most the number of training images, {images}"
+        )
     if size % processes_wanted:
-        raise UserError(f"params.yaml: batch_size {of} is {size}; allowed with the machine setting "
-                        f"processes {processes_wanted}: a multiple of {processes_wanted}")
+        raise UserError(
+            f"params.yaml: batch_size {of} is {size}; allowed with the machine setting "
+            f"processes {processes_wanted}: a multiple of {processes_wanted}"
+        )
     share = size // processes_wanted
     if part and (share % part or part == share):
-        raise UserError(f"params.yaml: micro_batch_size {of} is {part}; allowed: 0 (the whole batch at once), or a "
-                        f"smaller number that divides each process's share of the batch, {share}")
+        raise UserError(
+            f"params.yaml: micro_batch_size {of} is {part}; allowed: 0 (the whole batch at once), or a "
+            f"smaller number that divides each process's share of the batch, {share}"
+        )
 
 
 def micro_batches(rows: slice, size: int) -> list[slice]:
@@ -64,14 +68,14 @@ def micro_batches(rows: slice, size: int) -> list[slice]:
 
 
 class Pretrainer:
-    """One variant's training: the method, its optimiser and its position."""
+    """One variant's training: the method, its optimizer and its position."""
 
     def __init__(self, method: nn.Module, data: ImageData, params: Pretraining, machine: Machine) -> None:
         images, self.given = _training_images(method, data, machine)
-        check_batch(params, len(images), processes.world())
+        check_batch(params, len(images), processes.world_size())
         self.params = params
-        self.rows = processes.own_rows(params.batch_size)
-        method.check_share(self.rows.stop - self.rows.start)
+        self.rows = processes.local_slice(params.batch_size)
+        method.check_local_batch(self.rows.stop - self.rows.start)
         self.micro_batches = micro_batches(self.rows, params.micro_batch_size)
         if machine.compile == "graphs" and len(self.micro_batches) > 1:
             machine = replace(machine, compile="off")  # what BatchNorm counts differs between the two passes
@@ -79,12 +83,11 @@ class Pretrainer:
         self.recorded = Recorded() if machine.compile == "graphs" else None
         self.images = images.to(machine.device)
         self.mean, self.std = data.mean.to(machine.device), data.std.to(machine.device)
-        method.see_data(data.mean, data.std, len(images), len(data.classes))
+        method.setup(data.mean, data.std, len(images), len(data.classes))
         method = method.to(machine.device, memory_format=torch.channels_last).train()
         self.method = processes.share_statistics(method, machine)
         if machine.compile == "on":
             self.method.encoder.compile()
-        self.view_threads = threads_for_views(self.method, machine) if len(self.micro_batches) == 1 else None
         self.optimizer = build_optimizer(self.method, params.optimizer)
         self.steps_per_epoch = len(images) // params.batch_size
         self.guard = Guard(machine.device)
@@ -103,8 +106,9 @@ class Pretrainer:
     def draws(self, epoch: int, step: int) -> list[Draws]:
         """What is random in each view of a whole global batch."""
         streams = [generator(self.params.seed, "view", epoch, step, view) for view in range(self.method.views)]
-        return [draw(self.params.augment, stream, self.params.batch_size, *self.images.shape[-2:])
-                for stream in streams]
+        return [
+            draw(self.params.augment, stream, self.params.batch_size, *self.images.shape[-2:]) for stream in streams
+        ]
 
     def views(self, draws: list[Draws], indices: Tensor, rows: slice) -> list[Tensor]:
         """The augmented views of some rows of the batch at ``indices`` [B]: [rows, 3, S, S] each."""
@@ -112,32 +116,17 @@ class Pretrainer:
 
     def _augmented(self, indices: Tensor, ready: list[Plan | Table]) -> list[Tensor]:
         images = self.images[indices]
-        return [augment(images, drawn, self.mean, self.std).contiguous(memory_format=torch.channels_last)
-                for drawn in ready]
+        return [
+            augment(images, drawn, self.mean, self.std).contiguous(memory_format=torch.channels_last) for drawn in ready
+        ]
 
     def _embed(self, views: list[Tensor]) -> Named:
         return self._computed(self.method.embed, views)
 
     def _computed(self, embed: Callable[[Any], Named], given: Any) -> Named:
-        with computing(self.machine):
+        with autocast(self.machine):
             embeddings = embed(given)
         return {name: values.float() for name, values in embeddings.items()}
-
-    def _by_threads_or_none(self, draws: list[Draws], indices: Tensor) -> Named | None:
-        """The embeddings of the whole batch, of both views at once, as leaves; None where the views take turns."""
-        if not self.view_threads:
-            return None
-
-        def embed(method: nn.Module, view: int) -> Named:
-            return self._computed(method.embed_view, self.views([draws[view]], indices, self.rows)[0])
-
-        try:
-            return self.view_threads.forward(embed)
-        except Unsplittable as reason:
-            if processes.rank() == 0:
-                print(f"{self.params.variant}: it {reason} while it embeds, so that its views take turns", flush=True)
-            self.view_threads = None
-            return None
 
     def _recorded_or_none(self, draws: list[Draws], indices: Tensor) -> Named | None:
         """The embeddings of the whole batch from a CUDA graph, as leaves; None where none is to be had."""
@@ -157,8 +146,11 @@ class Pretrainer:
             return None
 
     def _record_no_more(self, reason: Unrecordable) -> None:
-        print(f"{self.params.variant}: its forward pass {reason}; without CUDA graphs, its kernels are started one by "
-              "one (machine setting compile: off)", flush=True)
+        print(
+            f"{self.params.variant}: its forward pass {reason}; without CUDA graphs, its kernels are started one by "
+            "one (machine setting compile: off)",
+            flush=True,
+        )
         self.recorded, self.machine = None, replace(self.machine, compile="off")
 
     def gradient(self, epoch: int, step: int, indices: Tensor) -> Tensor:
@@ -167,7 +159,7 @@ class Pretrainer:
         In several micro-batches, the embeddings of all come first, without what their gradient needs;
         the loss of the whole batch then gives its slope at each embedding, and every micro-batch is
         embedded again to carry its slopes to the parameters. Loss and gradient are those of the whole
-        batch, except that BatchNorm normalises within a micro-batch.
+        batch, except that BatchNorm normalizes within a micro-batch.
 
         Returns:
             float64 [total, parts..., spread], without gradient; ``value_names`` keeps their names. The spread
@@ -182,16 +174,12 @@ class Pretrainer:
         several = len(self.micro_batches) > 1
         embeddings = self._recorded_or_none(draws, indices)
         if embeddings is None:
-            embeddings = self._by_threads_or_none(draws, indices)
-        if embeddings is None:
             embeddings = _detached(embed, self.micro_batches) if several else embed(self.micro_batches[0])
         torch.manual_seed(generator(self.params.seed, "loss", epoch, step).initial_seed())
         whole = {name: processes.gather(rows) for name, rows in embeddings.items()}
         given = {name: processes.gather(values[indices[self.rows]]) for name, values in self.given.items()}
         total, parts = self.method.loss({**whole, **given})
         total.backward()
-        if self.view_threads:
-            self.view_threads.backward()
         if self.recorded:
             try:
                 self.recorded.backward(embeddings)
@@ -211,7 +199,7 @@ class Pretrainer:
         return torch.stack([total, *parts.values(), smallest]).detach().double()
 
     def step(self, epoch: int, step: int, indices: Tensor) -> Tensor:
-        """One optimised step on the images at ``indices`` [B]; returns what `gradient` does.
+        """One optimized step on the images at ``indices`` [B]; returns what `gradient` does.
 
         A loss or gradient that is not finite changes no parameter, in this step or a later one.
         """
@@ -239,7 +227,6 @@ class Pretrainer:
         trial = copy.copy(self)
         trial.method = copy.deepcopy(self.method)
         trial.recorded = Recorded() if self.recorded else None
-        trial.view_threads = threads_for_views(trial.method, trial.machine) if self.view_threads else None
         if torch.device(self.machine.device).type == "cpu":
             count = min(ESTIMATE_IMAGES, self.rows.stop - self.rows.start)
             trial.rows = slice(self.rows.start, self.rows.start + count)
@@ -254,14 +241,15 @@ class Pretrainer:
             trial.method.after_step(max(0, self.steps // 2 - 1), self.steps)
         if self.recorded and not trial.recorded:  # it has said why
             self.recorded, self.machine = None, trial.machine
-        if self.view_threads and not trial.view_threads:
-            self.view_threads = None
         share = (self.rows.stop - self.rows.start) / (trial.rows.stop - trial.rows.start)
         return seconds * share * self.steps
 
     def state(self) -> dict[str, Any]:
-        return {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "position": vars(self.position)}
+        return {
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "position": vars(self.position),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         self.method.load_state_dict(state["method"])
@@ -297,9 +285,12 @@ def _carry(whole: Named, part: Named, rows: slice) -> None:
 
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    """BatchNorm normalises by its batch as before, but does not count the batch into its running rates again."""
-    norms = [child for child in module.modules()
-             if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.track_running_stats]
+    """BatchNorm normalizes by its batch as before, but does not count the batch into its running rates again."""
+    norms = [
+        child
+        for child in module.modules()
+        if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.track_running_stats
+    ]
     for norm in norms:
         norm.track_running_stats = False
     try:

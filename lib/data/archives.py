@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from lib.errors import UserError, shown
+from lib.runtime.errors import UserError, shown
 
 LARGEST_FILE = 256 * 2**20  # bytes
 LARGEST_TOTAL = 256 * 2**30
@@ -27,8 +27,17 @@ MOST_MEMBERS = 5_000_000
 LONGEST_PATH = 4096  # characters
 DEEPEST = 6  # folders below a directory: ends the walk where a link leads back up
 COMPRESSIONS = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ": "xz"}
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError,
-           NotImplementedError, ValueError)
+_DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    NotImplementedError,
+    ValueError,
+)
 
 
 class Tree:
@@ -86,15 +95,19 @@ class Tree:
         if not parts or name.startswith("/") or ".." in parts or "\\" in name or ":" in parts[0]:
             raise UserError(f"{self.path.name}: member {shown(name)} has a path that leaves the archive; pack it again")
         if len(name) > LONGEST_PATH:
-            raise UserError(f"{self.path.name}: member {shown(name)} has a path of {len(name):,} characters; "
-                            f"allowed: {LONGEST_PATH:,}; rename it and pack it again")
+            raise UserError(
+                f"{self.path.name}: member {shown(name)} has a path of {len(name):,} characters; "
+                f"allowed: {LONGEST_PATH:,}; rename it and pack it again"
+            )
         return "/".join(parts)
 
     def _bound(self, members: int) -> None:
         """Refuse too many members, folders included, or too many bytes."""
         if self._total > LARGEST_TOTAL or members > MOST_MEMBERS:
-            raise UserError(f"{self.path.name} declares more than {LARGEST_TOTAL // 2**30} GiB or "
-                            f"{MOST_MEMBERS:,} members; split it")
+            raise UserError(
+                f"{self.path.name} declares more than {LARGEST_TOTAL // 2**30} GiB or "
+                f"{MOST_MEMBERS:,} members; split it"
+            )
 
     def _bytes(self, name: str, file: BinaryIO) -> bytes:
         """A member's bytes: exactly as many as it declared, and no more than `LARGEST_FILE`."""
@@ -103,8 +116,10 @@ class Tree:
             raise UserError(f"{self.path.name}: {name} has {size:,} bytes; allowed: {LARGEST_FILE:,}; remove it")
         content = file.read(size + 1)
         if len(content) != size:
-            raise UserError(f"{self.path.name}: {name} does not have the {size:,} bytes that it declares; "
-                            "it is damaged or changes while it is read; get it again")
+            raise UserError(
+                f"{self.path.name}: {name} does not have the {size:,} bytes that it declares; "
+                "it is damaged or changes while it is read; get it again"
+            )
         return content
 
 
@@ -133,8 +148,10 @@ class Folder(Tree):
 
     def _enter(self, folder: Path, name: str, depth: int) -> None:
         if depth > DEEPEST:
-            raise UserError(f"{self.path.name}: folder {name} is out of place, deeper than {DEEPEST} folders (a link "
-                            "may lead back up); remove it")
+            raise UserError(
+                f"{self.path.name}: folder {name} is out of place, deeper than {DEEPEST} folders (a link "
+                "may lead back up); remove it"
+            )
         self.folders.add(name)
         self._walk(folder, f"{name}/", depth)
 
@@ -161,8 +178,7 @@ class Zip(Tree):
         for member in archive.infolist():
             mode = member.external_attr >> 16
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise UserError(f"{path.name}: member {shown(member.filename)} is a link or a device; "
-                                "pack plain files")
+                raise UserError(f"{path.name}: member {shown(member.filename)} is a link or a device; pack plain files")
             if member.is_dir() and not member.file_size:
                 self._add_folder(member.filename)
             else:
@@ -213,14 +229,14 @@ class Tar(Tree):
                     self._add_folder(member.name)
                     continue
                 if not member.isreg() or member.issparse():
-                    raise UserError(f"{self.path.name}: member {shown(member.name)} is a link or a device; "
-                                    "pack plain files")
+                    raise UserError(
+                        f"{self.path.name}: member {shown(member.name)} is a link or a device; pack plain files"
+                    )
                 yield member.name, member.size, lambda member=member: archive.extractfile(member)
             _require_zeros(archive.fileobj)
 
 
-_NOTES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE,
-          tarfile.SOLARIS_XHDTYPE)
+_NOTES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 
 
 class _Unsafe(Exception):
@@ -245,8 +261,10 @@ class _Header(tarfile.TarInfo):
         if header.type == tarfile.GNUTYPE_SPARSE:
             cls._refuse_sparse()
         if not 0 <= header.size <= most:
-            raise _Unsafe(f"{'a header' if note else 'member'} {shown(header.name)} declares {header.size:,} bytes; "
-                          f"allowed: {most:,}; pack plain files")
+            raise _Unsafe(
+                f"{'a header' if note else 'member'} {shown(header.name)} declares {header.size:,} bytes; "
+                f"allowed: {most:,}; pack plain files"
+            )
         return header
 
     def _refuse_sparse(*_arguments):

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from lib.errors import UserError, shown
-from lib.files import whole_file
+from lib.runtime.errors import UserError, shown
+from lib.runtime.files import whole_file
 
 KEPT = Path("data/archives")
 VARIABLE = "ENGRAM_ARCHIVE"
-ALTERNATIVES = (f"set {VARIABLE} to a mirror's URL or to a local copy, or choose in params.yaml dataset: images "
-                "(your own folder, zip or tar) or dataset: digits (nothing is fetched)")
+ALTERNATIVES = (
+    f"set {VARIABLE} to a mirror's URL or to a local copy, or choose in params.yaml dataset: images "
+    "(your own folder, zip or tar) or dataset: digits (nothing is fetched)"
+)
 LARGEST = 2**30  # bytes
 TIMEOUT = 30  # seconds without a byte
 
@@ -57,8 +59,9 @@ def find_edition(editions: Sequence[Official]) -> tuple[Official, Path]:
         kept = project_path(KEPT) / official.name
         if kept.is_file() and checksum(kept, official.checksum) == official.checksum:
             return official, kept
-    return _fetch([(official, url) for official in wanted
-                   for url in ((_join(given, official.name),) if given else official.urls)])
+    return _fetch(
+        [(official, url) for official in wanted for url in ((_join(given, official.name),) if given else official.urls)]
+    )
 
 
 def project_path(path: Path) -> Path:
@@ -92,16 +95,19 @@ def _named(editions: Sequence[Official], path: str) -> Sequence[Official]:
 def _local(editions: Sequence[Official], given: str) -> tuple[Official, Path]:
     path, names = user_path(given), " or ".join(official.name for official in editions)
     if path is None:
-        raise UserError(f"{VARIABLE} is {shown(given)}, where nothing is that can be read; it must name {names} or its "
-                        "folder")
+        raise UserError(
+            f"{VARIABLE} is {shown(given)}, where nothing is that can be read; it must name {names} or its folder"
+        )
     if path.is_dir():
         path /= next((official.name for official in editions if (path / official.name).exists()), editions[0].name)
     wanted = _named(editions, path.as_posix())
     try:
         found = [checksum(path, official.checksum) for official in wanted]
     except OSError as error:
-        raise UserError(f"{VARIABLE} is {shown(given)}, but {path.name} cannot be read there ({error.strerror}); "
-                        f"it must name {names} or its folder") from None
+        raise UserError(
+            f"{VARIABLE} is {shown(given)}, but {path.name} cannot be read there ({error.strerror}); "
+            f"it must name {names} or its folder"
+        ) from None
     for official, value in zip(wanted, found, strict=True):
         if value == official.checksum:
             return official, path
@@ -164,5 +170,4 @@ def _join(base: str, name: str) -> str:
 
 
 def _differs(name: str, found: str, official: Official) -> str:
-    return (f"{name} has {found}, the official {official.name} has {official.checksum}; "
-            "get that file, unchanged")
+    return f"{name} has {found}, the official {official.name} has {official.checksum}; get that file, unchanged"

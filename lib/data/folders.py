@@ -16,8 +16,8 @@ from lib.data.archives import Tree, open_tree
 from lib.data.fetch import checksum, user_path
 from lib.data.pixels import RESIZING, SUFFIXES, blank, convert
 from lib.data.split import TEST_SHARE, stratified
-from lib.data.store import Pictures
-from lib.errors import UserError, shown
+from lib.data.store import RawDataset
+from lib.runtime.errors import UserError, shown
 
 SPLITS = ("train", "test")
 NAMED = 20  # skipped images that the provenance names
@@ -25,7 +25,7 @@ LONGEST_CLASS = 100  # characters, what a legend has room for
 LAYOUTS = "train/<class>/<image> with test/<class>/<image>, or <class>/<image>"
 
 
-def read_folders(given: str, size: int, seed: int, on_bad_image: str = "refuse") -> Pictures:
+def read_folders(given: str, size: int, seed: int, on_bad_image: str = "refuse") -> RawDataset:
     """Class folders at ``given`` as RGB squares; ``seed`` is used for a layout without a test split.
 
     With ``on_bad_image`` "skip", images that cannot be read are left out as if they had not been there, and
@@ -37,8 +37,10 @@ def read_folders(given: str, size: int, seed: int, on_bad_image: str = "refuse")
     """
     path = user_path(given)
     if path is None:
-        raise UserError(f"params.yaml: images_path is {shown(given)}, where nothing is that can be read; allowed: a "
-                        "folder, zip or tar, absolute or relative to the repository's folder")
+        raise UserError(
+            f"params.yaml: images_path is {shown(given)}, where nothing is that can be read; allowed: a "
+            "folder, zip or tar, absolute or relative to the repository's folder"
+        )
     with open_tree(path) as tree:
         names, ignored = pick_images(tree.names)
         if not names:
@@ -60,8 +62,15 @@ def read_folders(given: str, size: int, seed: int, on_bad_image: str = "refuse")
     _tell(conversions, bad, len(names))
     classes = sorted({PurePosixPath(name).parent.name for name in train})
     labels = [numpy.array([classes.index(PurePosixPath(name).parent.name) for name in part]) for part in (train, test)]
-    return Pictures(images[:len(train)], labels[0], images[len(train):], labels[1], classes,
-                    source=f"{tree.kind} {path.resolve().name}", provenance=provenance)
+    return RawDataset(
+        images[: len(train)],
+        labels[0],
+        images[len(train) :],
+        labels[1],
+        classes,
+        source=f"{tree.kind} {path.resolve().name}",
+        provenance=provenance,
+    )
 
 
 def pick_images(names: list[str]) -> tuple[list[str], dict[str, int]]:
@@ -98,8 +107,9 @@ def arrange(names: list[str], folders: Collection[str], where: str, seed: int) -
             raise UserError(f"{where}: {shown(name)} is out of place; allowed: {LAYOUTS}; move or remove it")
     if depth == 3 and len(tops) == 1:
         raise UserError(f"{where} has images in a folder {tops.pop()} and in no other; allowed: {LAYOUTS}")
-    _usable_classes(where, [parts[:-1] for parts in paths.values()],
-                    [PurePosixPath(folder).parts[inside:] for folder in folders])
+    _usable_classes(
+        where, [parts[:-1] for parts in paths.values()], [PurePosixPath(folder).parts[inside:] for folder in folders]
+    )
     if depth == 2:
         return *_drawn(paths, where, seed), True
     train, test = ([name for name, parts in paths.items() if parts[0] == split] for split in SPLITS)
@@ -116,19 +126,22 @@ def _usable_classes(where: str, filled: list[tuple[str, ...]], folders: list[tup
     for parts in sorted(folders):
         hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
         if len(parts) == depth and parts not in known and not hidden and (depth == 1 or parts[0] in SPLITS):
-            raise UserError(f"{where}: class folder {shown('/'.join(parts))} holds no images; put some in "
-                            "or remove it")
+            raise UserError(f"{where}: class folder {shown('/'.join(parts))} holds no images; put some in or remove it")
     spelled: dict[str, str] = {}
     for name in sorted({parts[-1] for parts in filled}):
         if not name.isprintable():
             raise UserError(f"{where}: class folder {shown(name)} has a name that cannot be printed; rename it")
         if len(name) > LONGEST_CLASS:
-            raise UserError(f"{where}: class folder {shown(name)} has a name of {len(name)} characters; allowed: "
-                            f"{LONGEST_CLASS}; rename it")
+            raise UserError(
+                f"{where}: class folder {shown(name)} has a name of {len(name)} characters; allowed: "
+                f"{LONGEST_CLASS}; rename it"
+            )
         other = spelled.setdefault(unicodedata.normalize("NFC", name), name)
         if other != name:
-            raise UserError(f"{where}: class folders {ascii(other)} and {ascii(name)} are one name in two spellings of "
-                            "Unicode; rename one like the other")
+            raise UserError(
+                f"{where}: class folders {other!a} and {name!a} are one name in two spellings of "
+                "Unicode; rename one like the other"
+            )
 
 
 def _drawn(paths: dict[str, tuple[str, ...]], where: str, seed: int) -> tuple[list[str], list[str]]:
@@ -136,8 +149,10 @@ def _drawn(paths: dict[str, tuple[str, ...]], where: str, seed: int) -> tuple[li
     counts = Counter(parts[0] for parts in paths.values())
     for name, count in counts.items():
         if count < 2:
-            raise UserError(f"{where}: class {shown(name)} has one image; at least two are needed, one of them for "
-                            "test; add one or remove the class")
+            raise UserError(
+                f"{where}: class {shown(name)} has one image; at least two are needed, one of them for "
+                "test; add one or remove the class"
+            )
     labels = numpy.unique([parts[0] for parts in paths.values()], return_inverse=True)[1]
     test = set(stratified(labels, TEST_SHARE, seed, "test split").tolist())
     return [name for index, name in enumerate(names) if index not in test], [names[index] for index in sorted(test)]
@@ -146,8 +161,10 @@ def _drawn(paths: dict[str, tuple[str, ...]], where: str, seed: int) -> tuple[li
 def _same_classes(where: str, train: set[str], test: set[str]) -> None:
     for split, other, extra in (("train", "test", sorted(train - test)), ("test", "train", sorted(test - train))):
         if extra:
-            raise UserError(f"{where}: {split} has classes that {other} has no image of: {_listed(extra, 5)}; both "
-                            "need the same: add images or remove the class")
+            raise UserError(
+                f"{where}: {split} has classes that {other} has no image of: {_listed(extra, 5)}; both "
+                "need the same: add images or remove the class"
+            )
 
 
 def _converted(tree: Tree, names: list[str], size: int) -> tuple[numpy.ndarray, dict[str, int], dict[str, str]]:
@@ -168,22 +185,26 @@ def _converted(tree: Tree, names: list[str], size: int) -> tuple[numpy.ndarray, 
     return images, dict(sorted(counts.items())), dict(sorted(bad.items()))
 
 
-def _without(bad: Collection[str], names: list[str], folders: Collection[str], where: str,
-             seed: int) -> tuple[list[str], list[str]]:
+def _without(
+    bad: Collection[str], names: list[str], folders: Collection[str], where: str, seed: int
+) -> tuple[list[str], list[str]]:
     """The training and test names that remain; a class or split may not vanish with its bad images."""
     kept = [name for name in names if name not in bad]
     gone = {PurePosixPath(name).parent for name in bad} - {PurePosixPath(name).parent for name in kept}
     if gone:
-        raise UserError(f"{where}: none of the images in {shown(min(map(str, gone)))} can be read; mend them or remove "
-                        "the folder")
+        raise UserError(
+            f"{where}: none of the images in {shown(min(map(str, gone)))} can be read; mend them or remove the folder"
+        )
     return arrange(kept, folders, where, seed)[:2]
 
 
 def _cannot_be_read(where: str, bad: dict[str, str], count: int) -> str:
     first, *others = bad
     also = f"; nor can {len(others)} more: {_listed(others, 3)}" if others else ""
-    return (f"{where}: {first} cannot be read as an image: {bad[first]}{also} ({len(bad)} of {count} images); mend or "
-            "remove what is bad, or set on_bad_image: skip in params.yaml")
+    return (
+        f"{where}: {first} cannot be read as an image: {bad[first]}{also} ({len(bad)} of {count} images); mend or "
+        "remove what is bad, or set on_bad_image: skip in params.yaml"
+    )
 
 
 def _tell(conversions: dict[str, int], bad: dict[str, str], count: int) -> None:

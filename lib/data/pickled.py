@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy
 
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 
 
 class _Array:
@@ -63,5 +63,6 @@ def read_pickle(content: bytes, what: str) -> dict[bytes, Any]:
         return {key: value.values if isinstance(value, _Array) else value for key, value in found.items()}
     except Exception as error:  # a damaged pickle raises errors of many kinds
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{what} is not read: it is no dict of plain values and byte arrays ({reason}); "
-                        "get the official archive") from None
+        raise UserError(
+            f"{what} is not read: it is no dict of plain values and byte arrays ({reason}); get the official archive"
+        ) from None

@@ -6,10 +6,10 @@ from io import BytesIO
 import numpy
 from PIL import Image, ImageOps
 
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-SUFFIXES = frozenset(".jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm".split())
+SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"])
 LARGEST_IMAGE = 64_000_000  # pixels, declared by the file's header
 BITS_PER_SAMPLE = 258  # TIFF's tag
 ORIENTATION = 0x0112  # EXIF's tag
@@ -46,8 +46,10 @@ def convert(content: bytes, size: int) -> tuple[numpy.ndarray, list[str]]:
     except Image.DecompressionBombError:
         raise ValueError(f"its header declares more than {LARGEST_IMAGE:,} pixels, the most allowed") from None
     except MemoryError:
-        raise UserError("this machine's memory does not suffice for one of the images; make the largest smaller, or "
-                        "give the machine more memory") from None
+        raise UserError(
+            "this machine's memory does not suffice for one of the images; make the largest smaller, or "
+            "give the machine more memory"
+        ) from None
     except Exception as error:  # decoders of damaged files raise errors of many kinds
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
@@ -59,8 +61,9 @@ def square(image: Image.Image, size: int, resample: Image.Resampling = Image.Res
     return numpy.asarray(image).transpose(2, 0, 1)
 
 
-def square_all(images: numpy.ndarray, size: int,
-               resample: Image.Resampling = Image.Resampling.BICUBIC) -> numpy.ndarray:
+def square_all(
+    images: numpy.ndarray, size: int, resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> numpy.ndarray:
     """uint8 gray [N, H, W] or RGB [N, 3, H, W] as RGB uint8 [N, 3, size, size]."""
     if images.ndim == 3:
         images = numpy.broadcast_to(images[:, None], (len(images), 3, *images.shape[1:]))
@@ -77,8 +80,10 @@ def blank(count: int, size: int) -> numpy.ndarray:
     wanted = count * 3 * size * size
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if wanted > memory:
-        raise UserError(f"{count:,} images of {size}x{size} need {wanted / 1e9:.1f} GB of memory, this machine has "
-                        f"{memory / 1e9:.1f} GB; lower image_size in params.yaml")
+        raise UserError(
+            f"{count:,} images of {size}x{size} need {wanted / 1e9:.1f} GB of memory, this machine has "
+            f"{memory / 1e9:.1f} GB; lower image_size in params.yaml"
+        )
     return numpy.empty((count, 3, size, size), numpy.uint8)
 
 
@@ -87,8 +92,10 @@ def _check_range(image: Image.Image) -> None:
     tiff_bits = max(image.tag_v2.get(BITS_PER_SAMPLE, (8,))) if image.format == "TIFF" else 8
     unknown = image.mode == "I" and image.format not in ("PNG", "PPM")
     if image.mode == "F" or unknown or tiff_bits not in (1, 2, 4, 8, 16):
-        raise ValueError(f"its pixels (Pillow's mode {image.mode}, {image.format}) have no stated range; save it with "
-                         "8 or 16 bits, unsigned")
+        raise ValueError(
+            f"its pixels (Pillow's mode {image.mode}, {image.format}) have no stated range; save it with "
+            "8 or 16 bits, unsigned"
+        )
 
 
 def _conversions(image: Image.Image) -> list[str]:

@@ -6,7 +6,7 @@ from lib.data import official
 from lib.data.folders import read_folders
 from lib.data.pixels import square_all
 from lib.data.split import TEST_SHARE, stratified
-from lib.data.store import ImageData, Pictures, assemble
+from lib.data.store import ImageData, RawDataset, assemble
 from lib.params.pretraining import Dataset
 
 DIGITS_SEED = 0  # fixed: the digits have one test set, whatever the training seed
@@ -29,7 +29,7 @@ def read_source(params: Dataset) -> ImageData:
     return assemble(params.dataset, readers[params.dataset]())
 
 
-def read_digits(size: int) -> Pictures:
+def read_digits(size: int) -> RawDataset:
     """scikit-learn's 1,797 scanned digits: 8x8, 0..16, made RGB 0..255 and resized bilinearly."""
     from importlib.metadata import version
 
@@ -42,8 +42,11 @@ def read_digits(size: int) -> Pictures:
     labels = found.target.astype(numpy.int64)
     test = stratified(labels, TEST_SHARE, DIGITS_SEED, "test split")
     train = numpy.delete(numpy.arange(len(labels)), test)
-    return Pictures(
-        images[train], labels[train], images[test], labels[test],
+    return RawDataset(
+        images[train],
+        labels[train],
+        images[test],
+        labels[test],
         classes=[str(name) for name in found.target_names],
         source=f"scikit-learn {version('scikit-learn')} load_digits",
         provenance={"resized": "from 8x8, bilinear", "test_split": f"{TEST_SHARE:.0%} of every class, fixed"},

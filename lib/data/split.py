@@ -3,7 +3,7 @@
 import numpy
 import torch
 
-from lib.seeds import generator
+from lib.runtime.seeds import generator
 
 VALIDATION_SHARE = 0.1
 VALIDATION_SEED = 0  # fixed: another training seed must not move what choices are made on

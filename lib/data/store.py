@@ -11,8 +11,8 @@ import numpy
 import torch
 
 from lib.data.split import VALIDATION_SEED, VALIDATION_SHARE, validation_split
-from lib.errors import UserError, shown
-from lib.files import read_tensors, write_tensors
+from lib.runtime.errors import UserError, shown
+from lib.runtime.files import read_tensors, write_tensors
 
 IMAGES_FILE = Path("data/images.safetensors")
 COUNTED_AT_ONCE = 2**19  # pixels: counting widens each to 8 bytes
@@ -20,7 +20,7 @@ TENSORS = ("train_images", "train_labels", "test_images", "test_labels", "valida
 
 
 @dataclass(frozen=True)
-class Pictures:
+class RawDataset:
     """What a source gives: images uint8 [N, 3, S, S], labels [N] that index ``classes``, and its provenance."""
 
     train_images: numpy.ndarray
@@ -69,7 +69,7 @@ class ImageData:
         return torch.tensor(self.about["std"], dtype=torch.float32)
 
 
-def assemble(dataset: str, pictures: Pictures) -> ImageData:
+def assemble(dataset: str, pictures: RawDataset) -> ImageData:
     """Add the validation split, the pixel statistics and the counts.
 
     Raises:
@@ -80,10 +80,16 @@ def assemble(dataset: str, pictures: Pictures) -> ImageData:
     test_labels = numpy.ascontiguousarray(pictures.test_labels, numpy.int64)
     validation = validation_split(train_labels)
     if not len(validation):
-        raise UserError(f"{dataset}: every class has a single training image; at least one class needs two, "
-                        "one of them for validation; add one")
-    tensors = {name: torch.from_numpy(array) for name, array in zip(TENSORS, (
-        pictures.train_images, train_labels, pictures.test_images, test_labels, validation), strict=True)}
+        raise UserError(
+            f"{dataset}: every class has a single training image; at least one class needs two, "
+            "one of them for validation; add one"
+        )
+    tensors = {
+        name: torch.from_numpy(array)
+        for name, array in zip(
+            TENSORS, (pictures.train_images, train_labels, pictures.test_images, test_labels, validation), strict=True
+        )
+    }
     mean, std = pixel_statistics(pictures.train_images)
     about = {
         "dataset": dataset,
@@ -130,15 +136,25 @@ def _is_whole(data: ImageData) -> bool:
         if images.dtype != torch.uint8 or tuple(images.shape) != shape or not _indices(labels, shape[0], classes):
             return False
     numbers = torch.cat([data.mean, data.std])
-    return (_indices(data.validation, len(data.validation), len(data.train_labels)) and len(data.validation) > 0
-            and numbers.shape == (6,) and bool(numbers.isfinite().all()) and bool((data.std > 0).all())
-            and isinstance(about["checksum"], str))
+    return (
+        _indices(data.validation, len(data.validation), len(data.train_labels))
+        and len(data.validation) > 0
+        and numbers.shape == (6,)
+        and bool(numbers.isfinite().all())
+        and bool((data.std > 0).all())
+        and isinstance(about["checksum"], str)
+    )
 
 
 def _indices(found: torch.Tensor, count: int, below: int) -> bool:
     """Whether a tensor is int64 [count] with values in 0..below-1."""
-    return found.dtype == torch.int64 and found.shape == (count,) and count > 0 and \
-        0 <= int(found.min()) and int(found.max()) < below
+    return (
+        found.dtype == torch.int64
+        and found.shape == (count,)
+        and count > 0
+        and int(found.min()) >= 0
+        and int(found.max()) < below
+    )
 
 
 def content_checksum(tensors: dict[str, torch.Tensor]) -> str:
@@ -155,8 +171,10 @@ def pixel_statistics(images: numpy.ndarray) -> tuple[list[float], list[float]]:
     mean, std = [], []
     step = max(1, COUNTED_AT_ONCE // (images.shape[2] * images.shape[3]))
     for channel in range(images.shape[1]):
-        counts = sum(numpy.bincount(images[start:start + step, channel].ravel(), minlength=256)
-                     for start in range(0, len(images), step)).tolist()
+        counts = sum(
+            numpy.bincount(images[start : start + step, channel].ravel(), minlength=256)
+            for start in range(0, len(images), step)
+        ).tolist()
         count = sum(counts)
         total = sum(value * times for value, times in enumerate(counts))
         squares = sum(value * value * times for value, times in enumerate(counts))
@@ -165,28 +183,38 @@ def pixel_statistics(images: numpy.ndarray) -> tuple[list[float], list[float]]:
     return mean, std
 
 
-def _check(dataset: str, pictures: Pictures) -> None:
+def _check(dataset: str, pictures: RawDataset) -> None:
     classes = range(len(pictures.classes))
     if len(classes) < 2:
-        raise UserError(f"{dataset}: {pictures.source} has {len(classes)} class; at least two are needed: give images "
-                        "of another class")
-    for split, images, labels in (("train", pictures.train_images, pictures.train_labels),
-                                  ("test", pictures.test_images, pictures.test_labels)):
+        raise UserError(
+            f"{dataset}: {pictures.source} has {len(classes)} class; at least two are needed: give images "
+            "of another class"
+        )
+    for split, images, labels in (
+        ("train", pictures.train_images, pictures.train_labels),
+        ("test", pictures.test_images, pictures.test_labels),
+    ):
         if len(images) != len(labels):
-            raise UserError(f"{dataset}: {pictures.source} has {len(images):,} {split} images and {len(labels):,} "
-                            "labels; get it again")
+            raise UserError(
+                f"{dataset}: {pictures.source} has {len(images):,} {split} images and {len(labels):,} "
+                "labels; get it again"
+            )
         outside = labels[(labels < 0) | (labels >= len(classes))].tolist()
         if outside:
-            raise UserError(f"{dataset}: {pictures.source} has {len(outside):,} {split} labels outside its "
-                            f"{len(classes)} classes, the first is {outside[0]}; allowed: 0 to {len(classes) - 1}; "
-                            "get it again")
+            raise UserError(
+                f"{dataset}: {pictures.source} has {len(outside):,} {split} labels outside its "
+                f"{len(classes)} classes, the first is {outside[0]}; allowed: 0 to {len(classes) - 1}; "
+                "get it again"
+            )
         absent = sorted(set(classes) - set(labels.tolist()))
         if absent:
-            raise UserError(f"{dataset}: class {shown(pictures.classes[absent[0]])} has no {split} image; every class "
-                            "needs at least one for train and one for test; add one or get the data again")
+            raise UserError(
+                f"{dataset}: class {shown(pictures.classes[absent[0]])} has no {split} image; every class "
+                "needs at least one for train and one for test; add one or get the data again"
+            )
 
 
-def _counts(pictures: Pictures, validation: numpy.ndarray) -> dict[str, Any]:
+def _counts(pictures: RawDataset, validation: numpy.ndarray) -> dict[str, Any]:
     labels = {
         "train": pictures.train_labels,
         "fitting": numpy.delete(pictures.train_labels, validation),

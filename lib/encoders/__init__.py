@@ -5,7 +5,7 @@ An encoder is an ``nn.Module`` with ``forward(images [B, 3, S, S]) -> map [B, C,
 into latents is the method's choice. ``build`` of each file takes the number of input channels and a factor
 of all its own channels, for methods that share the image out among several encoders.
 
-``resnet`` is what the ResNets share, and ``small_maps`` a convolution that takes the place of torch's in every method.
+``resnet`` is what the ResNets share.
 ``vgg6`` has no ``build``: methods that contrast patches bring it themselves, with their own options, and it returns
 the codes of every layer.
 """
@@ -16,7 +16,7 @@ from torch import nn
 
 
 def build_encoder(name: str, inputs: int = 3, width: float = 1.0) -> nn.Module:
-    """The encoder in ``lib/encoders/<name>.py``, freshly initialised from torch's global generator.
+    """The encoder in ``lib/encoders/<name>.py``, freshly initialized from torch's global generator.
 
     It reads ``inputs`` channels, and each of its layers has ``width`` times the channels that the file names.
     """

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.models import resnet
 
-
 BASE = 64  # channels of torchvision's stem and first stage
 
 

@@ -28,8 +28,14 @@ class SDR(nn.Module):
 
     def about(self) -> dict[str, Any]:
         """The stem and what follows it, for the exported file."""
-        return {"stem_kernel": 3, "stem_stride": 1, "stem_padding": 0, "padding_mode": "zeros", "max_pool": True,
-                "width": self.width}
+        return {
+            "stem_kernel": 3,
+            "stem_stride": 1,
+            "stem_padding": 0,
+            "padding_mode": "zeros",
+            "max_pool": True,
+            "width": self.width,
+        }
 
 
 def build(inputs: int = 3, width: float = 1.0) -> SDR:

@@ -2,7 +2,7 @@
 
 The convolutions have no padding. With pooling, a 7x7 patch becomes one place: 2x2 responses, of which the
 largest counts; for the second layer so does a patch of 4x4 places of the first one's map. torch's default
-initialisation, and a bias, as in the source. The second layer has the size of its classifier's.
+initialization, and a bias, as in the source. The second layer has the size of its classifier's.
 """
 
 from typing import Any
@@ -38,9 +38,15 @@ class Shallow(nn.Module):
 
     def about(self) -> dict[str, Any]:
         """The stem and what follows it, for the exported file."""
-        return {"stem_kernel": SIZE[0], "stem_stride": 1, "stem_padding": 0, "padding_mode": "zeros",
-                "max_pool": isinstance(self.pool, nn.MaxPool2d), "widths": self.widths,
-                "kernels": list(SIZE[:len(self.widths)])}
+        return {
+            "stem_kernel": SIZE[0],
+            "stem_stride": 1,
+            "stem_padding": 0,
+            "padding_mode": "zeros",
+            "max_pool": isinstance(self.pool, nn.MaxPool2d),
+            "widths": self.widths,
+            "kernels": list(SIZE[: len(self.widths)]),
+        }
 
 
 def map_side(pixels: int, layers: int, pool: bool = True) -> int:

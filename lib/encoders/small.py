@@ -35,8 +35,14 @@ class SmallResNet(nn.Module):
 
     def about(self) -> dict[str, Any]:
         """The stem and what follows it, for the exported file."""
-        return {"stem_kernel": 4, "stem_stride": 2, "stem_padding": 1, "padding_mode": "zeros",
-                "max_pool": False, "width": self.width}
+        return {
+            "stem_kernel": 4,
+            "stem_stride": 2,
+            "stem_padding": 1,
+            "padding_mode": "zeros",
+            "max_pool": False,
+            "width": self.width,
+        }
 
 
 def _block(inputs: int, outputs: int) -> BasicBlock:

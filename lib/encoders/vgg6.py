@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 
 GRID = 7  # G, whatever S is: patches of S / 4 pixels every S / 8
 SKIP = 1  # neighbouring rows share pixels, so the nearest row that is predicted is the next but one
@@ -33,16 +33,16 @@ class VGG6(nn.Module):
 
     Args:
         channels: D of the first layer; see `CHANNELS` for the others.
-        grey: see the luma of the normalised channels alone.
+        gray: see the luma of the normalized channels alone.
         local: each layer's input is detached, so that no gradient passes from a layer to those below it.
     """
 
-    def __init__(self, channels: int, grey: bool, local: bool) -> None:
+    def __init__(self, channels: int, gray: bool, local: bool) -> None:
         super().__init__()
         self.widths = tuple(channels * factor for factor in CHANNELS)
         self.width = self.widths[-1]
-        self.grey, self.local = grey, local
-        inputs = (1 if grey else 3, *self.widths[:-1])
+        self.gray, self.local = gray, local
+        inputs = (1 if gray else 3, *self.widths[:-1])
         self.layers = nn.ModuleList(nn.Conv2d(*sizes, kernel_size=3, padding=1) for sizes in zip(inputs, self.widths))
         self.register_buffer("luma", torch.tensor(LUMA).view(3, 1, 1), persistent=False)
         for layer in self.layers:
@@ -54,7 +54,7 @@ class VGG6(nn.Module):
         return [torch.cat(layer) for layer in zip(*parts)]
 
     def _codes(self, images: Tensor) -> list[Tensor]:
-        if self.grey:
+        if self.gray:
             images = (images * self.luma).sum(1, keepdim=True)
         values, codes = patches(images), []
         for layer, pooled in zip(self.layers, POOLED):
@@ -66,8 +66,15 @@ class VGG6(nn.Module):
 
     def about(self) -> dict[str, Any]:
         """What the exported file records of the network."""
-        return {"layers": len(self.layers), "widths": list(self.widths), "kernel": 3, "padding_mode": "zeros",
-                "grid": GRID, "grey": self.grey, "local": self.local}
+        return {
+            "layers": len(self.layers),
+            "widths": list(self.widths),
+            "kernel": 3,
+            "padding_mode": "zeros",
+            "grid": GRID,
+            "gray": self.gray,
+            "local": self.local,
+        }
 
 
 def patches(images: Tensor) -> Tensor:
@@ -78,8 +85,10 @@ def patches(images: Tensor) -> Tensor:
     """
     size = images.shape[2]
     if size % 8 or size < 16:
-        raise UserError(f"params.yaml: image_size is {size}, which has no grid of {GRID}x{GRID} patches; allowed for "
-                        "methods that contrast patches: a multiple of 8, at least 16")
+        raise UserError(
+            f"params.yaml: image_size is {size}, which has no grid of {GRID}x{GRID} patches; allowed for "
+            "methods that contrast patches: a multiple of 8, at least 16"
+        )
     stride = size // 8
     cut = images.unfold(2, 2 * stride, stride).unfold(3, 2 * stride, stride)  # [B, C, G, G, S / 4, S / 4]
     return cut.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).contiguous(memory_format=torch.channels_last)
@@ -100,7 +109,7 @@ class Ahead(nn.Module):
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes [B, 7, 7, D] -> all predictions of an image in one row, [B, (places of each map together) * D]."""
-        rows = [layer(codes[:, :GRID - SKIP - distance]).flatten(1) for distance, layer in enumerate(self.maps, 1)]
+        rows = [layer(codes[:, : GRID - SKIP - distance]).flatten(1) for distance, layer in enumerate(self.maps, 1)]
         return torch.cat(rows, 1)
 
 

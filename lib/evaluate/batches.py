@@ -6,12 +6,22 @@ import torch
 from torch import Tensor
 
 from lib.params.pretraining import Augment
-from lib.seeds import generator
+from lib.runtime.seeds import generator
 from lib.views.augment import augment, draw
 
 
-def augmented_batches(images: Tensor, labels: Tensor, mean: Tensor, std: Tensor, recipe: Augment, *,
-                      batch_size: int, seed: int, purpose: str, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+def augmented_batches(
+    images: Tensor,
+    labels: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    recipe: Augment,
+    *,
+    batch_size: int,
+    seed: int,
+    purpose: str,
+    epoch: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch in an order of its own: float32 [B, 3, S, S], channels last, and labels [B].
 
     The last, smaller batch is kept, unless it is one single image, which batch norm cannot take.

@@ -40,6 +40,11 @@ def code_numbers(bank: Tensor, labels: Tensor, codes: Tensor, own: Tensor, class
     """
     active = int(codes[0].sum())
     scores = [centroid_scores(bank, labels, codes, classes, count) for count in (0, active)]
-    return {"centroid": accuracy(scores[0], own), "centroid_code": accuracy(scores[1], own), "active": active,
-            "usage_entropy": usage_entropy(codes), "pattern_entropy": pattern_entropy(codes),
-            "unused": 100 * unused(codes)}
+    return {
+        "centroid": accuracy(scores[0], own),
+        "centroid_code": accuracy(scores[1], own),
+        "active": active,
+        "usage_entropy": usage_entropy(codes),
+        "pattern_entropy": pattern_entropy(codes),
+        "unused": 100 * unused(codes),
+    }

@@ -5,7 +5,7 @@ from torch import nn
 
 from lib.data.store import ImageData
 from lib.evaluate.features import extract_with_projections
-from lib.machine import Machine
+from lib.runtime.machine import Machine
 
 
 def embed_test(method: nn.Module, data: ImageData, machine: Machine) -> dict[str, numpy.ndarray]:

@@ -5,12 +5,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lib.errors import UserError
-from lib.machine import Machine, computing
+from lib.runtime.errors import UserError
+from lib.runtime.machine import Machine, autocast
 from lib.views.augment import normalize
-from lib.workers import one_thread_each
 
-BATCH = {"cpu": 64, "cuda": 512}  # images; on a CPU each thread has so many under way
+BATCH = 512  # images
 BOTH, ALL, MEAN = "both", "all", "mean"  # combinations of latents
 
 Named = dict[str, Tensor]
@@ -29,12 +28,12 @@ def evaluating(network: nn.Module):
             module.training = training
 
 
-def extract(method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machine: Machine,
-            batch: int | None = None) -> Named:
+def extract(
+    method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machine: Machine, batch: int | None = None
+) -> Named:
     """The latents of ``images`` under the test transform, by name, as float32 on the CPU.
 
-    Parameters and buffers stay as they are. ``batch`` images are taken at a time, on a CPU by each thread; without it
-    as many as the device is fast with (`BATCH`).
+    Parameters and buffers stay as they are. ``batch`` images are taken at a time, or `BATCH`.
 
     Shape:
         images uint8 [N, 3, S, S] -> {name: [N, D]}
@@ -45,34 +44,40 @@ def extract(method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machin
     return _extract(method, images, mean, std, machine, batch, project=False)["latents"]
 
 
-def extract_with_projections(method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machine: Machine,
-                             batch: int | None = None) -> dict[str, Named]:
+def extract_with_projections(
+    method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machine: Machine, batch: int | None = None
+) -> dict[str, Named]:
     """As `extract`, and the projections of the same forward pass: {"latents": ..., "projections": ...}."""
     return _extract(method, images, mean, std, machine, batch, project=True)
 
 
-def _extract(method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machine: Machine, batch: int | None,
-             project: bool) -> dict[str, Named]:
+def _extract(
+    method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machine: Machine, batch: int | None, project: bool
+) -> dict[str, Named]:
     method.to(machine.device)
     mean, std = mean.to(machine.device), std.to(machine.device)
 
     def outputs(rows: Tensor) -> dict[str, Named]:
         inputs = normalize(rows.to(machine.device), mean, std).contiguous(memory_format=torch.channels_last)
-        with torch.no_grad(), computing(machine):
+        with torch.no_grad(), autocast(machine):
             found = {"latents": method.latents(inputs)}
             if project:
                 found["projections"] = method.project(found["latents"])
         return {what: {name: values.float().cpu() for name, values in named.items()} for what, named in found.items()}
 
     with evaluating(method):
-        parts = one_thread_each(outputs, images.split(batch or BATCH[torch.device(machine.device).type]), machine)
-    found = {what: {name: torch.cat([part[what][name] for part in parts]) for name in named}
-             for what, named in parts[0].items()}
+        parts = [outputs(rows) for rows in images.split(batch or BATCH)]
+    found = {
+        what: {name: torch.cat([part[what][name] for part in parts]) for name in named}
+        for what, named in parts[0].items()
+    }
     for what, named in found.items():
         for name, values in named.items():
             if not values.isfinite().all():
-                raise UserError(f"{what} {name!r} of the trained network are not finite: pretraining diverged; "
-                                "lower optimizer.lr in params.yaml and run dvc repro")
+                raise UserError(
+                    f"{what} {name!r} of the trained network are not finite: pretraining diverged; "
+                    "lower optimizer.lr in params.yaml and run dvc repro"
+                )
     return found
 
 

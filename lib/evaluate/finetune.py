@@ -18,20 +18,29 @@ from lib.evaluate.batches import augmented_batches
 from lib.evaluate.features import extract, one_latent
 from lib.evaluate.probe import Probe
 from lib.evaluate.progress import Lines
-from lib.machine import Machine, computing
 from lib.params.evaluation import Linear
 from lib.params.pretraining import Augment
+from lib.runtime.machine import Machine, autocast
 
 
-def finetuned_scores(method: nn.Module, latent: str, probe: Probe, data: ImageData, recipe: Augment,
-                     linear: Linear, machine: Machine, seed: int, label: str = "finetune") -> Tensor:
+def finetuned_scores(
+    method: nn.Module,
+    latent: str,
+    probe: Probe,
+    data: ImageData,
+    recipe: Augment,
+    linear: Linear,
+    machine: Machine,
+    seed: int,
+    label: str = "finetune",
+) -> Tensor:
     """Logits [M, C] of the test images from a copy of ``method`` trained on all training images.
 
     The linear layer reads ``latent``, one of `latent_names`. Of ``recipe``, pretraining's augmentation,
     crops and flips are used. ``method`` itself is not touched.
     """
     network = copy.deepcopy(method).to(machine.device, memory_format=torch.channels_last).requires_grad_(True)
-    network.join_layers()
+    network.allow_end_to_end_gradient()
     layer = _layer(probe).to(machine.device)
     parameters = [*network.parameters(), *layer.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=linear.finetune_lr)
@@ -42,9 +51,10 @@ def finetuned_scores(method: nn.Module, latent: str, probe: Probe, data: ImageDa
     lines = Lines(label, linear.epochs)
     for epoch in range(1, linear.epochs + 1):
         network.train()
-        for inputs, targets in augmented_batches(*train, recipe, batch_size=linear.batch_size, seed=seed,
-                                                 purpose="finetune", epoch=epoch):
-            with computing(machine):
+        for inputs, targets in augmented_batches(
+            *train, recipe, batch_size=linear.batch_size, seed=seed, purpose="finetune", epoch=epoch
+        ):
+            with autocast(machine):
                 latents = network.latents(inputs)
             features = one_latent({name: values.float() for name, values in latents.items()}, latent)
             loss = functional.cross_entropy(layer(features), targets)

@@ -4,14 +4,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lib.errors import UserError
-from lib.tiles import tiles
+from lib.runtime.chunks import chunks
+from lib.runtime.errors import UserError
 
 TILE = 2**26  # elements, 256 MiB: products of more rows are faster
 
 
-def knn_scores(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, temperature: float,
-               classes: int) -> Tensor:
+def knn_scores(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, temperature: float, classes: int) -> Tensor:
     """Class scores of ``queries``: the sum of exp(s / temperature) over the neighbours of that class.
 
     The neighbours are the ``k`` bank vectors of highest cosine similarity s. Each query's scores are
@@ -24,16 +23,18 @@ def knn_scores(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, tempe
         UserError: ``k`` is larger than the bank.
     """
     if k > len(bank):
-        raise UserError(f"k is {k} nearest neighbours but only {len(bank)} labelled images can be neighbours; "
-                        f"allowed: at most {len(bank)}; lower k in params.yaml")
+        raise UserError(
+            f"k is {k} nearest neighbours but only {len(bank)} labelled images can be neighbours; "
+            f"allowed: at most {len(bank)}; lower k in params.yaml"
+        )
     bank = functional.normalize(bank.float(), dim=1)
     queries = functional.normalize(queries.float(), dim=1)
     scores = queries.new_zeros(len(queries), classes)
-    parts = list(tiles(len(queries), len(bank), TILE))
+    parts = list(chunks(len(queries), len(bank), TILE))
     rows = max((part.stop - part.start for part in parts), default=0)
     tile = queries.new_empty(rows, len(bank))  # one for all: new memory of this size costs time
     for part in parts:
-        product = torch.mm(queries[part], bank.T, out=tile[:part.stop - part.start])
+        product = torch.mm(queries[part], bank.T, out=tile[: part.stop - part.start])
         similarity, index = product.topk(k, dim=1)  # [n, k]
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
         scores[part].scatter_add_(1, bank_labels[index], weights)

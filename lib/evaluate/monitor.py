@@ -8,8 +8,8 @@ from lib.data.store import ImageData
 from lib.evaluate.features import extract
 from lib.evaluate.knn import knn_scores
 from lib.evaluate.scores import accuracy
-from lib.machine import Machine
 from lib.params.pretraining import Pretraining
+from lib.runtime.machine import Machine
 
 
 def knn_monitor(data: ImageData, params: Pretraining, machine: Machine) -> Callable[[torch.nn.Module], float]:
@@ -25,8 +25,14 @@ def knn_monitor(data: ImageData, params: Pretraining, machine: Machine) -> Calla
             latents = extract(method, data.train_images[rows], data.mean, data.std, machine)
             return next(iter(latents.values())).to(machine.device)
 
-        scores = knn_scores(main_latent(bank), data.train_labels[bank].to(machine.device), main_latent(queries),
-                            neighbours, params.monitor.temperature, len(data.classes))
+        scores = knn_scores(
+            main_latent(bank),
+            data.train_labels[bank].to(machine.device),
+            main_latent(queries),
+            neighbours,
+            params.monitor.temperature,
+            len(data.classes),
+        )
         return accuracy(scores.cpu(), data.train_labels[queries])
 
     return monitor

@@ -1,4 +1,4 @@
-"""The linear probe: multinomial logistic regression on frozen, standardised features.
+"""The linear probe: multinomial logistic regression on frozen, standardized features.
 
 A grid of learning rates and weight decays is trained at once as one wide layer.
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lib.evaluate.progress import Lines
 from lib.evaluate.scores import accuracy
-from lib.seeds import generator
+from lib.runtime.seeds import generator
 
 LEARNING_RATES = (1e-3, 1e-2)
 WEIGHT_DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
@@ -55,9 +55,19 @@ class Probe:
         return weight, self.bias - self.mean @ weight
 
 
-def fit_probe(features: Tensor, labels: Tensor, fitting: Tensor, validation: Tensor, classes: int, *,
-              epochs: int, batch_size: int, seed: int, label: str = "probe",
-              grid: Sequence[Setting] = GRID) -> Probe:
+def fit_probe(
+    features: Tensor,
+    labels: Tensor,
+    fitting: Tensor,
+    validation: Tensor,
+    classes: int,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    label: str = "probe",
+    grid: Sequence[Setting] = GRID,
+) -> Probe:
     """Choose the setting by validation top-1, then fit it again on fitting and validation images together.
 
     Of equally good settings the one with the strongest weight decay wins, then the lowest rate.
@@ -67,20 +77,45 @@ def fit_probe(features: Tensor, labels: Tensor, fitting: Tensor, validation: Ten
     """
     mean, std = _moments(features[fitting])
     inputs = (features - mean) / std
-    weights, biases = fit_grid(inputs[fitting], labels[fitting], classes, grid, epochs=epochs,
-                               batch_size=batch_size, seed=seed, label=f"{label}, {len(grid)} settings")
+    weights, biases = fit_grid(
+        inputs[fitting],
+        labels[fitting],
+        classes,
+        grid,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        label=f"{label}, {len(grid)} settings",
+    )
     top1 = [accuracy(inputs[validation] @ weight + bias, labels[validation]) for weight, bias in zip(weights, biases)]
     chosen = max(range(len(grid)), key=lambda i: (top1[i], grid[i].weight_decay, -grid[i].lr))
     del inputs  # as large as the features: two copies of a wide network's are too many
     both = torch.cat([fitting, validation]).sort().values
     mean, std = _moments(features[both])
-    weights, biases = fit_grid((features[both] - mean) / std, labels[both], classes, [grid[chosen]], epochs=epochs,
-                               batch_size=batch_size, seed=seed, label=f"{label}, the chosen setting")
+    weights, biases = fit_grid(
+        (features[both] - mean) / std,
+        labels[both],
+        classes,
+        [grid[chosen]],
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        label=f"{label}, the chosen setting",
+    )
     return Probe(mean, std, weights[0], biases[0], grid[chosen], top1[chosen])
 
 
-def fit_grid(inputs: Tensor, labels: Tensor, classes: int, grid: Sequence[Setting], *, epochs: int,
-             batch_size: int, seed: int, label: str = "probe") -> tuple[Tensor, Tensor]:
+def fit_grid(
+    inputs: Tensor,
+    labels: Tensor,
+    classes: int,
+    grid: Sequence[Setting],
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    label: str = "probe",
+) -> tuple[Tensor, Tensor]:
     """Fit every setting at once, from zero, with Adam and a rate that falls to zero along a cosine.
 
     All settings see the same minibatches; none influences another.
@@ -90,8 +125,10 @@ def fit_grid(inputs: Tensor, labels: Tensor, classes: int, grid: Sequence[Settin
     """
     count, width = inputs.shape
     columns = len(grid) * classes
-    lr, decay = (inputs.new_tensor([getattr(setting, name) for setting in grid]).repeat_interleave(classes)
-                 for name in ("lr", "weight_decay"))  # [P * C]
+    lr, decay = (
+        inputs.new_tensor([getattr(setting, name) for setting in grid]).repeat_interleave(classes)
+        for name in ("lr", "weight_decay")
+    )  # [P * C]
     weight, bias = _Adam(inputs.new_zeros(width, columns)), _Adam(inputs.new_zeros(columns))
     batches = math.ceil(count / batch_size)
     lines = Lines(label, epochs)

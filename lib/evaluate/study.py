@@ -19,9 +19,9 @@ from lib.evaluate.batches import augmented_batches
 from lib.evaluate.features import extract
 from lib.evaluate.progress import Lines
 from lib.evaluate.scores import accuracy
-from lib.machine import Machine, computing
 from lib.params.pretraining import Augment
-from lib.seeds import generator
+from lib.runtime.machine import Machine, autocast
+from lib.runtime.seeds import generator
 
 BATCH_SIZE = 256
 LEARNING_RATE = 1e-3
@@ -50,15 +50,24 @@ class Study:
         return next(int(row["epoch"]) for row in self.curve if row["top1"] == self.top1)
 
 
-def study_protocol(method: nn.Module, data: ImageData, recipe: Augment, epochs: int, machine: Machine, seed: int,
-                   label: str = "study protocol") -> Study:
+def study_protocol(
+    method: nn.Module,
+    data: ImageData,
+    recipe: Augment,
+    epochs: int,
+    machine: Machine,
+    seed: int,
+    label: str = "study protocol",
+) -> Study:
     """Train a linear layer on the main latent, on all training images; ``method`` itself is not touched.
 
     ``recipe`` is pretraining's augmentation, which the study used here too.
     """
     network = copy.deepcopy(method).to(machine.device, memory_format=torch.channels_last).requires_grad_(False)
-    main, width = next((name, values.shape[1]) for name, values in
-                       extract(network, data.test_images[:2], data.mean, data.std, machine).items())
+    main, width = next(
+        (name, values.shape[1])
+        for name, values in extract(network, data.test_images[:2], data.mean, data.std, machine).items()
+    )
     layer = _linear(width, len(data.classes), seed).to(machine.device)
     optimizer = torch.optim.Adam(layer.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     train = [tensor.to(machine.device) for tensor in (data.train_images, data.train_labels, data.mean, data.std)]
@@ -70,19 +79,31 @@ def study_protocol(method: nn.Module, data: ImageData, recipe: Augment, epochs: 
         features = extract(network, data.test_images, data.mean, data.std, machine)[main]
         with torch.no_grad():
             scores = layer(features.to(machine.device)).cpu()
-        curve.append({"epoch": epoch, "loss": loss, "top1": accuracy(scores, data.test_labels),
-                      "top5": accuracy(scores, data.test_labels, 5)})
+        curve.append(
+            {
+                "epoch": epoch,
+                "loss": loss,
+                "top1": accuracy(scores, data.test_labels),
+                "top5": accuracy(scores, data.test_labels, 5),
+            }
+        )
         lines.epoch(epoch, loss=loss, top1=curve[-1]["top1"])
     return Study(main, curve)
 
 
-def _train_epoch(network: nn.Module, main: str, layer: nn.Linear, optimizer: torch.optim.Optimizer,
-                 batches: Iterable[tuple[Tensor, Tensor]], machine: Machine) -> float:
+def _train_epoch(
+    network: nn.Module,
+    main: str,
+    layer: nn.Linear,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    machine: Machine,
+) -> float:
     """One epoch of the layer; the mean loss of an image."""
     network.train()
     total, count = torch.zeros((), device=machine.device), 0
     for inputs, targets in batches:
-        with torch.no_grad(), computing(machine):
+        with torch.no_grad(), autocast(machine):
             features = network.latents(inputs)[main].float()
         loss = functional.cross_entropy(layer(features), targets)
         optimizer.zero_grad()
@@ -94,7 +115,7 @@ def _train_epoch(network: nn.Module, main: str, layer: nn.Linear, optimizer: tor
 
 
 def _linear(width: int, classes: int, seed: int) -> nn.Linear:
-    """A linear layer with torch's default initialisation, drawn from the seed."""
+    """A linear layer with torch's default initialization, drawn from the seed."""
     layer = nn.Linear(width, classes)
     source = generator(seed, f"{PURPOSE} layer")
     with torch.no_grad():

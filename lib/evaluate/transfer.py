@@ -2,7 +2,7 @@
 
 The same classifier, drawn from the same numbers but for its first layer, is trained in several arms: from
 scratch; on random filters that stay; on learned filters that stay; on learned filters that go on learning; and,
-where a classifier of other images left its first layer, on that. Filters of other images meet pixels normalised as
+where a classifier of other images left its first layer, on that. Filters of other images meet pixels normalized as
 those were. Validation accuracy is measured after every epoch, and nothing is chosen by it; the test images are
 read once, at the end.
 """
@@ -18,15 +18,15 @@ from torch.nn import functional
 
 from lib.data.store import ImageData
 from lib.encoders.shallow import FILTERS, SIZE, map_side
-from lib.errors import UserError
 from lib.evaluate.batches import augmented_batches
 from lib.evaluate.progress import Lines
 from lib.evaluate.scores import accuracy
-from lib.files import read_tensors
-from lib.machine import Machine, computing
 from lib.params.evaluation import FILTERS_ENCODER, Transfer, check_transfer_size
 from lib.params.pretraining import Augment
-from lib.seeds import generator
+from lib.runtime.errors import UserError
+from lib.runtime.files import read_tensors
+from lib.runtime.machine import Machine, autocast
+from lib.runtime.seeds import generator
 from lib.views.augment import normalize
 
 PADDING = 4  # black pixels around an image that is cropped
@@ -34,12 +34,12 @@ HIDDEN = 512
 LAYER = ("weight", "bias")
 
 Layer = dict[str, Tensor]
-Scaling = tuple[Tensor, Tensor]  # mean and std [3] that pixels in 0..1 are normalised with
+Scaling = tuple[Tensor, Tensor]  # mean and std [3] that pixels in 0..1 are normalized with
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Where the first layer starts (None: random), whether it learns, and how its pixels are normalised (None: by the
+    """Where the first layer starts (None: random), whether it learns, and how its pixels are normalized (None: by the
     images' own mean and std)."""
 
     name: str
@@ -67,9 +67,17 @@ class Classifier(nn.Module):
         self.first = nn.Conv2d(3, FILTERS[0], SIZE[0])
         side = map_side(image_size, layers=2)
         self.rest = nn.Sequential(
-            nn.MaxPool2d(2), nn.BatchNorm2d(FILTERS[0]), nn.ReLU(inplace=True),
-            nn.Conv2d(*FILTERS, SIZE[1]), nn.MaxPool2d(2), nn.BatchNorm2d(FILTERS[1]), nn.ReLU(inplace=True),
-            nn.Flatten(), nn.Linear(FILTERS[1] * side * side, HIDDEN), nn.ReLU(inplace=True), nn.BatchNorm1d(HIDDEN),
+            nn.MaxPool2d(2),
+            nn.BatchNorm2d(FILTERS[0]),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(*FILTERS, SIZE[1]),
+            nn.MaxPool2d(2),
+            nn.BatchNorm2d(FILTERS[1]),
+            nn.ReLU(inplace=True),
+            nn.Flatten(),
+            nn.Linear(FILTERS[1] * side * side, HIDDEN),
+            nn.ReLU(inplace=True),
+            nn.BatchNorm1d(HIDDEN),
             nn.Linear(HIDDEN, classes),
         )
 
@@ -86,8 +94,10 @@ def first_layer(path: Path, variant: str) -> Layer:
     """
     tensors, about = read_tensors(path)
     if about["encoder"] != FILTERS_ENCODER:
-        raise UserError(f"params.yaml: transfer.variants names {variant}, whose encoder is {about['encoder']}; "
-                        f"allowed: variants with the encoder {FILTERS_ENCODER}")
+        raise UserError(
+            f"params.yaml: transfer.variants names {variant}, whose encoder is {about['encoder']}; "
+            f"allowed: variants with the encoder {FILTERS_ENCODER}"
+        )
     return _layer(tensors, "encoder.conv1", path, "pretrain")
 
 
@@ -97,17 +107,21 @@ def _layer(tensors: dict[str, Tensor], where: str, path: Path, stage: str) -> La
     for name in LAYER:
         shape = expected[name].shape
         if found[name] is None or found[name].shape != shape:
-            raise UserError(f"{path} holds no tensor {where}.{name} of shape {'x'.join(map(str, shape))}; name a file "
-                            f"that the stage {stage} wrote")
+            raise UserError(
+                f"{path} holds no tensor {where}.{name} of shape {'x'.join(map(str, shape))}; name a file "
+                f"that the stage {stage} wrote"
+            )
     return found
 
 
 def _scaling(tensors: dict[str, Tensor], path: Path) -> Scaling:
     found = [tensors.get(name, torch.empty(0)) for name in ("mean", "std")]
     if any(values.shape != (3,) or not values.isfinite().all() for values in found) or not (found[1] > 0).all():
-        raise UserError(f"{path} holds no mean and std of the pixels that its filters learned from; allowed as "
-                        "transfer.source: a file with both, three finite numbers each, std above 0; run the stage "
-                        "transfer again where the file was written")
+        raise UserError(
+            f"{path} holds no mean and std of the pixels that its filters learned from; allowed as "
+            "transfer.source: a file with both, three finite numbers each, std above 0; run the stage "
+            "transfer again where the file was written"
+        )
     return found[0].float(), found[1].float()
 
 
@@ -115,13 +129,17 @@ def arms(own: Layer, source: Path | None) -> list[Arm]:
     """The arms to compare; the layers in ``source``, a filters file of other images, replace ``own``.
 
     Raises:
-        UserError: the file lacks a layer, or what its pixels were normalised with.
+        UserError: the file lacks a layer, or what its pixels were normalized with.
     """
     tensors = read_tensors(source)[0] if source else {}
     learned = _layer(tensors, "learned", source, "transfer") if source else own
     scaling = _scaling(tensors, source) if source else None
-    found = [Arm("scratch", None, True), Arm("random, frozen", None, False),
-             Arm("learned, frozen", learned, False, scaling), Arm("learned, fine-tuned", learned, True, scaling)]
+    found = [
+        Arm("scratch", None, True),
+        Arm("random, frozen", None, False),
+        Arm("learned, frozen", learned, False, scaling),
+        Arm("learned, fine-tuned", learned, True, scaling),
+    ]
     if source:
         found.append(Arm("classifier's, fine-tuned", _layer(tensors, "scratch", source, "transfer"), True, scaling))
     return found
@@ -132,8 +150,9 @@ def given_filters(found: list[Arm]) -> dict[str, Tensor]:
     return {arm.name.split(",")[0]: arm.layer["weight"] for arm in found if arm.layer is not None}
 
 
-def compare(found: list[Arm], data: ImageData, params: Transfer, machine: Machine, seed: int,
-            label: str) -> list[Outcome]:
+def compare(
+    found: list[Arm], data: ImageData, params: Transfer, machine: Machine, seed: int, label: str
+) -> list[Outcome]:
     """Train the classifier once for every arm.
 
     Raises:
@@ -145,20 +164,29 @@ def compare(found: list[Arm], data: ImageData, params: Transfer, machine: Machin
 
 def filters_file(own: Layer, outcomes: list[Outcome], data: ImageData) -> dict[str, Tensor]:
     """What a run with other images can start from: the layer learned from these images, that of the classifier
-    from scratch, and the mean and std that both had their pixels normalised with.
+    from scratch, and the mean and std that both had their pixels normalized with.
 
     Nothing of a source is in it, also where the comparison started from one: a file is about its own images.
     """
     scratch = next(outcome.layer for outcome in outcomes if outcome.name == "scratch")
-    return {**{f"learned.{name}": value for name, value in own.items()},
-            **{f"scratch.{name}": value for name, value in scratch.items()}, "mean": data.mean, "std": data.std}
+    return {
+        **{f"learned.{name}": value for name, value in own.items()},
+        **{f"scratch.{name}": value for name, value in scratch.items()},
+        "mean": data.mean,
+        "std": data.std,
+    }
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, Any]:
     """By arm, percent: validation after the first and the last epoch, test after the last."""
-    return {outcome.name: {"first_epoch": outcome.curve[0]["validation_top1"],
-                           "last_epoch": outcome.curve[-1]["validation_top1"], "test_top1": outcome.test_top1}
-            for outcome in outcomes}
+    return {
+        outcome.name: {
+            "first_epoch": outcome.curve[0]["validation_top1"],
+            "last_epoch": outcome.curve[-1]["validation_top1"],
+            "test_top1": outcome.test_top1,
+        }
+        for outcome in outcomes
+    }
 
 
 def _train(arm: Arm, data: ImageData, params: Transfer, machine: Machine, seed: int, label: str) -> Outcome:
@@ -175,9 +203,10 @@ def _train(arm: Arm, data: ImageData, params: Transfer, machine: Machine, seed: 
             group["lr"] = params.lr * (1 if 3 * (epoch - 1) < 2 * params.epochs else 0.1)
         network.train()
         total, count = torch.zeros((), device=machine.device), 0
-        for inputs, labels in augmented_batches(*train, recipe, batch_size=params.batch_size, seed=seed,
-                                                purpose="transfer", epoch=epoch):
-            with computing(machine):
+        for inputs, labels in augmented_batches(
+            *train, recipe, batch_size=params.batch_size, seed=seed, purpose="transfer", epoch=epoch
+        ):
+            with autocast(machine):
                 scores = network(inputs).float()
             loss = _loss(scores, labels, params.double_softmax)
             optimizer.zero_grad()
@@ -214,7 +243,7 @@ def _scorer(network: Classifier, scaling: Scaling, machine: Machine) -> Callable
 
     def score(images: Tensor, labels: Tensor) -> float:
         network.eval()
-        with torch.no_grad(), computing(machine):
+        with torch.no_grad(), autocast(machine):
             parts = [network(normalize(part.to(machine.device), mean, std)).float().cpu() for part in images.split(512)]
         return accuracy(torch.cat(parts), labels)
 

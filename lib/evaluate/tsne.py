@@ -3,10 +3,9 @@
 import numpy
 import torch
 
-from lib.errors import UserError
 from lib.params.evaluation import Tsne
-from lib.seeds import generator
-
+from lib.runtime.errors import UserError
+from lib.runtime.seeds import generator
 
 EQUAL = 1e-6  # largest spread of a feature, as a share of the largest value, that counts as float32 rounding
 
@@ -27,8 +26,10 @@ def select(arrays: dict[str, numpy.ndarray], tsne: Tsne) -> tuple[dict[str, nump
     """
     rows = choose_points(len(arrays["labels"]), tsne.points, tsne.seed)
     if tsne.perplexity >= len(rows):
-        raise UserError(f"params.yaml: tsne.perplexity is {tsne.perplexity:g}; allowed: below the number of points, "
-                        f"here {len(rows)} of {len(arrays['labels'])} test images; lower it")
+        raise UserError(
+            f"params.yaml: tsne.perplexity is {tsne.perplexity:g}; allowed: below the number of points, "
+            f"here {len(rows)} of {len(arrays['labels'])} test images; lower it"
+        )
     beside = {"labels": arrays["labels"][rows], "indices": arrays["indices"][rows], "classes": arrays["classes"]}
     return {name: arrays[name][rows] for name in arrays["latents"].tolist()}, beside
 
@@ -45,8 +46,14 @@ def embed_plane(features: numpy.ndarray, tsne: Tsne) -> numpy.ndarray:
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    model = TSNE(perplexity=tsne.perplexity, max_iter=tsne.iterations, init="pca", learning_rate="auto",
-                 random_state=tsne.seed, n_jobs=1)
+    model = TSNE(
+        perplexity=tsne.perplexity,
+        max_iter=tsne.iterations,
+        init="pca",
+        learning_rate="auto",
+        random_state=tsne.seed,
+        n_jobs=1,
+    )
     with threadpool_limits(1):
         return model.fit_transform(features).astype(numpy.float32)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lib.evaluate.codes import k_winners
-from lib.seeds import generator
-from lib.tiles import tiles
+from lib.runtime.chunks import chunks
+from lib.runtime.seeds import generator
 
 
 @dataclass(frozen=True)
@@ -100,16 +100,23 @@ def measure(codes: Tensor, cue: str, share: float, seed: int) -> Recall:
     weights = store(codes)
     answer, winners = recall(weights, cues), recall_winners(weights, cues, active)
     right = overlap(answer, codes)
-    return Recall(len(codes), cue, kept / active, (right.mean() / active).item(),
-                  (answer.sum(1) - right).mean().item(),
-                  expected_spurious(units, active, len(codes), kept) if cue == "part" else float("nan"),
-                  (overlap(winners, codes).mean() / active).item(), _found(winners, codes), density(weights))
+    return Recall(
+        len(codes),
+        cue,
+        kept / active,
+        (right.mean() / active).item(),
+        (answer.sum(1) - right).mean().item(),
+        expected_spurious(units, active, len(codes), kept) if cue == "part" else float("nan"),
+        (overlap(winners, codes).mean() / active).item(),
+        _found(winners, codes),
+        density(weights),
+    )
 
 
 def _found(answers: Tensor, codes: Tensor) -> float:
     """Percent of answers [M, D] whose own code [M, D] is nearer than every other; a tie does not count."""
     hits = 0
-    for part in tiles(len(codes), len(codes)):
+    for part in chunks(len(codes), len(codes)):
         shared = answers[part] @ codes.float().T  # [m, M]
         own = shared.diagonal(part.start).clone()
         shared.diagonal(part.start).fill_(-1)

@@ -1,6 +1,6 @@
 """Scores of predicted codes of patches, the patches that they are held against, and InfoNCE (docs/methods.md, 9).
 
-The score of a prediction for a patch is their plain product, neither normalised nor divided by a temperature.
+The score of a prediction for a patch is their plain product, neither normalized nor divided by a temperature.
 
 B images, P places in each, D features, n negatives of each prediction. Where the places are those of several
 distances, one after the other, ``parts`` is how many each has: all are scored at once, and each has its own mean.
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from lib.seeds import send
-from lib.tiles import tiles
+from lib.runtime.chunks import chunks
+from lib.runtime.seeds import send
 
 
 def true_scores(predicted: Tensor, codes: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def false_scores(predicted: Tensor, codes: Tensor, draws: Tensor) -> Tensor:
     """
     rows, wide = _wide(codes).flatten(0, 1), _wide(predicted)
     images, places, count = draws.shape
-    parts = tiles(places, images * count * rows.shape[1])
+    parts = chunks(places, images * count * rows.shape[1])
     return torch.cat([(embedding(draws[:, part], rows) @ wide[:, part, :, None])[:, :, :, 0] for part in parts], 1)
 
 

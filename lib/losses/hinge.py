@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lib.losses.cpc import means
-from lib.seeds import send
+from lib.runtime.seeds import send
 
 
 def synchronous(true: Tensor, false: Tensor, parts: tuple[int, ...] = ()) -> Tensor:
@@ -32,8 +32,7 @@ def asynchronous(true: Tensor, false: Tensor, same: Tensor, parts: tuple[int, ..
         false: scores [B, P, n] of the others.
         same: bool [B], the images that meet their true patches.
     """
-    return (_mean(means(torch.relu(1 - true), parts), same)
-            + _mean(means(torch.relu(1 + false).mean(2), parts), ~same))
+    return _mean(means(torch.relu(1 - true), parts), same) + _mean(means(torch.relu(1 + false).mean(2), parts), ~same)
 
 
 def coins(images: int, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""NT-Xent, the normalised temperature-scaled cross entropy of SimCLR (docs/methods.md, 1).
+"""NT-Xent, the normalized temperature-scaled cross entropy of SimCLR (docs/methods.md, 1).
 
 Legend: 2N rows (two views of N images) of D features, R of them in a tile.
 """
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lib.tiles import tiles
+from lib.runtime.chunks import chunks
 
 TILE = 2**22  # elements, 16 MiB in fp32: what is at hand at once, a few of these, stays small beside 65,536 rows
 
@@ -47,7 +47,7 @@ class _TiledNTXent(torch.autograd.Function):
     def forward(context: Any, rows: Tensor, temperature: float) -> Tensor:
         normalizers = torch.empty_like(rows[:, 0])  # lse, [2N]
         with torch.autocast(rows.device.type, enabled=False):
-            for part in tiles(len(rows), len(rows), TILE):
+            for part in chunks(len(rows), len(rows), TILE):
                 similarity = _similarity(rows, part, temperature)
                 normalizers[part] = similarity.logsumexp(1)
         context.save_for_backward(rows, normalizers, similarity if len(similarity) == len(rows) else None)
@@ -63,7 +63,7 @@ class _TiledNTXent(torch.autograd.Function):
             if whole is not None:
                 weights = (whole - normalizers[:, None]).exp_()
                 torch.mm(weights + weights.T, rows, out=gradient)
-            for part in tiles(len(rows), len(rows), TILE) if whole is None else ():
+            for part in chunks(len(rows), len(rows), TILE) if whole is None else ():
                 similarity = _similarity(rows, part, context.temperature)  # [R, 2N]
                 weights = (similarity - normalizers[part, None]).exp_()
                 weights += similarity.sub_(normalizers).exp_()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from lib.tiles import tiles
+from lib.runtime.chunks import chunks
 
 
 def patch_triplets(patches: Tensor, margin: float) -> tuple[Tensor, Tensor]:
@@ -33,8 +33,10 @@ def patch_triplets(patches: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     rows = torch.arange(count, device=patches.device)[:, None] * each
     anchors, positives = (rows + first).flatten(), (rows + second).flatten()
     near = _picked(distances, anchors, positives)  # [A]
-    parts = [semi_hard(distances.detach()[anchors[part]], near.detach()[part], anchors[part] // each, each, margin)
-             for part in tiles(len(anchors), len(distances))]  # A x B P numbers are never held at once
+    parts = [
+        semi_hard(distances.detach()[anchors[part]], near.detach()[part], anchors[part] // each, each, margin)
+        for part in chunks(len(anchors), len(distances))
+    ]  # A x B P numbers are never held at once
     chosen, found = map(torch.cat, zip(*parts))
     losses = hinge(near, _picked(distances, anchors, chosen), margin)
     return (losses * found).sum() / found.sum().clamp(min=1), found.float().mean()

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lib.encoders import build_encoder
-from lib.errors import UserError
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
+from lib.runtime.errors import UserError
 
 WIDEST = 16_384  # units of a layer: two such layers in a row are a gigabyte
 
@@ -61,21 +61,16 @@ class Method(nn.Module):
         As it stands, `embed_view` of each. Each view has a forward pass, and so BatchNorm statistics, of its own, as
         in the study's code; SimCLR's official implementation shares them.
         """
-        return self.by_side([self.embed_view(view) for view in views])
+        return self.named_by_view([self.embed_view(view) for view in views])
 
     def embed_view(self, view: Tensor) -> Named:
         """The part of `embed` that one view [B, 3, S, S] has in it, {name: [B, D]}; of what the
         method remembers it changes BatchNorm's statistics alone."""
         return self.project(self.latents(view))
 
-    def by_side(self, views: list[Named]) -> Named:
+    def named_by_view(self, views: list[Named]) -> Named:
         """What `embed_view` made of each view, in one: ``z`` of the two is ``z_a`` and ``z_b``."""
         return {f"{name}_{side}": rows for side, view in zip("ab", views) for name, rows in view.items()}
-
-    @property
-    def views_apart(self) -> bool:
-        """Whether views can be embedded at the same time: there are two, and `embed` is that of the base."""
-        return self.views == 2 and getattr(self.embed, "__func__", None) is Method.embed
 
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
         """The total to minimise and its named parts for the curve, from the embeddings of the whole batch."""
@@ -85,15 +80,15 @@ class Method(nn.Module):
         """What must not become the same for all images, [B, D] each; a training says so where it does."""
         return embeddings
 
-    def see_data(self, mean: Tensor, std: Tensor, count: int, classes: int) -> None:
-        """Called once before training: mean and deviation [3] that the views are normalised with, how many
+    def setup(self, mean: Tensor, std: Tensor, count: int, classes: int) -> None:
+        """Called once before training: mean and deviation [3] that the views are normalized with, how many
         images there are to train on, and how many classes they have.
 
         Raises:
             UserError: options that do not fit the data.
         """
 
-    def check_share(self, share: int) -> None:
+    def check_local_batch(self, share: int) -> None:
         """Called once before training with the number of images that each process takes of a batch.
 
         Raises:
@@ -101,9 +96,9 @@ class Method(nn.Module):
         """
 
     def after_step(self, step: int, steps: int) -> None:
-        """Called after the optimiser's step number ``step``, from 0, of ``steps``: momentum copies, queues, rates."""
+        """Called after the optimizer's step number ``step``, from 0, of ``steps``: momentum copies, queues, rates."""
 
-    def join_layers(self) -> None:
+    def allow_end_to_end_gradient(self) -> None:
         """Called before fine-tuning: a method that holds gradients back inside its encoder lets them pass."""
 
     def latents(self, images: Tensor) -> Named:
@@ -131,7 +126,7 @@ class OneLatent(Method):
         return {"h": pool(self.encoder(images))}
 
     def project(self, latents: Named) -> Named:
-        return {"z": unit(self.projector(latents["h"]))}
+        return {"z": l2_normalize(self.projector(latents["h"]))}
 
 
 def projector(width: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -144,8 +139,12 @@ def projector(width: int, hidden: int, outputs: int) -> nn.Sequential:
 def expander(width: int, units: int) -> nn.Sequential:
     """The head of methods without negatives: linear, BatchNorm, ReLU, twice, then linear without bias."""
     return nn.Sequential(
-        nn.Linear(width, units), nn.BatchNorm1d(units), nn.ReLU(inplace=True),
-        nn.Linear(units, units), nn.BatchNorm1d(units), nn.ReLU(inplace=True),
+        nn.Linear(width, units),
+        nn.BatchNorm1d(units),
+        nn.ReLU(inplace=True),
+        nn.Linear(units, units),
+        nn.BatchNorm1d(units),
+        nn.ReLU(inplace=True),
         nn.Linear(units, units, bias=False),
     )
 
@@ -155,7 +154,7 @@ def pool(features: Tensor) -> Tensor:
     return features.float().mean(dim=(2, 3))
 
 
-def unit(rows: Tensor) -> Tensor:
+def l2_normalize(rows: Tensor) -> Tensor:
     """Rows of length one, in fp32: [B, D] -> [B, D]."""
     return functional.normalize(rows.float(), dim=1)
 
@@ -166,8 +165,10 @@ def require_effect(options: Any, variant: str, names: Iterable[str], with_what: 
     for name in names:
         given = getattr(options, name)
         if given != usual[name]:
-            raise UserError(f"params.yaml: variants.{variant}.{name} is {given}, which has no effect with {with_what}; "
-                            f"{remedy}, or {name} to {usual[name]}")
+            raise UserError(
+                f"params.yaml: variants.{variant}.{name} is {given}, which has no effect with {with_what}; "
+                f"{remedy}, or {name} to {usual[name]}"
+            )
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lib.losses.byol import direction_distance
 from lib.methods.base import WIDEST, Named, projector
-from lib.methods.parts.momentum import WithSlowCopy
+from lib.methods.parts.momentum import MomentumMethod
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
 
@@ -26,7 +26,7 @@ class Options:
     predictor_hidden: int = param(1024, low=1, high=WIDEST)
 
 
-class BYOL(WithSlowCopy):
+class BYOL(MomentumMethod):
     """Predictions ``p`` of the learning side, targets ``t`` of the copy, which has no predictor."""
 
     Options = Options
@@ -40,7 +40,7 @@ class BYOL(WithSlowCopy):
     def embed_view(self, view: Tensor) -> Named:
         """p and t, raw: the loss compares their directions."""
         prediction = self.predictor(self.projector(self.latents(view)["h"])).float()
-        return {"p": prediction, "t": self.slow_projection(view)}
+        return {"p": prediction, "t": self.momentum_projection(view)}
 
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
         parts = {
@@ -50,7 +50,7 @@ class BYOL(WithSlowCopy):
         return sum(parts.values()), parts
 
     def after_step(self, step: int, steps: int) -> None:
-        self.follow(momentum(step, steps, self.options.momentum))
+        self.update_momentum(momentum(step, steps, self.options.momentum))
 
 
 def momentum(step: int, steps: int, start: float) -> float:

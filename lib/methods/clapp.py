@@ -1,7 +1,7 @@
 """CLAPP and Hinge-CPC (Illing et al. 2021; docs/methods.md, 10): predicting patches with a hinge loss, layer by layer.
 
 CLAPP (``local: true``): every layer predicts its own codes and learns from its own loss; no gradient passes from
-one to another. So one optimiser over all of them is the same as one for each. Hinge-CPC (``local: false``): the
+one to another. So one optimizer over all of them is the same as one for each. Hinge-CPC (``local: false``): the
 last layer alone predicts, and its gradient passes through all.
 """
 
@@ -20,7 +20,7 @@ from lib.params.spec import param
 @dataclass(frozen=True)
 class Options:
     """``channels`` of the first layer, the last has 8 times as many; ``furthest``, rows ahead of the last prediction;
-    ``grey``, whether only brightness is seen.
+    ``gray``, whether only brightness is seen.
 
     ``form``: in a step an image's predictions meet true patches or others (asynchronous), or both (synchronous).
     ``negatives``: others for each prediction, drawn from ``places``: the very place of the true one in other images,
@@ -35,7 +35,7 @@ class Options:
     form: str = param("asynchronous", choices=("asynchronous", "synchronous"))
     local: bool = param(True)
     asymmetric: bool = param(False)
-    grey: bool = param(True)
+    gray: bool = param(True)
 
 
 class CLAPP(Method):
@@ -56,11 +56,16 @@ class CLAPP(Method):
         widths = {f"layer{number}": width for number, width in enumerate(self.encoder.widths, 1)}
         self.names = list(widths) if options.local else list(widths)[-1:]
         directions = ("ahead", "back") if options.asymmetric else ("ahead",)
-        self.maps = nn.ModuleDict({f"{name}_{direction}": Ahead(widths[name], options.furthest)
-                                   for name in self.names for direction in directions})
+        self.maps = nn.ModuleDict(
+            {
+                f"{name}_{direction}": Ahead(widths[name], options.furthest)
+                for name in self.names
+                for direction in directions
+            }
+        )
 
     def network(self, params: Pretraining) -> nn.Module:
-        return VGG6(self.options.channels, self.options.grey, self.options.local)
+        return VGG6(self.options.channels, self.options.gray, self.options.local)
 
     def embed(self, views: list[Tensor]) -> Named:
         """For each layer that has a loss, the codes of an image's patches and all predictions, each in one row.
@@ -99,11 +104,14 @@ class CLAPP(Method):
         ahead, there = pairs(predicted, codes, self.options.furthest)
         true = true_scores(ahead, there)
         false = false_scores(ahead, there, draw(there, self.options.negatives, places))
-        losses = (synchronous(true, false, places) if self.options.form == "synchronous"
-                  else asynchronous(true, false, same, places))
+        losses = (
+            synchronous(true, false, places)
+            if self.options.form == "synchronous"
+            else asynchronous(true, false, same, places)
+        )
         return losses.mean(), means(true.detach().abs(), places).mean()
 
-    def join_layers(self) -> None:
+    def allow_end_to_end_gradient(self) -> None:
         self.encoder.local = False
 
     def latents(self, images: Tensor) -> Named:
@@ -117,7 +125,7 @@ class CLAPP(Method):
 
     def _codes(self, images: Tensor) -> Named:
         """Of the layers that have a loss: [B, 7, 7, D] by name."""
-        return dict(zip(self.names, self.encoder(images)[-len(self.names):]))
+        return dict(zip(self.names, self.encoder(images)[-len(self.names) :]))
 
 
 METHOD = CLAPP

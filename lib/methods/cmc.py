@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from lib.encoders import build_encoder
-from lib.errors import UserError
 from lib.losses.cmc import bank_scores, first_normalizer, in_batch, nce_error, softmax_error
-from lib.methods.base import WIDEST, Method, Named, pool, require_effect, unit
+from lib.methods.base import WIDEST, Method, Named, l2_normalize, pool, require_effect
 from lib.methods.parts.lab import normalized_lab
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
-from lib.seeds import generator
+from lib.runtime.errors import UserError
+from lib.runtime.seeds import generator
 
 SIDES = ("l", "ab")
 FORMS = ("batch", "bank", "nce")
@@ -80,20 +80,20 @@ class CMC(Method):
     def network(self, params: Pretraining) -> nn.Module:
         return SplitEncoder(params.encoder)
 
-    def see_data(self, mean: Tensor, std: Tensor, count: int, classes: int) -> None:
+    def setup(self, mean: Tensor, std: Tensor, count: int, classes: int) -> None:
         self.mean.copy_(mean)
         self.std.copy_(std)
         if self.options.form != "batch":
             for number, side in enumerate(SIDES):
                 rows = torch.randn(count, self.options.outputs, generator=generator(self.seed, "memory bank", number))
-                setattr(self, f"bank_{side}", unit(rows).to(self.mean.device))
+                setattr(self, f"bank_{side}", l2_normalize(rows).to(self.mean.device))
 
     def latents(self, images: Tensor) -> Named:
         h = pool(self.encoder(normalized_lab(images, self.mean, self.std)))
         return {"h": h, **dict(zip(SIDES, h.chunk(2, 1)))}
 
     def project(self, latents: Named) -> Named:
-        return {f"z_{side}": unit(self.heads[side](latents[side])) for side in SIDES}
+        return {f"z_{side}": l2_normalize(self.heads[side](latents[side])) for side in SIDES}
 
     def embed(self, views: list[Tensor]) -> Named:
         return self.project(self.latents(views[0]))
@@ -104,16 +104,22 @@ class CMC(Method):
 
     def _in_batch(self, embeddings: Named) -> Named:
         lightness, color = embeddings["z_l"], embeddings["z_ab"]
-        return {"find_ab": in_batch(lightness, color, self.options.temperature),
-                "find_l": in_batch(color, lightness, self.options.temperature)}
+        return {
+            "find_ab": in_batch(lightness, color, self.options.temperature),
+            "find_l": in_batch(color, lightness, self.options.temperature),
+        }
 
     def _in_bank(self, embeddings: Named) -> Named:
         """Each side against the bank of the other. Negatives are drawn evenly from the other images."""
         own, count = embeddings["indices"], len(self.bank_l)
         drawn = torch.randint(count - 1, (len(own), self.options.negatives), device=own.device)
         others = drawn + (drawn >= own[:, None])  # the image itself is left out
-        scores = {other: bank_scores(embeddings[f"z_{side}"], getattr(self, f"bank_{other}"), own, others,
-                                     self.options.temperature) for side, other in zip(SIDES, reversed(SIDES))}
+        scores = {
+            other: bank_scores(
+                embeddings[f"z_{side}"], getattr(self, f"bank_{other}"), own, others, self.options.temperature
+            )
+            for side, other in zip(SIDES, reversed(SIDES))
+        }
         self.latest = {"own": own, **{side: embeddings[f"z_{side}"].detach() for side in SIDES}}
         if self.options.form == "bank":
             return {f"find_{side}": softmax_error(found) for side, found in scores.items()}
@@ -127,7 +133,7 @@ class CMC(Method):
         latest, self.latest = self.latest, {}
         for side in SIDES if latest else ():
             bank, own, keep = getattr(self, f"bank_{side}"), latest["own"], self.options.bank_momentum
-            bank[own] = unit(keep * bank[own] + (1 - keep) * latest[side])
+            bank[own] = l2_normalize(keep * bank[own] + (1 - keep) * latest[side])
         if "normalizers" in latest:
             self.normalizers.copy_(latest["normalizers"])
 
@@ -144,9 +150,11 @@ def _refuse(options: Options, params: Pretraining) -> None:
     if options.form == "batch":
         require_effect(options, params.variant, ("negatives", "bank_momentum"), "form batch", "set form to bank or nce")
     if params.augment.grayscale > 0:
-        raise UserError(f"params.yaml: augment.grayscale is {params.augment.grayscale:g} for the variant "
-                        f"{params.variant}; allowed: 0, because grey images have no color to tell them by; set "
-                        f"variants.{params.variant}.augment.grayscale to 0")
+        raise UserError(
+            f"params.yaml: augment.grayscale is {params.augment.grayscale:g} for the variant "
+            f"{params.variant}; allowed: 0, because gray images have no color to tell them by; set "
+            f"variants.{params.variant}.augment.grayscale to 0"
+        )
 
 
 METHOD = CMC

@@ -19,13 +19,13 @@ from lib.params.spec import param
 @dataclass(frozen=True)
 class Options:
     """``channels`` of the first layer, the last has 8 times as many; ``furthest``, rows ahead of the last prediction;
-    ``negatives`` of each prediction; ``grey``, whether only brightness is seen.
+    ``negatives`` of each prediction; ``gray``, whether only brightness is seen.
     """
 
     channels: int = param(128, low=4, high=512)
     furthest: int = param(FURTHEST, low=1, high=FURTHEST)
     negatives: int = param(16, low=1, high=4096)
-    grey: bool = param(True)
+    gray: bool = param(True)
 
 
 class CPC(Method):
@@ -42,7 +42,7 @@ class CPC(Method):
         self.ahead = Ahead(self.encoder.width, options.furthest)
 
     def network(self, params: Pretraining) -> nn.Module:
-        return VGG6(self.options.channels, self.options.grey, local=False)
+        return VGG6(self.options.channels, self.options.gray, local=False)
 
     def embed(self, views: list[Tensor]) -> Named:
         """The codes of an image's patches and all predictions made from them, each in one row."""

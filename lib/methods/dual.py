@@ -8,11 +8,11 @@ on the lower half's, which has nothing to keep it from collapsing.
 from torch import Tensor
 from torch.nn import functional
 
-from lib.errors import UserError
 from lib.losses.ntxent import nt_xent
 from lib.losses.view_distance import frobenius_distance
-from lib.methods.base import ContrastiveOptions, Method, Named, projector, unit
+from lib.methods.base import ContrastiveOptions, Method, Named, l2_normalize, projector
 from lib.params.pretraining import Pretraining
+from lib.runtime.errors import UserError
 
 LATENTS = ("upper", "lower")
 
@@ -40,15 +40,17 @@ class Dual(Method):
     def latents(self, images: Tensor) -> Named:
         features = self.encoder(images).float()  # [B, C, H, W]
         if features.shape[2] % 2:
-            raise UserError(f"params.yaml: image_size is {images.shape[2]}, which gives the encoder's final map "
-                            f"{features.shape[2]} row(s); allowed for dual: a size that gives an even number")
+            raise UserError(
+                f"params.yaml: image_size is {images.shape[2]}, which gives the encoder's final map "
+                f"{features.shape[2]} row(s); allowed for dual: a size that gives an even number"
+            )
         halves = functional.adaptive_avg_pool2d(features, (2, 1))  # [B, C, 2, 1]
         return {name: halves[:, :, row, 0] for row, name in enumerate(LATENTS)}
 
     def project(self, latents: Named) -> Named:
         return {
-            "z_upper": unit(self.projector(latents["upper"])),
-            "z_lower": unit(self.projector_lower(latents["lower"])),
+            "z_upper": l2_normalize(self.projector(latents["upper"])),
+            "z_lower": l2_normalize(self.projector_lower(latents["lower"])),
         }
 
 

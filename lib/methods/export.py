@@ -13,11 +13,11 @@ import torch
 import torchvision
 from torch import Tensor
 
-from lib.errors import UserError
-from lib.files import read_tensors, write_tensors
 from lib.methods import build_method
 from lib.methods.base import Method, count_parameters, without_gradient
 from lib.params.pretraining import Augment, Monitor, Optimizer, Pretraining, Watch
+from lib.runtime.errors import UserError
+from lib.runtime.files import read_tensors, write_tensors
 
 FINGERPRINT = "fingerprint."  # before the names of the latents
 TOLERANCE = 1e-3  # of the largest value; other machines round otherwise
@@ -30,7 +30,7 @@ def encoder_file(variant: str) -> Path:
 
 
 def fixed_images(size: int) -> Tensor:
-    """Four images [4, 3, S, S] of waves, in the range of normalised pixels; no two rows or channels are alike."""
+    """Four images [4, 3, S, S] of waves, in the range of normalized pixels; no two rows or channels are alike."""
     line = torch.arange(size, dtype=torch.float64) / size
     place = line[:, None] + 0.37 * line.square()  # [S, 1] + [S]: mirrored and shifted images differ
     phase = torch.arange(12, dtype=torch.float64).view(4, 3, 1, 1)
@@ -106,5 +106,7 @@ def _fixed_latents(method: Method, size: int) -> dict[str, Tensor]:
 
 
 def _another(path: Path, why: str) -> UserError:
-    return UserError(f"{path} does not fit the network that this code builds from it: {why}; the code or the file was "
-                     f"changed after it was written: take back the change, or dvc repro -f pretrain@{path.stem}")
+    return UserError(
+        f"{path} does not fit the network that this code builds from it: {why}; the code or the file was "
+        f"changed after it was written: take back the change, or dvc repro -f pretrain@{path.stem}"
+    )

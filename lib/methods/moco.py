@@ -3,7 +3,7 @@
 A query finds its key, which a slow copy of the network makes of the other view, among the keys of earlier
 steps. They wait in a queue, so that there are many negatives whatever the batch size.
 
-``norm_rows`` and ``shuffle`` are about what BatchNorm tells: it normalises a batch as one, and a network can
+``norm_rows`` and ``shuffle`` are about what BatchNorm tells: it normalizes a batch as one, and a network can
 read from it which query and key were in one batch. In groups of ``norm_rows`` rows, and the keys in other
 groups than their queries, it tells nothing.
 """
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lib.errors import UserError
 from lib.losses.queue import queue_contrast
-from lib.methods.base import WIDEST, Named, unit
-from lib.methods.parts.momentum import WithSlowCopy
+from lib.methods.base import WIDEST, Named, l2_normalize
+from lib.methods.parts.momentum import MomentumMethod
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
+from lib.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Options:
     """``queue``: keys. ``head``: of version 1 (linear) or 2 (mlp). ``momentum``: of the copy.
 
     ``symmetric``: each view is the query once; otherwise the first view alone. ``norm_rows``: images that
-    BatchNorm normalises together in training, 0 for all; ``shuffle``: keys in other groups than queries.
+    BatchNorm normalizes together in training, 0 for all; ``shuffle``: keys in other groups than queries.
     """
 
     queue: int = param(4096, low=2, high=2**20)
@@ -39,7 +39,7 @@ class Options:
     shuffle: bool = param(False)
 
 
-class MoCo(WithSlowCopy):
+class MoCo(MomentumMethod):
     """Queries ``q`` of the learning side, keys ``k`` of the copy, a queue of older keys: unit rows all."""
 
     Options = Options
@@ -49,30 +49,37 @@ class MoCo(WithSlowCopy):
         _check(options, params)
         super().__init__(options, params, lambda width: _head(options.head, width, options.projector_out))
         self.variant, self.ways = params.variant, _ways(options)
-        self.register_buffer("queue", unit(torch.randn(options.queue, options.projector_out)))
+        self.register_buffer("queue", l2_normalize(torch.randn(options.queue, options.projector_out)))
         self.register_buffer("oldest", torch.zeros((), dtype=torch.int64))  # the row that is replaced next
         self.arrived: Tensor | None = None  # the step's keys, which join the queue after it
 
-    def see_data(self, mean: Tensor, std: Tensor, count: int, classes: int) -> None:
+    def setup(self, mean: Tensor, std: Tensor, count: int, classes: int) -> None:
         images = self.options.queue // len(self.ways)
         if images > count:
-            raise UserError(f"params.yaml: variants.{self.variant}.queue is {self.options.queue}, keys of {images} "
-                            f"images; allowed: keys of at most the number of training images, {count}, because an "
-                            "image must not meet itself among its negatives")
+            raise UserError(
+                f"params.yaml: variants.{self.variant}.queue is {self.options.queue}, keys of {images} "
+                f"images; allowed: keys of at most the number of training images, {count}, because an "
+                "image must not meet itself among its negatives"
+            )
 
-    def check_share(self, share: int) -> None:
+    def check_local_batch(self, share: int) -> None:
         """A process has whole groups, and with ``shuffle`` at least two to exchange keys between."""
         rows, shuffled = self.options.norm_rows, self.options.shuffle
-        if rows and (share % rows or shuffled and share == rows):
-            raise UserError(f"params.yaml: variants.{self.variant}.norm_rows is {rows} where each process takes "
-                            f"{share} images of a batch; allowed: {'a smaller' if shuffled else '0, or a'} number that "
-                            f"divides {share}{', because of shuffle' if shuffled else ''}; or use fewer processes")
+        if rows and (share % rows or (shuffled and share == rows)):
+            raise UserError(
+                f"params.yaml: variants.{self.variant}.norm_rows is {rows} where each process takes "
+                f"{share} images of a batch; allowed: {'a smaller' if shuffled else '0, or a'} number that "
+                f"divides {share}{', because of shuffle' if shuffled else ''}; or use fewer processes"
+            )
 
     def embed(self, views: list[Tensor]) -> Named:
         """q_a and k_b; with both ways also q_b and k_a."""
         sides = dict(zip("ab", views))
-        return {f"{name}_{side}": of(sides[side]) for query, key in self.ways
-                for name, side, of in (("q", query, self.queries), ("k", key, self.keys))}
+        return {
+            f"{name}_{side}": of(sides[side])
+            for query, key in self.ways
+            for name, side, of in (("q", query, self.queries), ("k", key, self.keys))
+        }
 
     def queries(self, images: Tensor) -> Tensor:
         """Unit rows [B, D] of images [B, 3, S, S], BatchNorm in groups."""
@@ -83,23 +90,26 @@ class MoCo(WithSlowCopy):
         if self.options.shuffle:
             order = dealt_out(len(images), self.options.norm_rows, images.device)
             images = images[order]
-        keys = torch.cat([unit(self.slow_projection(group)) for group in self.groups(images)])
+        keys = torch.cat([l2_normalize(self.momentum_projection(group)) for group in self.groups(images)])
         return keys[order.argsort()] if self.options.shuffle else keys
 
     def groups(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Images that BatchNorm normalises together; in evaluation it knows no groups."""
+        """Images that BatchNorm normalizes together; in evaluation it knows no groups."""
         rows = self.options.norm_rows if self.training else 0
         return images.tensor_split(max(1, len(images) // rows)) if rows else (images,)
 
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
         self.arrived = torch.cat([embeddings[f"k_{key}"] for _, key in self.ways]).detach()
-        parts = {f"contrast_{query}{key}": queue_contrast(embeddings[f"q_{query}"], embeddings[f"k_{key}"],
-                                                          self.queue, self.options.temperature)
-                 for query, key in self.ways}
+        parts = {
+            f"contrast_{query}{key}": queue_contrast(
+                embeddings[f"q_{query}"], embeddings[f"k_{key}"], self.queue, self.options.temperature
+            )
+            for query, key in self.ways
+        }
         return sum(parts.values()), parts
 
     def after_step(self, step: int, steps: int) -> None:
-        self.follow(self.options.momentum)
+        self.update_momentum(self.options.momentum)
         enqueue(self.queue, self.oldest, self.arrived)
 
 
@@ -140,16 +150,22 @@ def _check(options: Options, params: Pretraining) -> None:
     """Raise UserError for a queue that does not hold whole steps, or a choice without effect."""
     where, added = f"params.yaml: variants.{params.variant}", len(_ways(options)) * params.batch_size
     if options.queue % added:
-        raise UserError(f"{where}.queue is {options.queue}; allowed: a multiple of {added}, the keys that join it in a "
-                        "step (batch_size, twice that if symmetric)")
+        raise UserError(
+            f"{where}.queue is {options.queue}; allowed: a multiple of {added}, the keys that join it in a "
+            "step (batch_size, twice that if symmetric)"
+        )
     together = "micro_batch_size" if params.micro_batch_size else "batch_size"
     rows, most = options.norm_rows, getattr(params, together)
     if rows and (rows == 1 or rows >= most or most % rows):
-        raise UserError(f"{where}.norm_rows is {rows}; allowed: 0 (all rows at once), or at least 2 and a smaller "
-                        f"number that divides {together}, {most}")
+        raise UserError(
+            f"{where}.norm_rows is {rows}; allowed: 0 (all rows at once), or at least 2 and a smaller "
+            f"number that divides {together}, {most}"
+        )
     if options.shuffle and not rows:
-        raise UserError(f"{where}.shuffle is True, which has no effect with norm_rows 0; allowed: norm_rows of at "
-                        "least 2, or shuffle: false")
+        raise UserError(
+            f"{where}.shuffle is True, which has no effect with norm_rows 0; allowed: norm_rows of at "
+            "least 2, or shuffle: false"
+        )
 
 
 METHOD = MoCo

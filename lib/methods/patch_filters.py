@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from lib.encoders.shallow import Shallow, map_side
-from lib.errors import UserError
 from lib.losses.patch_triplets import patch_triplets
 from lib.methods.base import Method, Named, pool
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
+from lib.runtime.errors import UserError
 
 PATCH = {1: 7, 2: 4}  # by layer: rows of a patch, in pixels and in places of the first layer's map
 MOST = 4  # patches in a row of the square: pairs of patches grow with the fourth power
@@ -48,12 +48,17 @@ class PatchFilters(Method):
 
     def __init__(self, options: Options, params: Pretraining) -> None:
         super().__init__(options, params)
-        allowed = [pixels for pixels in range(PATCH[1], 64)
-                   if 1 < map_side(pixels, options.layers - 1, options.max_pool) - PATCH[options.layers] + 1 <= MOST]
+        allowed = [
+            pixels
+            for pixels in range(PATCH[1], 64)
+            if 1 < map_side(pixels, options.layers - 1, options.max_pool) - PATCH[options.layers] + 1 <= MOST
+        ]
         if params.augment.crop_pixels not in allowed:
-            raise UserError(f"params.yaml: augment.crop_pixels of {params.variant} is {params.augment.crop_pixels}; "
-                            f"allowed for the method {params.method} with layers {options.layers}: {allowed[0]} to "
-                            f"{allowed[-1]}")
+            raise UserError(
+                f"params.yaml: augment.crop_pixels of {params.variant} is {params.augment.crop_pixels}; "
+                f"allowed for the method {params.method} with layers {options.layers}: {allowed[0]} to "
+                f"{allowed[-1]}"
+            )
         self.register_buffer("learning", torch.ones((), dtype=torch.int64))  # the layer that learns, from 1
         self.now = 1  # the same, known without asking the device
         self.register_load_state_dict_post_hook(_resume)
@@ -98,7 +103,7 @@ class PatchFilters(Method):
 def _middle(images: Tensor, pixels: int) -> Tensor:
     """The square of so many pixels in the middle of images [B, 3, s, s]."""
     start = (images.shape[-1] - pixels) // 2
-    return images[..., start:start + pixels, start:start + pixels]
+    return images[..., start : start + pixels, start : start + pixels]
 
 
 def _resume(method: PatchFilters, _: Any) -> None:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lib.errors import UserError
 from lib.losses.cross_entropy import cross_entropy
 from lib.methods.base import WIDEST, Method, Named, pool
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
+from lib.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,9 @@ class Supervised(Method):
         super().__init__(options, params)
         self.variant = params.variant
         if options.classes == 1:
-            raise UserError(f"params.yaml: variants.{self.variant}.classes is 1; allowed: 0 (those of the data), or at "
-                            "least 2")
+            raise UserError(
+                f"params.yaml: variants.{self.variant}.classes is 1; allowed: 0 (those of the data), or at least 2"
+            )
         with torch.random.fork_rng(devices=[], enabled=not options.classes):  # a stand-in until the data is known
             self.classifier = nn.Linear(self.encoder.width, options.classes or 1)
 
@@ -45,10 +46,12 @@ class Supervised(Method):
         if self.classifier.out_features != classes:
             self.classifier = nn.Linear(self.encoder.width, classes).to(self.classifier.weight)
 
-    def see_data(self, mean: Tensor, std: Tensor, count: int, classes: int) -> None:
+    def setup(self, mean: Tensor, std: Tensor, count: int, classes: int) -> None:
         if 0 < self.options.classes < classes:
-            raise UserError(f"params.yaml: variants.{self.variant}.classes is {self.options.classes}; allowed: 0 "
-                            f"(those of the data), or at least the number of classes of the data, {classes}")
+            raise UserError(
+                f"params.yaml: variants.{self.variant}.classes is {self.options.classes}; allowed: 0 "
+                f"(those of the data), or at least the number of classes of the data, {classes}"
+            )
         self._fit(self.options.classes or classes)
 
     def latents(self, images: Tensor) -> Named:

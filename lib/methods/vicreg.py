@@ -1,7 +1,7 @@
 """VICReg (Bardes, Ponce and LeCun 2022; docs/methods.md, 5), with the scale of its official code.
 
 The views' outputs agree, every unit keeps its spread, and no two units carry the same: no negatives, no
-momentum, nothing normalised. Official code averages the variance terms of the two views and adds their
+momentum, nothing normalized. Official code averages the variance terms of the two views and adds their
 covariance terms; collapse costs 24.75 with the default weights.
 """
 

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from lib.errors import UserError, shown
 from lib.params.spec import param, parse
+from lib.runtime.errors import UserError, shown
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,19 @@ class Transfer:
 def check_transfer_size(image_size: int) -> None:
     """Raise UserError if images are too small for the classifier that starts from filters."""
     if image_size < SMALLEST_TRANSFER:
-        raise UserError(f"params.yaml: image_size is {image_size}; allowed with transfer.variants: at least "
-                        f"{SMALLEST_TRANSFER}")
+        raise UserError(
+            f"params.yaml: image_size is {image_size}; allowed with transfer.variants: at least {SMALLEST_TRANSFER}"
+        )
 
 
 def transfer_variants(raw: dict[str, Any], known: list[str]) -> list[str]:
     """The variants whose filters are tried in a classifier: a list of some of ``known``."""
     names = raw.get("transfer", {}).get("variants", []) if isinstance(raw.get("transfer", {}), dict) else []
     if not isinstance(names, list) or any(name not in known for name in names) or len(set(names)) < len(names):
-        raise UserError(f"params.yaml: transfer.variants is {shown(names)}; allowed: a list, each once, of "
-                        f"{', '.join(known)}, or [] for none")
+        raise UserError(
+            f"params.yaml: transfer.variants is {shown(names)}; allowed: a list, each once, of "
+            f"{', '.join(known)}, or [] for none"
+        )
     return names
 
 

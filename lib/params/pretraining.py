@@ -1,4 +1,4 @@
-"""What pretraining reads: the shared numbers, the optimiser, the augmentation, the variants.
+"""What pretraining reads: the shared numbers, the optimizer, the augmentation, the variants.
 
 The defaults are the settings of the study that the project reproduces.
 """
@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lib.errors import UserError, shown
 from lib.params.spec import PARAMS_FILE, join, load_yaml, param, parse
+from lib.runtime.errors import UserError, shown
 
 DATASETS = ("cifar10", "cifar100", "mnist", "digits", "images")
 LONGEST_NAME = 50  # characters of a variant's name, which names files and rows of tables
@@ -128,8 +128,9 @@ def dataset_params(raw: dict[str, Any]) -> Dataset:
     """The dataset's keys of a loaded params.yaml."""
     found = parse(Dataset, {key: raw[key] for key in Dataset.__dataclass_fields__ if key in raw})
     if found.dataset == "images" and not found.images_path:
-        raise UserError("params.yaml: images_path is empty; allowed with dataset images: the path of a folder, zip or "
-                        "tar")
+        raise UserError(
+            "params.yaml: images_path is empty; allowed with dataset images: the path of a folder, zip or tar"
+        )
     return found
 
 
@@ -137,15 +138,20 @@ def variant_names(raw: dict[str, Any]) -> list[str]:
     """The variants of a loaded params.yaml, in its order."""
     variants = raw.get("variants")
     if not isinstance(variants, dict) or not variants:
-        raise UserError(f"params.yaml: variants is {shown(variants)}; allowed: variants must be a block with at least "
-                        "one variant, a name with its method and watch below it")
+        raise UserError(
+            f"params.yaml: variants is {shown(variants)}; allowed: variants must be a block with at least "
+            "one variant, a name with its method and watch below it"
+        )
     for name in variants:
         if not isinstance(name, str):
-            raise UserError(f"params.yaml: variants.{shown(name)} is not a usable name; allowed: text, so put it in "
-                            "quotes")
+            raise UserError(
+                f"params.yaml: variants.{shown(name)} is not a usable name; allowed: text, so put it in quotes"
+            )
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", name) or len(name) > LONGEST_NAME:
-            raise UserError(f"params.yaml: {join('variants', name)} is not a usable name; allowed: letters, digits and "
-                            f"_, at most {LONGEST_NAME}; rename it")
+            raise UserError(
+                f"params.yaml: {join('variants', name)} is not a usable name; allowed: letters, digits and "
+                f"_, at most {LONGEST_NAME}; rename it"
+            )
     return list(variants)
 
 
@@ -158,16 +164,19 @@ def pretraining_params(raw: dict[str, Any], variant: str) -> Pretraining:
     block = raw["variants"][variant]
     where = f"variants.{variant}"
     if not isinstance(block, dict) or "method" not in block or "watch" not in block:
-        raise UserError(f"params.yaml: {where} is {shown(block)}; allowed: it must be a block with at least method and "
-                        "watch")
+        raise UserError(
+            f"params.yaml: {where} is {shown(block)}; allowed: it must be a block with at least method and watch"
+        )
     _require_module(f"{where}.method", block["method"], "methods", holding="\nMETHOD = ")
     watch = parse(Watch, block["watch"], f"{where}.watch")
     for key in ("loss", "term"):
         _require_module(f"{where}.watch.{key}", getattr(watch, key), "losses", holding="")
     shared, dataset = _shared(raw, block, where), dataset_params(raw)
     if shared.augment.crop_pixels > dataset.image_size:
-        raise UserError(f"params.yaml: augment.crop_pixels of {variant} is {shared.augment.crop_pixels}; allowed: at "
-                        f"most image_size ({dataset.image_size})")
+        raise UserError(
+            f"params.yaml: augment.crop_pixels of {variant} is {shared.augment.crop_pixels}; allowed: at "
+            f"most image_size ({dataset.image_size})"
+        )
     return Pretraining(
         variant=variant,
         method=block["method"],
@@ -176,8 +185,10 @@ def pretraining_params(raw: dict[str, Any], variant: str) -> Pretraining:
         image_size=dataset.image_size,
         seed=dataset.seed,
         gamma=shared.gamma if watch.number == "gamma" else None,
-        **{key: getattr(shared, key) for key in ("encoder", "batch_size", "micro_batch_size", "epochs", "optimizer",
-                                                 "augment", "monitor")},
+        **{
+            key: getattr(shared, key)
+            for key in ("encoder", "batch_size", "micro_batch_size", "epochs", "optimizer", "augment", "monitor")
+        },
     )
 
 
@@ -197,17 +208,25 @@ def _shared(raw: dict[str, Any], block: dict[str, Any], where: str) -> _Shared:
         return f"{where}.{key}" if key.partition(".")[0] in block else key
 
     if found.micro_batch_size == 1:
-        raise UserError(f"params.yaml: {place('micro_batch_size')} is 1; allowed: 0 (the whole batch at once) or at "
-                        "least 2, because batch norm cannot normalise a single image")
+        raise UserError(
+            f"params.yaml: {place('micro_batch_size')} is 1; allowed: 0 (the whole batch at once) or at "
+            "least 2, because batch norm cannot normalize a single image"
+        )
     if found.augment.crop_scale_min > found.augment.crop_scale_max:
-        raise UserError(f"params.yaml: {place('augment.crop_scale_min')} is {found.augment.crop_scale_min}; "
-                        f"allowed: at most augment.crop_scale_max ({found.augment.crop_scale_max})")
+        raise UserError(
+            f"params.yaml: {place('augment.crop_scale_min')} is {found.augment.crop_scale_min}; "
+            f"allowed: at most augment.crop_scale_max ({found.augment.crop_scale_max})"
+        )
     if found.epochs and found.optimizer.warmup_epochs > found.epochs:
-        raise UserError(f"params.yaml: {place('optimizer.warmup_epochs')} is {found.optimizer.warmup_epochs}; "
-                        f"allowed: at most epochs ({found.epochs})")
+        raise UserError(
+            f"params.yaml: {place('optimizer.warmup_epochs')} is {found.optimizer.warmup_epochs}; "
+            f"allowed: at most epochs ({found.epochs})"
+        )
     if found.optimizer.name != "lars" and found.optimizer.trust != Optimizer.trust:
-        raise UserError(f"params.yaml: {place('optimizer.trust')} is {found.optimizer.trust}, which has no effect with "
-                        f"{found.optimizer.name}; set optimizer.name to lars, or trust to {Optimizer.trust}")
+        raise UserError(
+            f"params.yaml: {place('optimizer.trust')} is {found.optimizer.trust}, which has no effect with "
+            f"{found.optimizer.name}; set optimizer.name to lars, or trust to {Optimizer.trust}"
+        )
     return found
 
 

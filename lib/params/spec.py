@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from lib.errors import UserError, shown
+from lib.runtime.errors import UserError, shown
 
 PARAMS_FILE = Path("params.yaml")
 MERGE = "tag:yaml.org,2002:merge"  # of the key <<
@@ -47,9 +47,7 @@ class Loader(yaml.SafeLoader):
 
 
 Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
 )
 
 
@@ -98,8 +96,15 @@ def _reason(error: yaml.YAMLError) -> str:
     return " ".join(problem.split()) + (f" in line {mark.line + 1}, column {mark.column + 1}" if mark else "")
 
 
-def param(default: Any = dataclasses.MISSING, *, low: float | None = None, high: float | None = None,
-          above: float | None = None, choices: Sequence[str] | None = None, words: str | None = None) -> Any:
+def param(
+    default: Any = dataclasses.MISSING,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: Sequence[str] | None = None,
+    words: str | None = None,
+) -> Any:
     """A field with what it allows: ``low <= value <= high``, ``value > above``, or one of ``choices``.
 
     ``words`` say what is allowed where neither can.
@@ -133,8 +138,9 @@ def parse(kind: type[T], raw: Any, where: str = "", also: Sequence[str] = ()) ->
 
 
 def unknown_key(key: Any, known: Iterable[str], where: str = "") -> UserError:
-    return UserError(f"params.yaml: unknown key {join(where, key)}; allowed here: {', '.join(sorted(known))}; "
-                     "rename or remove it")
+    return UserError(
+        f"params.yaml: unknown key {join(where, key)}; allowed here: {', '.join(sorted(known))}; rename or remove it"
+    )
 
 
 def _value(field: dataclasses.Field, raw: Any, where: str) -> Any:

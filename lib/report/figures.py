@@ -7,24 +7,35 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from lib.files import write_bytes
 from lib.report.plot_tables import accuracy_table, confusion_counts
 from lib.report.records import Record
+from lib.runtime.files import write_bytes
 
-# Okabe and Ito's colours, told apart with any colour vision, without the yellow that fades on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's colors, told apart with any color vision, without the yellow that fades on white.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
-SHADES = {"probe top-1": "#0072B2", "fine-tuned top-1": "#0072B2",
-          "kNN top-1": "#56B4E9", "best top-1, study's protocol": "#E69F00"}
+SHADES = {
+    "probe top-1": "#0072B2",
+    "fine-tuned top-1": "#0072B2",
+    "kNN top-1": "#56B4E9",
+    "best top-1, study's protocol": "#E69F00",
+}
 MARKED = 25  # markers on a long line
 INSIDE = 4  # with more variants the legend would cover the curves
 WIDE = 20  # times the smallest loss
 CONFUSION_LABELS = 20  # with more classes their names would overlap
 
-STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11,
-         "axes.titleweight": "bold", "figure.constrained_layout.use": True, "legend.frameon": False,
-         "text.parse_math": False}  # a dollar sign in a class name is a dollar sign
+STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "figure.constrained_layout.use": True,
+    "legend.frameon": False,
+    "text.parse_math": False,
+}  # a dollar sign in a class name is a dollar sign
 
 
 def save_figure(path: Path, draw: Callable[..., Figure], *arguments: Any) -> None:
@@ -37,19 +48,29 @@ def save_figure(path: Path, draw: Callable[..., Figure], *arguments: Any) -> Non
 def curves_figure(records: Sequence[Record]) -> Figure:
     """Training loss and kNN accuracy on the validation split, by epoch.
 
-    A variant has a colour, a marker and a dash of its own. Losses are totals, which objectives do not share.
+    A variant has a color, a marker and a dash of its own. Losses are totals, which objectives do not share.
     """
     figure = Figure(figsize=(10, 4))
     panels = figure.subplots(1, 2, sharex=True)
     for number, record in enumerate(records):
         for panel, column in zip(panels, ("loss", "knn")):
             points = record.curve.dropna(subset=[column])
-            panel.plot(points["epoch"], points[column], label=record.variant, linewidth=1.8, markersize=4.5,
-                       markevery=max(1, len(points) // MARKED), color=COLOURS[number % len(COLOURS)],
-                       marker=MARKERS[number % len(MARKERS)], linestyle=DASHES[number % len(DASHES)])
+            panel.plot(
+                points["epoch"],
+                points[column],
+                label=record.variant,
+                linewidth=1.8,
+                markersize=4.5,
+                markevery=max(1, len(points) // MARKED),
+                color=COLORS[number % len(COLORS)],
+                marker=MARKERS[number % len(MARKERS)],
+                linestyle=DASHES[number % len(DASHES)],
+            )
     weighted = any(record.pretraining["gamma"] is not None for record in records)
-    words = (("training loss", f"total loss{' (with its gamma term)' if weighted else ''}"),
-             ("kNN on validation images", "kNN top-1, %"))
+    words = (
+        ("training loss", f"total loss{' (with its gamma term)' if weighted else ''}"),
+        ("kNN on validation images", "kNN top-1, %"),
+    )
     for panel, (title, value) in zip(panels, words):
         panel.set_title(title, loc="left")
         panel.set_xlabel("epoch")
@@ -59,8 +80,10 @@ def curves_figure(records: Sequence[Record]) -> Figure:
     if len(records) <= INSIDE:
         panels[0].legend(handlelength=3.5)
         return figure
-    lowest, highest = (pick(line.get_ydata()[index] for line in panels[0].lines if len(line.get_ydata())
-                            for index in (0, -1)) for pick in (min, max))
+    lowest, highest = (
+        pick(line.get_ydata()[index] for line in panels[0].lines if len(line.get_ydata()) for index in (0, -1))
+        for pick in (min, max)
+    )
     if lowest > 0 and highest > WIDE * lowest:
         panels[0].set_yscale("log")  # on one scale the largest objective would flatten all others
         panels[0].yaxis.set_major_formatter("{x:g}")  # the usual one writes formulas, which `STYLE` shows as text
@@ -112,9 +135,9 @@ def confusion_figure(records: Sequence[Record]) -> Figure:
             panel.set_xticks(range(len(names)), names, rotation=90)
             panel.set_yticks(range(len(names)), names)
             _write_cells(panel, percent)
-    for panel in panels[len(records):]:
+    for panel in panels[len(records) :]:
         panel.remove()
-    for panel in panels[:len(records):columns]:
+    for panel in panels[: len(records) : columns]:
         panel.set_ylabel("actual")
     figure.colorbar(image, ax=panels[:columns], shrink=0.7, label="% of the actual class")
     return figure
@@ -122,11 +145,13 @@ def confusion_figure(records: Sequence[Record]) -> Figure:
 
 def _write_cells(panel: Any, percent: Any) -> None:
     for (row, column), value in _cells(percent):
-        panel.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7,
-                   color="white" if value > 55 else "0.15")
+        panel.text(
+            column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white" if value > 55 else "0.15"
+        )
 
 
 def _cells(percent: Any) -> list[tuple[tuple[int, int], float]]:
     """The cells that round to at least one percent."""
-    return [((row, column), value) for row, line in enumerate(percent) for column, value in enumerate(line)
-            if value >= 0.5]
+    return [
+        ((row, column), value) for row, line in enumerate(percent) for column, value in enumerate(line) if value >= 0.5
+    ]

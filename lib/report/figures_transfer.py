@@ -6,7 +6,7 @@ from typing import Any
 import numpy
 from matplotlib.figure import Figure
 
-from lib.report.figures import COLOURS, DASHES, MARKED, MARKERS
+from lib.report.figures import COLORS, DASHES, MARKED, MARKERS
 
 ACROSS = 16  # filters in a line
 
@@ -17,9 +17,16 @@ def transfer_figure(rows: Sequence[dict[str, Any]], variant: str) -> Figure:
     axes = figure.subplots()
     for number, arm in enumerate(dict.fromkeys(row["arm"] for row in rows)):
         points = [(row["epoch"], row["validation_top1"]) for row in rows if row["arm"] == arm]
-        axes.plot(*zip(*points), label=arm, linewidth=1.8, markersize=4.5, markevery=max(1, len(points) // MARKED),
-                  color=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)],
-                  linestyle=DASHES[number % len(DASHES)])
+        axes.plot(
+            *zip(*points),
+            label=arm,
+            linewidth=1.8,
+            markersize=4.5,
+            markevery=max(1, len(points) // MARKED),
+            color=COLORS[number % len(COLORS)],
+            marker=MARKERS[number % len(MARKERS)],
+            linestyle=DASHES[number % len(DASHES)],
+        )
     axes.set_title(f"Classifiers by their first layer ({variant})", loc="left")
     axes.set_xlabel("epoch")
     axes.set_ylabel("accuracy on validation images, %")
@@ -38,8 +45,12 @@ def filters_figure(found: Mapping[str, numpy.ndarray], variant: str) -> Figure:
     for axes, (name, sheet) in zip(figure.subplots(len(sheets), squeeze=False)[:, 0], sheets.items()):
         axes.imshow(sheet, interpolation="nearest")
         axes.set_axis_off()
-        axes.set_title(f"{len(found[name])} filters, {name} ({variant})\nlargest weight first; grey is zero, each on "
-                       "its own scale", loc="left", fontsize=9)
+        axes.set_title(
+            f"{len(found[name])} filters, {name} ({variant})\nlargest weight first; gray is zero, each on "
+            "its own scale",
+            loc="left",
+            fontsize=9,
+        )
     return figure
 
 
@@ -52,5 +63,5 @@ def _sheet(weights: numpy.ndarray) -> numpy.ndarray:
         top, left = place // ACROSS * size + 1, place % ACROSS * size + 1
         filter_ = weights[number].transpose(1, 2, 0)
         largest = numpy.abs(filter_).max() or 1.0
-        sheet[top:top + size - 1, left:left + size - 1] = 0.5 + filter_ / (2 * largest)
+        sheet[top : top + size - 1, left : left + size - 1] = 0.5 + filter_ / (2 * largest)
     return sheet

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy
 from matplotlib.figure import Figure
 
-from lib.files import read_arrays
 from lib.report.figures_tsne import class_legend, legend_remark, remarks, scatter
+from lib.runtime.files import read_arrays
 
 BESIDE = ("labels", "indices", "classes")
 COLUMNS = 4
@@ -32,7 +32,7 @@ def overview_figure(maps: Mapping[str, Mapping[str, numpy.ndarray]]) -> Figure:
         scatter(panel, arrays[name], arrays["labels"], classes)
         panel.set_title(f"{variant} · {name}", loc="left")
         panel.text(0.02, 0.97, remarks(arrays[name], ()).strip(" -"), transform=panel.transAxes, va="top", fontsize=10)
-    for panel in panels[len(shown):]:
+    for panel in panels[len(shown) :]:
         panel.set_visible(False)
     class_legend(figure, classes, loc="outside right upper", fontsize=9)
     if note := legend_remark(classes):

@@ -23,8 +23,10 @@ def accuracy_table(records: Sequence[Record]) -> pandas.DataFrame:
             measures = {"fine-tuned top-1" if record.finetuned else "probe top-1": latent.top1, "kNN top-1": latent.knn}
             if latent is record.main and record.study:
                 measures["best top-1, study's protocol"] = record.study.top1
-            rows += [(record.label(latent), record.variant, latent.name, measure, value)
-                     for measure, value in measures.items()]
+            rows += [
+                (record.label(latent), record.variant, latent.name, measure, value)
+                for measure, value in measures.items()
+            ]
     return pandas.DataFrame(rows, columns=["model", "variant", "latent", "measure", "value"])
 
 

@@ -11,17 +11,25 @@ import subprocess
 import sys
 from pathlib import Path, PureWindowsPath
 
-from lib.errors import UserError
-from lib.files import write_text
 from lib.params.evaluation import transfer_variants
 from lib.params.pretraining import dataset_params, load_params, variant_names
+from lib.runtime.errors import UserError
+from lib.runtime.files import write_text
 
 RECORDS = Path("docs/results")
 README = Path("README.md")
 BEGIN, END = "<!-- record: begin -->", "<!-- record: end -->"
 LOCK = "dvc.lock"
-COPIED = ("params.yaml", "metrics/results.csv", "metrics/results.md", "plots/curves.csv",
-          "plots/curves.png", "plots/accuracy.png", "plots/confusion.png", "plots/tsne/overview.png")
+COPIED = (
+    "params.yaml",
+    "metrics/results.csv",
+    "metrics/results.md",
+    "plots/curves.csv",
+    "plots/curves.png",
+    "plots/accuracy.png",
+    "plots/confusion.png",
+    "plots/tsne/overview.png",
+)
 MOST_PLANES = 12  # t-SNE pictures that a record has one by one
 LONG = 30  # lines of a table that README.md shows whole
 PICTURES = {
@@ -36,8 +44,7 @@ FOLDERS = {  # of further pictures
 }
 
 
-def write_record(name: str, title: str, about: str, root: Path = Path(), notes: str = "",
-                 by_dvc: bool = True) -> Path:
+def write_record(name: str, title: str, about: str, root: Path = Path(), notes: str = "", by_dvc: bool = True) -> Path:
     """Copy the run in ``root`` to docs/results/``name``; returns the folder. All checks come before the first write.
 
     ``notes``: Markdown that the page has before its table. ``by_dvc``: whether DVC ran the stages, so that dvc.lock
@@ -48,8 +55,9 @@ def write_record(name: str, title: str, about: str, root: Path = Path(), notes: 
             has none, ``images_path`` is absolute, or README.md has no markers.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UserError(f"{name!r} is not a usable name; allowed: letters, digits, ., _ and -, for example "
-                        "2026-01-31-digits")
+        raise UserError(
+            f"{name!r} is not a usable name; allowed: letters, digits, ., _ and -, for example 2026-01-31-digits"
+        )
     commit, readme = _commit(root), _readme_around(root / README)
     files = _files(root, by_dvc)
     folder = root / RECORDS / name
@@ -71,25 +79,32 @@ def _files(root: Path, by_dvc: bool) -> dict[str, str]:
         raw = load_params(root / "params.yaml")
         _refuse_absolute(dataset_params(raw).images_path)
         for variant in transfer_variants(raw, variant_names(raw)):
-            own = {f"metrics/transfer/{variant}.json": f"transfer/{variant}.json",
-                   f"plots/transfer/{variant}.csv": f"transfer/{variant}.csv",
-                   f"plots/transfer/{variant}.png": f"transfer/{variant}.png",
-                   f"plots/filters/{variant}.png": f"transfer/{variant}-filters.png"}
+            own = {
+                f"metrics/transfer/{variant}.json": f"transfer/{variant}.json",
+                f"plots/transfer/{variant}.csv": f"transfer/{variant}.csv",
+                f"plots/transfer/{variant}.png": f"transfer/{variant}.png",
+                f"plots/filters/{variant}.png": f"transfer/{variant}-filters.png",
+            }
             files |= own
             absent += [path for path in own if not (root / path).is_file()]
         planes: dict[str, str] = {}
         for variant in variant_names(raw):
             pictures = sorted((root / "plots/tsne" / variant).glob("*.png"))
-            own = {f"metrics/{variant}.json": f"metrics/{variant}.json",
-                   f"data/scores/{variant}.json": f"scores/{variant}.json",
-                   f"data/scores/{variant}.npz": f"scores/{variant}.npz",
-                   f"data/tsne/{variant}.npz": f"tsne/{variant}.npz"}
+            own = {
+                f"metrics/{variant}.json": f"metrics/{variant}.json",
+                f"data/scores/{variant}.json": f"scores/{variant}.json",
+                f"data/scores/{variant}.npz": f"scores/{variant}.npz",
+                f"data/tsne/{variant}.npz": f"tsne/{variant}.npz",
+            }
             files |= own
             planes |= {path.relative_to(root).as_posix(): f"tsne/{variant}/{path.name}" for path in pictures}
             absent += [path for path in own if not (root / path).is_file()]
             absent += [] if pictures else [f"plots/tsne/{variant}/*.png"]
-        files |= {path.relative_to(root).as_posix(): f"willshaw/{path.name}"  # made by a command, not by a stage
-                  for path in sorted((root / "plots/willshaw").glob("*.*")) if path.stem in variant_names(raw)}
+        files |= {
+            path.relative_to(root).as_posix(): f"willshaw/{path.name}"  # made by a command, not by a stage
+            for path in sorted((root / "plots/willshaw").glob("*.*"))
+            if path.stem in variant_names(raw)
+        }
         files |= planes if len(planes) <= MOST_PLANES else {}  # the overview has them all
     if absent:
         raise UserError(f"{absent[0]} does not exist; a record needs a finished run: dvc repro")
@@ -98,16 +113,21 @@ def _files(root: Path, by_dvc: bool) -> dict[str, str]:
 
 def _refuse_absolute(images_path: str) -> None:
     if Path(images_path).expanduser().is_absolute() or PureWindowsPath(images_path).is_absolute():
-        raise UserError("params.yaml: images_path is absolute, and a record must not name one machine's folders; "
-                        "put a link beside params.yaml, set images_path to its name and run dvc repro")
+        raise UserError(
+            "params.yaml: images_path is absolute, and a record must not name one machine's folders; "
+            "put a link beside params.yaml, set images_path to its name and run dvc repro"
+        )
 
 
 def _page(title: str, about: str, commit: str, results: str, files: dict[str, str], notes: str) -> str:
-    lock = (f"[{LOCK}]({LOCK})" if LOCK in files
-            else f"the stages were run one by one, without DVC, so there is no {LOCK}")
-    made = (f"Made with the code of commit {commit} (the last that changed lib, stages or dvc.yaml). Settings: "
-            f"[params.yaml](params.yaml), {lock}; numbers: [results.csv](results.csv), [curves.csv](curves.csv), "
-            "[metrics](metrics); predictions and planes of the test images: [scores](scores), [tsne](tsne).")
+    lock = (
+        f"[{LOCK}]({LOCK})" if LOCK in files else f"the stages were run one by one, without DVC, so there is no {LOCK}"
+    )
+    made = (
+        f"Made with the code of commit {commit} (the last that changed lib, stages or dvc.yaml). Settings: "
+        f"[params.yaml](params.yaml), {lock}; numbers: [results.csv](results.csv), [curves.csv](curves.csv), "
+        "[metrics](metrics); predictions and planes of the test images: [scores](scores), [tsne](tsne)."
+    )
     for folder, heading in FOLDERS.items():
         shown = sorted(target for target in files.values() if target.startswith(folder) and target.endswith(".png"))
         if shown:
@@ -118,7 +138,7 @@ def _page(title: str, about: str, commit: str, results: str, files: dict[str, st
     names = ", ".join(f"[{Path(target).parent.name} · {Path(target).stem}]({target})" for target in large)
     noted = f"{notes.strip()}\n\n" if notes.strip() else ""
     alone = f"Each t-SNE picture by itself is in [tsne](tsne): {names}.\n" if large else ""
-    page = f"# {title}\n\n{about}\n\n{made}\n\n{noted}{results}\n## Pictures\n\n{pictures}\n\n{alone}"
+    page = f"# {title}\n\n{about}\n\n{made}\n\n{noted}{results}\n## RawDataset\n\n{pictures}\n\n{alone}"
     return page.rstrip("\n") + "\n"
 
 
@@ -127,9 +147,10 @@ def _readme_around(readme: Path) -> tuple[str, str]:
     text = readme.read_text() if readme.is_file() else ""
     begin, end = text.find(BEGIN), text.find(END)
     if begin < 0 or end < begin or text.count(BEGIN) > 1 or text.count(END) > 1:
-        raise UserError(f"{readme} lacks the markers; put {BEGIN} and after it {END}, each once, "
-                        "where the table belongs")
-    return text[:begin + len(BEGIN)], text[end:]
+        raise UserError(
+            f"{readme} lacks the markers; put {BEGIN} and after it {END}, each once, where the table belongs"
+        )
+    return text[: begin + len(BEGIN)], text[end:]
 
 
 def _block(name: str, title: str, about: str, results: str) -> str:
@@ -137,8 +158,10 @@ def _block(name: str, title: str, about: str, results: str) -> str:
     table, rest = _without_other_latents(results.split("\n\n## ", 1)[0])
     chosen = ("curves.png",) if rest else ("curves.png", "overview.png")  # that of so many latents is too tall
     pictures = "\n\n".join(f"![{PICTURES[picture]}]({place}/{picture})" for picture in chosen)
-    return (f"\n**{title}.** {about}\n\n{table}\n\n{pictures}\n\n"
-            f"How to read each column{rest}, the runs and all pictures: [{place}]({place}/README.md).\n")
+    return (
+        f"\n**{title}.** {about}\n\n{table}\n\n{pictures}\n\n"
+        f"How to read each column{rest}, the runs and all pictures: [{place}]({place}/README.md).\n"
+    )
 
 
 def _without_other_latents(table: str) -> tuple[str, str]:
@@ -155,12 +178,16 @@ def _commit(root: Path) -> str:
     """The last commit that changed the code that is there now."""
     changed = _git(root, "status", "--porcelain")
     if changed:
-        raise UserError(f"{changed.split()[-1]} differs from the last commit; a record needs code that can be found "
-                        "again: commit it and run dvc repro")
+        raise UserError(
+            f"{changed.split()[-1]} differs from the last commit; a record needs code that can be found "
+            "again: commit it and run dvc repro"
+        )
     commit = _git(root, "log", "-1", "--format=%h of %cs")
     if not commit:
-        raise UserError("no commit holds lib, stages and dvc.yaml; a record needs code that can be found again: commit "
-                        "them and run dvc repro")
+        raise UserError(
+            "no commit holds lib, stages and dvc.yaml; a record needs code that can be found again: commit "
+            "them and run dvc repro"
+        )
     return commit
 
 
@@ -169,8 +196,10 @@ def _git(root: Path, *arguments: str) -> str:
     try:
         return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        raise UserError("this folder is no git repository with commits; a record needs code that can be found again: "
-                        "git init, commit everything, then run dvc repro") from None
+        raise UserError(
+            "this folder is no git repository with commits; a record needs code that can be found again: "
+            "git init, commit everything, then run dvc repro"
+        ) from None
 
 
 if __name__ == "__main__":
@@ -185,7 +214,10 @@ if __name__ == "__main__":
         if arguments.notes and not arguments.notes.is_file():
             raise UserError(f"{arguments.notes} does not exist; --notes is a file of Markdown")
         notes = arguments.notes.read_text() if arguments.notes else ""
-        print(write_record(arguments.name, arguments.title, arguments.about, notes=notes,
-                           by_dvc=not arguments.without_dvc))
+        print(
+            write_record(
+                arguments.name, arguments.title, arguments.about, notes=notes, by_dvc=not arguments.without_dvc
+            )
+        )
     except UserError as error:
         sys.exit(f"error: {error}")

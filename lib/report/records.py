@@ -7,8 +7,8 @@ from typing import Any
 import numpy
 import pandas
 
-from lib.errors import UserError
-from lib.files import read_about, read_arrays, read_json
+from lib.runtime.errors import UserError
+from lib.runtime.files import read_about, read_arrays, read_json
 
 
 @dataclass(frozen=True)
@@ -101,15 +101,33 @@ def read_record(variant: str, root: Path = Path(".")) -> Record:
     try:
         return _record(variant, scores, arrays, about, _read_curve(root / f"plots/curves/{variant}.csv"))
     except KeyError as missing:
-        raise UserError(f"the files of variant {variant} under data/ lack {missing}; "
-                        f"an older version wrote them: dvc repro -f linear@{variant}") from None
+        raise UserError(
+            f"the files of variant {variant} under data/ lack {missing}; "
+            f"an older version wrote them: dvc repro -f linear@{variant}"
+        ) from None
 
 
-def _record(variant: str, scores: dict[str, Any], arrays: dict[str, numpy.ndarray], about: dict[str, Any],
-            curve: pandas.DataFrame) -> Record:
-    latents = [Latent(name, found["top1"], found["top5"], found["knn"], found["validation_probe"], found["lr"],
-                      found["weight_decay"], found["width"], Code(**found["code"]) if "code" in found else None)
-               for name, found in scores["latents"].items()]
+def _record(
+    variant: str,
+    scores: dict[str, Any],
+    arrays: dict[str, numpy.ndarray],
+    about: dict[str, Any],
+    curve: pandas.DataFrame,
+) -> Record:
+    latents = [
+        Latent(
+            name,
+            found["top1"],
+            found["top5"],
+            found["knn"],
+            found["validation_probe"],
+            found["lr"],
+            found["weight_decay"],
+            found["width"],
+            Code(**found["code"]) if "code" in found else None,
+        )
+        for name, found in scores["latents"].items()
+    ]
     study = scores["study"]
     return Record(
         variant=variant,

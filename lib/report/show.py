@@ -4,7 +4,7 @@ import csv
 import sys
 from pathlib import Path
 
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 
 RESULTS_FILE = Path("metrics/results.csv")
 COLUMNS = {

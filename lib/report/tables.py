@@ -45,8 +45,11 @@ CODES = {
     "unused": "Unused units, %",
 }
 # what the first columns are called when the whole network was fine-tuned
-FINETUNED = {"top1": "Fine-tuned top-1", "top5": "Fine-tuned top-5",
-             "validation_top1": "Frozen probe, validation top-1"}
+FINETUNED = {
+    "top1": "Fine-tuned top-1",
+    "top5": "Fine-tuned top-5",
+    "validation_top1": "Frozen probe, validation top-1",
+}
 SETTING = ("probe_lr", "probe_weight_decay")
 PERCENT = ("study_top1", "study_top5", "top1", "top5", "validation_top1", "knn")
 COLUMNS = ("model", "variant", "latent", *PERCENT, *SETTING, *(key for key in RUN if key != "model"))
@@ -61,9 +64,10 @@ def result_rows(records: Sequence[Record]) -> pandas.DataFrame:
     rows += [_published(row) for row in ROWS]
     rows += [_row(record, latent) for record in records for latent in record.latents[1:]]
     frame = pandas.DataFrame(rows, columns=list(COLUMNS))
-    whole = {name: "Int64" for name in ("epochs", "batch_size", "seed", "parameters")}
-    return frame.astype({**whole, **{name: "float64" for name in (*PERCENT, *SETTING, "gamma", "seconds_per_epoch",
-                                                         "memory_gb")}})
+    whole = dict.fromkeys(("epochs", "batch_size", "seed", "parameters"), "Int64")
+    return frame.astype(
+        {**whole, **dict.fromkeys((*PERCENT, *SETTING, "gamma", "seconds_per_epoch", "memory_gb"), "float64")}
+    )
 
 
 def markdown(records: Sequence[Record]) -> str:
@@ -72,9 +76,15 @@ def markdown(records: Sequence[Record]) -> str:
     runs = frame.head(len(records) + len(ROWS))
     runs = runs.assign(model=runs["model"].where(runs["latent"].isna(), runs["variant"]))
     accuracy = ACCURACY | (FINETUNED if any(record.finetuned for record in records) else {})
-    parts = ["# Results", "Accuracies in percent.", _table(frame, accuracy),
-             "## How to read the columns", "\n".join(f"- {line}" for line in explanations(records)),
-             "## Runs", _table(runs, RUN)]
+    parts = [
+        "# Results",
+        "Accuracies in percent.",
+        _table(frame, accuracy),
+        "## How to read the columns",
+        "\n".join(f"- {line}" for line in explanations(records)),
+        "## Runs",
+        _table(runs, RUN),
+    ]
     codes = _codes(records)
     if len(codes):
         lines = "\n".join(f"- {line}" for line in code_explanations(records))
@@ -84,8 +94,14 @@ def markdown(records: Sequence[Record]) -> str:
 
 def _codes(records: Sequence[Record]) -> pandas.DataFrame:
     """One row for each latent that is a binary code."""
-    return pandas.DataFrame([{"model": record.label(latent), "units": latent.width, **asdict(latent.code)}
-                             for record in records for latent in record.latents if latent.code])
+    return pandas.DataFrame(
+        [
+            {"model": record.label(latent), "units": latent.width, **asdict(latent.code)}
+            for record in records
+            for latent in record.latents
+            if latent.code
+        ]
+    )
 
 
 def cell(key: str, value: object) -> str:

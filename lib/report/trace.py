@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lib.errors import UserError
-from lib.files import read_about
 from lib.params.spec import load_yaml
+from lib.runtime.errors import UserError
+from lib.runtime.files import read_about
 
 LOCK = Path("dvc.lock")
 
@@ -41,22 +41,27 @@ def trace(path: str, root: Path = Path(".")) -> list[str]:
 def _writer(stages: dict[str, Any], path: str) -> str:
     writer = _source(stages, path)
     if writer is None:
-        raise UserError(f"{LOCK} knows no stage that wrote {path}; "
-                        "name an output as dvc.yaml has it, for example metrics/simclr.json")
+        raise UserError(
+            f"{LOCK} knows no stage that wrote {path}; "
+            "name an output as dvc.yaml has it, for example metrics/simclr.json"
+        )
     return writer
 
 
 def _source(stages: dict[str, Any], path: str) -> str | None:
     """The stage that wrote ``path``."""
-    return next((name for name, stage in stages.items()
-                 if path in (written["path"] for written in stage.get("outs", []))), None)
+    return next(
+        (name for name, stage in stages.items() if path in (written["path"] for written in stage.get("outs", []))), None
+    )
 
 
 def _require_same(path: Path, written: dict[str, Any], stage: str) -> None:
     """A file that is here must be the recorded one; one that is only in DVC's cache may be absent."""
     if path.is_file() and hashlib.md5(path.read_bytes()).hexdigest() != written["md5"]:
-        raise UserError(f"{written['path']} is not what {stage} wrote by {LOCK}; "
-                        "it was changed by hand, or the stage's run was not finished: dvc repro")
+        raise UserError(
+            f"{written['path']} is not what {stage} wrote by {LOCK}; "
+            "it was changed by hand, or the stage's run was not finished: dvc repro"
+        )
 
 
 def _lines(name: str, stage: dict[str, Any]) -> list[str]:
@@ -74,8 +79,10 @@ def _record(path: Path) -> list[str]:
         return []
     about = read_about(path)
     data = about.get("data", about)
-    found = {"data": f"{data.get('dataset')}, checksum {data.get('checksum')}",
-             "versions": ", ".join(f"{name} {value}" for name, value in about.get("versions", {}).items())}
+    found = {
+        "data": f"{data.get('dataset')}, checksum {data.get('checksum')}",
+        "versions": ", ".join(f"{name} {value}" for name, value in about.get("versions", {}).items()),
+    }
     return [f"  {key}: {value}" for key, value in found.items() if value]
 
 

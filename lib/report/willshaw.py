@@ -14,12 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lib.errors import UserError
 from lib.evaluate.codes import is_binary, k_winners, pattern_entropy, unused, usage_entropy
 from lib.evaluate.willshaw import capacity
-from lib.files import read_arrays, write_table
-from lib.report.figures import COLOURS, DASHES, MARKERS, save_figure
-from lib.seeds import generator
+from lib.report.figures import COLORS, DASHES, MARKERS, save_figure
+from lib.runtime.errors import UserError
+from lib.runtime.files import read_arrays, write_table
+from lib.runtime.seeds import generator
 
 SEED = 0
 COUNTS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
@@ -42,8 +42,10 @@ def read_codes(variant: str, root: Path = Path(".")) -> tuple[str, Tensor]:
         rows = torch.from_numpy(arrays[name])
         if is_binary(rows):
             return name, rows
-    raise UserError(f"variant {variant} has no binary code among its latents ({', '.join(names)}); allowed: a variant "
-                    "whose code has 0 and 1 and as many 1 in each row; choose another")
+    raise UserError(
+        f"variant {variant} has no binary code among its latents ({', '.join(names)}); allowed: a variant "
+        "whose code has 0 and 1 and as many 1 in each row; choose another"
+    )
 
 
 def recalls(codes: Tensor) -> pandas.DataFrame:
@@ -94,8 +96,16 @@ def recall_figure(table: pandas.DataFrame, heading: str) -> Figure:
 def _line(panel: Axes, rows: pandas.DataFrame, across: str, up: str, kind: str, cue: str, label: str) -> None:
     """Colour and marker tell the codes apart, dashes the cues."""
     number, rows = list(KINDS).index(kind), rows.sort_values(across)
-    panel.plot(rows[across], rows[up], label=label, color=COLOURS[number], marker=MARKERS[number], markersize=4.5,
-               linestyle=DASHES[list(CUES).index(cue)], linewidth=1.8)
+    panel.plot(
+        rows[across],
+        rows[up],
+        label=label,
+        color=COLORS[number],
+        marker=MARKERS[number],
+        markersize=4.5,
+        linestyle=DASHES[list(CUES).index(cue)],
+        linewidth=1.8,
+    )
 
 
 def report(variant: str, root: Path = Path(".")) -> list[str]:
@@ -106,10 +116,12 @@ def report(variant: str, root: Path = Path(".")) -> list[str]:
     write_table(target / f"{variant}.csv", table)
     heading = f"{variant} · {name}: Willshaw memory of {units} units, {active} active"
     save_figure(target / f"{variant}.png", recall_figure, table, heading)
-    return [f"{variant}, latent {name}: {len(codes):,} test images, {units} units, {active} active",
-            f"usage entropy {usage_entropy(codes):.3f} of 1, pattern entropy {pattern_entropy(codes):.2f} bits of "
-            f"{torch.tensor(float(len(codes))).log2():.2f}, {100 * unused(codes):.1f} % of the units unused",
-            f"written: {target / variant}.csv, {target / variant}.png"]
+    return [
+        f"{variant}, latent {name}: {len(codes):,} test images, {units} units, {active} active",
+        f"usage entropy {usage_entropy(codes):.3f} of 1, pattern entropy {pattern_entropy(codes):.2f} bits of "
+        f"{torch.tensor(float(len(codes))).log2():.2f}, {100 * unused(codes):.1f} % of the units unused",
+        f"written: {target / variant}.csv, {target / variant}.png",
+    ]
 
 
 def main() -> None:

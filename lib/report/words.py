@@ -19,19 +19,32 @@ def standard_error(percent: float, images: int) -> float:
 
 def explanations(records: Sequence[Record]) -> list[str]:
     """One markdown line for each thing that a reader of the table has to know."""
-    return [*_best(records), _probe(records), _settings(records), _knn(records), *_latents(records), *_kinds(records),
-            _error(records), _seeds(records), *_chance(records), *_top5(records), _published(records)]
+    return [
+        *_best(records),
+        _probe(records),
+        _settings(records),
+        _knn(records),
+        *_latents(records),
+        *_kinds(records),
+        _error(records),
+        _seeds(records),
+        *_chance(records),
+        *_top5(records),
+        _published(records),
+    ]
 
 
 def code_explanations(records: Sequence[Record]) -> list[str]:
     """The same for the table of binary codes."""
     images = _join([f"{count:,}" for count in sorted({record.test_images for record in records})])
-    return ["**Nearest centroid**: percent of test images; cosine with the mean code of each class over all training "
-            "images, or with that mean's own code, its most frequent units.",
-            "**Entropy of use**: how evenly the units are used, mean over them, as a share of its largest value; 0 if "
-            f"all codes are the same. **Entropy of codes**: of whole codes of the {images} test images; at most "
-            f"{_join([f'{math.log2(record.test_images):.2f}' for record in records])} bits, if all differ.",
-            "**Unused**: active for no test image."]
+    return [
+        "**Nearest centroid**: percent of test images; cosine with the mean code of each class over all training "
+        "images, or with that mean's own code, its most frequent units.",
+        "**Entropy of use**: how evenly the units are used, mean over them, as a share of its largest value; 0 if "
+        f"all codes are the same. **Entropy of codes**: of whole codes of the {images} test images; at most "
+        f"{_join([f'{math.log2(record.test_images):.2f}' for record in records])} bits, if all differ.",
+        "**Unused**: active for no test image.",
+    ]
 
 
 def counted(number: float, thing: str) -> str:
@@ -42,24 +55,31 @@ def counted(number: float, thing: str) -> str:
 def _best(records: Sequence[Record]) -> list[str]:
     epochs = sorted({record.study.epochs for record in records if record.study})
     if not epochs:
-        return ["**Best top-1, best top-5**: the study's own protocol, left out of this run "
-                "(`linear.study_epochs: 0`)."]
-    return [f"**Best top-1, best top-5**: the study's own protocol, to compare with the published rows and for "
-            f"nothing else. Encoder parameters frozen while its BatchNorm statistics move, augmented images, a "
-            f"linear layer trained for {_join(counted(number, 'epoch') for number in epochs)} on all training images, "
-            f"best epoch picked on the test images, for top-1 and top-5 apart, which flatters both. One departure: the "
-            f"study also picked its pretraining checkpoint by the best kNN on the test images; here it is the last "
-            f"epoch's."]
+        return [
+            "**Best top-1, best top-5**: the study's own protocol, left out of this run (`linear.study_epochs: 0`)."
+        ]
+    return [
+        f"**Best top-1, best top-5**: the study's own protocol, to compare with the published rows and for "
+        f"nothing else. Encoder parameters frozen while its BatchNorm statistics move, augmented images, a "
+        f"linear layer trained for {_join(counted(number, 'epoch') for number in epochs)} on all training images, "
+        f"best epoch picked on the test images, for top-1 and top-5 apart, which flatters both. One departure: the "
+        f"study also picked its pretraining checkpoint by the best kNN on the test images; here it is the last "
+        f"epoch's."
+    ]
 
 
 def _probe(records: Sequence[Record]) -> str:
     words = _join([record.protocol["linear"] for record in records], "; or ")
     if any(record.finetuned for record in records):
-        return (f"**Fine-tuned**: {words}. **Frozen probe, validation**: top-1, on the validation images, of the probe "
-                f"on frozen features that fine-tuning starts from, before they are used to fit it; it does not measure "
-                f"the fine-tuned network.")
-    return (f"**Probe**: {words}. **Validation**: top-1 of the probe on the validation images, before they are used "
-            f"to fit it.")
+        return (
+            f"**Fine-tuned**: {words}. **Frozen probe, validation**: top-1, on the validation images, of the probe "
+            f"on frozen features that fine-tuning starts from, before they are used to fit it; it does not measure "
+            f"the fine-tuned network."
+        )
+    return (
+        f"**Probe**: {words}. **Validation**: top-1 of the probe on the validation images, before they are used "
+        f"to fit it."
+    )
 
 
 def _settings(records: Sequence[Record]) -> str:
@@ -104,32 +124,43 @@ def _kinds(records: Sequence[Record]) -> list[str]:
     random = _join(record.variant for record in records if not record.pretraining["epochs"])
     lines = []
     if supervised:
-        lines.append(f"**Trained with labels**: {supervised}, all others without any. It shows what the encoder, the "
-                     "augmentation and the epochs can give.")
+        lines.append(
+            f"**Trained with labels**: {supervised}, all others without any. It shows what the encoder, the "
+            "augmentation and the epochs can give."
+        )
     if random:
         lines.append(f"**Not trained**: {random}. With 0 epochs an encoder is as it was drawn: the floor of its kind.")
     return lines
 
 
 def _error(records: Sequence[Record]) -> str:
-    errors = _join([f"{standard_error(record.main.top1, record.test_images):.2f} at {record.main.top1:.2f} "
-                    f"({record.variant})" for record in records])
+    errors = _join(
+        [
+            f"{standard_error(record.main.top1, record.test_images):.2f} at {record.main.top1:.2f} ({record.variant})"
+            for record in records
+        ]
+    )
     images = _join([f"{count:,}" for count in sorted({record.test_images for record in records})])
-    return (f"**Standard error** of the main latent's top-1 from the choice of the {images} test images alone "
-            f"(binomial), in points: {errors}.")
+    return (
+        f"**Standard error** of the main latent's top-1 from the choice of the {images} test images alone "
+        f"(binomial), in points: {errors}."
+    )
 
 
 def _seeds(records: Sequence[Record]) -> str:
     seeds = _join(sorted({record.pretraining["seed"] for record in records}))
-    return (f"**One training per model** (seed {seeds}): another seed gives another number, by an amount that one "
-            f"run cannot tell. Differences between these rows cannot be attributed to the loss.")
+    return (
+        f"**One training per model** (seed {seeds}): another seed gives another number, by an amount that one "
+        f"run cannot tell. Differences between these rows cannot be attributed to the loss."
+    )
 
 
 def _chance(records: Sequence[Record]) -> list[str]:
     lines = []
     for count in sorted({len(record.classes) for record in records}):
-        lines.append(f"**Chance** with {count} classes is {100 / count:.3g} for "
-                     f"top-1 and {min(100, 500 / count):.3g} for top-5.")
+        lines.append(
+            f"**Chance** with {count} classes is {100 / count:.3g} for top-1 and {min(100, 500 / count):.3g} for top-5."
+        )
     return lines
 
 
@@ -142,11 +173,15 @@ def _top5(records: Sequence[Record]) -> list[str]:
 
 def _published(records: Sequence[Record]) -> str:
     row = ROWS[0]
-    line = (f"**Published** rows: {SOURCE}; {row.encoder} on {row.dataset}, {counted(row.epochs, 'epoch')}, batch "
-            f"{row.batch_size}, one training per model, best test epoch of {row.study_epochs}.")
-    differing = [f"{name} {_join(found, ' and ')} instead of {_text(theirs)}"
-                 for name, ours, theirs in _compared(records)
-                 if (found := [value for value in ours if value != theirs])]
+    line = (
+        f"**Published** rows: {SOURCE}; {row.encoder} on {row.dataset}, {counted(row.epochs, 'epoch')}, batch "
+        f"{row.batch_size}, one training per model, best test epoch of {row.study_epochs}."
+    )
+    differing = [
+        f"{name} {_join(found, ' and ')} instead of {_text(theirs)}"
+        for name, ours, theirs in _compared(records)
+        if (found := [value for value in ours if value != theirs])
+    ]
     if differing:
         line += f" This run differs in {_join(differing)}, so the two do not measure the same thing."
     return line

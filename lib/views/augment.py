@@ -1,4 +1,4 @@
-"""From uint8 images and their draws to views: crop, flip, color jitter, grayscale, normalise.
+"""From uint8 images and their draws to views: crop, flip, color jitter, grayscale, normalize.
 
 B images of H x W pixels, views of h x w. Every view is computed from its own row of draws. Images that need the same
 steps are taken together on a CPU: sorted by the slot in which hue comes, each image meets each of its four
@@ -28,7 +28,7 @@ def augment(images: Tensor, draws: Draws | Plan | Table, mean: Tensor, std: Tens
         mean, std: [3], of pixels in 0..1, on the images' device (from elsewhere they are copied each time).
 
     Returns:
-        float32 [B, 3, h, w], normalised; of the images' size, unless the recipe cuts squares.
+        float32 [B, 3, h, w], normalized; of the images' size, unless the recipe cuts squares.
 
     Raises:
         ValueError: the draws are for another number or size of images.
@@ -45,7 +45,7 @@ def augment(images: Tensor, draws: Draws | Plan | Table, mean: Tensor, std: Tens
         size = max(1, CPU_PIXELS // images.shape[2:].numel())
         for run in (part for whole in ready.runs for part in whole.split(size)):
             view = _view(images, ready, run).mul_(scale).add_(shift)
-            views.index_copy_(0, ready.rows[run.start:run.stop], view)
+            views.index_copy_(0, ready.rows[run.start : run.stop], view)
     return views
 
 
@@ -71,7 +71,7 @@ def _view(images: Tensor, plan: Plan, run: Run) -> Tensor:
             elif plan.turns:
                 turn_hue_(view, plan.hue[part])
     if run.gray:
-        view[:run.gray] = gray(view[:run.gray])[:, None]
+        view[: run.gray] = gray(view[: run.gray])[:, None]
     return view
 
 

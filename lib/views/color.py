@@ -11,7 +11,7 @@ SMALLEST = torch.finfo(torch.float32).tiny
 
 
 def gray(images: Tensor) -> Tensor:
-    """[B, H, W]: the grey value of each pixel."""
+    """[B, H, W]: the gray value of each pixel."""
     red, green, blue = images.unbind(1)
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
@@ -19,11 +19,11 @@ def gray(images: Tensor) -> Tensor:
 def blend_(images: Tensor, weights: Tensor) -> Tensor:
     """Brightness, contrast or saturation, chosen image by image, in place.
 
-    Each of the three mixes the image with something grey: with black, with the mean of its grey values,
-    with its grey values. So one pass serves a batch in which they differ.
+    Each of the three mixes the image with something gray: with black, with the mean of its gray values,
+    with its gray values. So one pass serves a batch in which they differ.
 
     Args:
-        weights: [B, 3], of the image, of its grey values and of their mean.
+        weights: [B, 3], of the image, of its gray values and of their mean.
     """
     own, values, mean = weights[:, :, None, None].unbind(1)  # each [B, 1, 1]
     level = gray(images)

@@ -1,7 +1,7 @@
 """What is random in a view: one row of numbers per image, drawn on the CPU before any pixel is touched.
 
 Everything that would make the host wait for the device is settled here: which images are jittered, in
-which order, which turn grey. For a CPU `Draws.to` sorts the images by that, so that `lib.views.augment` works on
+which order, which turn gray. For a CPU `Draws.to` sorts the images by that, so that `lib.views.augment` works on
 contiguous runs whose sizes the host already knows. For a CUDA device it makes a `Table`, whose shape is the same
 for every batch: there, starting a kernel costs more than what it computes for nothing.
 
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from lib.params.pretraining import Augment
-from lib.seeds import send
+from lib.runtime.seeds import send
 from lib.views.crop import positions
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-UNCHANGED = (1.0, 0.0, 0.0)  # a blend: all of the image, nothing grey
+UNCHANGED = (1.0, 0.0, 0.0)  # a blend: all of the image, nothing gray
 NO_JITTER = 4  # the group of images without jitter; groups 0..3 have hue in that slot
 CROP_TRIES = 10
 RATIO = (3 / 4, 4 / 3)
@@ -27,7 +27,7 @@ RATIO = (3 / 4, 4 / 3)
 
 @dataclass(frozen=True)
 class Run:
-    """Images ``start:stop`` of the sorted batch: hue in slot ``group``; the first ``gray`` turn grey."""
+    """Images ``start:stop`` of the sorted batch: hue in slot ``group``; the first ``gray`` turn gray."""
 
     start: int
     stop: int
@@ -36,9 +36,10 @@ class Run:
 
     def split(self, size: int) -> "list[Run]":
         """The same images in runs of at most ``size``."""
-        return [Run(start, min(start + size, self.stop), self.group,
-                    min(max(self.gray - (start - self.start), 0), size))
-                for start in range(self.start, self.stop, size)]
+        return [
+            Run(start, min(start + size, self.stop), self.group, min(max(self.gray - (start - self.start), 0), size))
+            for start in range(self.start, self.stop, size)
+        ]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Plan:
     Attributes:
         rows: int64 [B], the image at each sorted position.
         down, across: float32 [B, h] and [B, w], where the view's pixels look in the source.
-        blend: float32 [B, 4, 3], per slot the weights of the image, of its grey values, of their mean.
+        blend: float32 [B, 4, 3], per slot the weights of the image, of its gray values, of their mean.
         hue: float32 [B], the turn of the hue, in turns.
         runs: what each contiguous part needs.
         turns: whether any hue is turned.
@@ -73,7 +74,7 @@ class Table:
     """Draws made ready for a device on which all images go through all steps: shapes are those of every batch.
 
     Attributes:
-        numbers: float32 [B, h + w + 20]: down, across, blend (2 x 3 x 3), hue, whether grey. The three blends of
+        numbers: float32 [B, h + w + 20]: down, across, blend (2 x 3 x 3), hue, whether gray. The three blends of
             `Plan` are there twice, for before and after the hue, each as one that changes nothing where it is not
             its turn; so are all of an image without jitter, whose hue does not turn.
         recipe: what was drawn from; what it never does is left out.
@@ -150,9 +151,16 @@ class Draws:
         rows = key.argsort(stable=True)
         numbers = torch.cat([*self._positions(), self._blend().flatten(1), self.factors[:, HUE:]], 1)[rows]
         down, across, blend, hue = numbers.float().split([*self.size, 12, 1], 1)
-        return Plan(rows, down, across, blend.unflatten(1, (4, 3)), hue[:, 0],
-                    _runs(key.bincount(minlength=2 * (NO_JITTER + 1)).tolist()), bool(self.factors[:, HUE].any()),
-                    self.source)
+        return Plan(
+            rows,
+            down,
+            across,
+            blend.unflatten(1, (4, 3)),
+            hue[:, 0],
+            _runs(key.bincount(minlength=2 * (NO_JITTER + 1)).tolist()),
+            bool(self.factors[:, HUE].any()),
+            self.source,
+        )
 
     def _positions(self) -> tuple[Tensor, Tensor]:
         """[B, h] and [B, w]: the crop's, from right to left where the view is mirrored."""
@@ -161,7 +169,7 @@ class Draws:
         return positions(top, height, self.size[0]), torch.where(self.flip[:, None], across.flip(1), across)
 
     def _blend(self) -> Tensor:
-        """[B, 4, 3]: brightness keeps f of the image; contrast and saturation add 1 - f of their grey."""
+        """[B, 4, 3]: brightness keeps f of the image; contrast and saturation add 1 - f of their gray."""
         factor = self.factors.gather(1, self.order)
         rest = 1 - factor
         return torch.stack([factor, rest * (self.order == SATURATION), rest * (self.order == CONTRAST)], 2)
@@ -180,8 +188,17 @@ def draw(recipe: Augment, generator: torch.Generator, count: int, height: int, w
     flip, jitter, gray = (coins < torch.tensor([recipe.flip, recipe.jitter, recipe.grayscale])).unbind(1)
     pixels = recipe.crop_pixels
     boxes = _squares(pixels, place, height, width) if pixels else _boxes(recipe, tries, place, height, width)
-    return Draws(boxes, flip, jitter, gray, _factors(recipe, factors), order.argsort(1),
-                 recipe, (pixels, pixels) if pixels else (height, width), (height, width))
+    return Draws(
+        boxes,
+        flip,
+        jitter,
+        gray,
+        _factors(recipe, factors),
+        order.argsort(1),
+        recipe,
+        (pixels, pixels) if pixels else (height, width),
+        (height, width),
+    )
 
 
 def _squares(pixels: int, place: Tensor, height: int, width: int) -> Tensor:
@@ -220,7 +237,7 @@ def _factors(recipe: Augment, uniform: Tensor) -> Tensor:
 
 
 def _runs(counts: list[int]) -> list[Run]:
-    """Contiguous runs from the number of images of each key, grey ones first in each group."""
+    """Contiguous runs from the number of images of each key, gray ones first in each group."""
     runs, start = [], 0
     for group, (gray, colored) in enumerate(zip(counts[0::2], counts[1::2])):
         if gray + colored:

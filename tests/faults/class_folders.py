@@ -10,9 +10,13 @@ from tests.faults.refusals import refused
 from tests.make_archives import encoded, picture, write_folder, write_tar, write_zip
 
 SIZE = 8
-FORMATS = {".zip": write_zip, ".tar": lambda path, files: write_tar(path, files, "w"), ".tar.gz": write_tar,
-           ".tar.bz2": lambda path, files: write_tar(path, files, "w:bz2"),
-           ".tar.xz": lambda path, files: write_tar(path, files, "w:xz")}
+FORMATS = {
+    ".zip": write_zip,
+    ".tar": lambda path, files: write_tar(path, files, "w"),
+    ".tar.gz": write_tar,
+    ".tar.bz2": lambda path, files: write_tar(path, files, "w:bz2"),
+    ".tar.xz": lambda path, files: write_tar(path, files, "w:xz"),
+}
 JPEG = encoded(picture(3, 64, 64), "JPEG")
 
 
@@ -26,5 +30,6 @@ def refused_folder(where: Path, files: dict[str, bytes], *words: str) -> str:
 
 def same(one: ImageData, other: ImageData) -> bool:
     """Whether two data sets have the same classes, images, labels and splits."""
-    return one.classes == other.classes and all(torch.equal(getattr(one, name), getattr(other, name))
-                                                for name in TENSORS)
+    return one.classes == other.classes and all(
+        torch.equal(getattr(one, name), getattr(other, name)) for name in TENSORS
+    )

@@ -13,14 +13,86 @@ from lib.methods import method_class
 from lib.params import evaluation, pretraining
 from tests.examples import params_file
 
-TYPES = (0, -1, 1, 2, 7, 0.0, -0.0, 0.5, 1.0, 3.5, -0.1, 1e30, -1e30, 1e-30, 1e300, 5e-324, float("nan"),
-         float("inf"), float("-inf"), "", " ", "x", "1", "0.1", "1e-3", "true", "null", "nan", "猫", "é" * 300,
-         "two\nlines", "a.b", "-rf", "../x", "${seed}", "%s", True, False, None, [], [1, 2], [[]], {}, {"x": 1},
-         {1: {2: {3: 4}}}, 2**31 - 1, 2**31, 2**63, -2**63, 10**30, 10**400, datetime.date(2024, 1, 1), b"bytes")
-NAMES = ("x", "Epochs", "epochs ", "", "-rf", "a.b", "猫", "k" * 400, "two\nlines", 1, 1.5, None, True, "batch",
-         "${seed}")
-BLOCKS = {"optimizer": pretraining.Optimizer, "augment": pretraining.Augment, "monitor": pretraining.Monitor,
-          "linear": evaluation.Linear, "knn": evaluation.Knn, "tsne": evaluation.Tsne}
+TYPES = (
+    0,
+    -1,
+    1,
+    2,
+    7,
+    0.0,
+    -0.0,
+    0.5,
+    1.0,
+    3.5,
+    -0.1,
+    1e30,
+    -1e30,
+    1e-30,
+    1e300,
+    5e-324,
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+    "",
+    " ",
+    "x",
+    "1",
+    "0.1",
+    "1e-3",
+    "true",
+    "null",
+    "nan",
+    "猫",
+    "é" * 300,
+    "two\nlines",
+    "a.b",
+    "-rf",
+    "../x",
+    "${seed}",
+    "%s",
+    True,
+    False,
+    None,
+    [],
+    [1, 2],
+    [[]],
+    {},
+    {"x": 1},
+    {1: {2: {3: 4}}},
+    2**31 - 1,
+    2**31,
+    2**63,
+    -(2**63),
+    10**30,
+    10**400,
+    datetime.date(2024, 1, 1),
+    b"bytes",
+)
+NAMES = (
+    "x",
+    "Epochs",
+    "epochs ",
+    "",
+    "-rf",
+    "a.b",
+    "猫",
+    "k" * 400,
+    "two\nlines",
+    1,
+    1.5,
+    None,
+    True,
+    "batch",
+    "${seed}",
+)
+BLOCKS = {
+    "optimizer": pretraining.Optimizer,
+    "augment": pretraining.Augment,
+    "monitor": pretraining.Monitor,
+    "linear": evaluation.Linear,
+    "knn": evaluation.Knn,
+    "tsne": evaluation.Tsne,
+}
 Path_ = tuple  # of keys
 
 
@@ -41,8 +113,12 @@ def base() -> dict[str, Any]:
 
 @functools.cache
 def _base() -> dict[str, Any]:
-    raw = params_file(tsne={"points": 20, "perplexity": 5.0, "iterations": 250, "seed": 0}, knn__k=5,
-                      linear__epochs=2, linear__study_epochs=1)
+    raw = params_file(
+        tsne={"points": 20, "perplexity": 5.0, "iterations": 250, "seed": 0},
+        knn__k=5,
+        linear__epochs=2,
+        linear__study_epochs=1,
+    )
     for block in raw["variants"].values():
         for field in dataclasses.fields(method_class(block["method"]).Options):
             block.setdefault(field.name, field.default)
@@ -112,10 +188,12 @@ def _in_range(place: Path_, old: Any, stream: random.Random) -> Any:
     if isinstance(old, bool) or old is None or isinstance(old, (str, dict)):
         return copy.deepcopy(old)
     if isinstance(old, int):
-        return stream.choice((stream.randint(0, 9), stream.randint(1, 64), 8 * stream.randint(1, 8),
-                              int(10 ** stream.uniform(0, 9))))
-    return stream.choice((stream.random(), 10 ** stream.uniform(-8, 2), float(stream.randint(0, 9)),
-                          stream.randint(0, 2)))
+        return stream.choice(
+            (stream.randint(0, 9), stream.randint(1, 64), 8 * stream.randint(1, 8), int(10 ** stream.uniform(0, 9)))
+        )
+    return stream.choice(
+        (stream.random(), 10 ** stream.uniform(-8, 2), float(stream.randint(0, 9)), stream.randint(0, 2))
+    )
 
 
 def _choices(place: Path_) -> list[str]:

@@ -33,13 +33,26 @@ from typing import Any
 OFFSETS = (1, 10_000, 100_000, 1_000_000)  # bytes of a file after which there is a moment
 MOVEMENTS = 25  # of a t-SNE for each moment
 # What the stages import of others, so that a forked process need not.
-LIBRARIES = ("torch", "torchvision", "pandas", "safetensors.torch", "rich.progress", "sklearn.manifold", "yaml",
-             "threadpoolctl", "matplotlib.figure", "matplotlib.backends.backend_agg", "PIL.Image")
+LIBRARIES = (
+    "torch",
+    "torchvision",
+    "pandas",
+    "safetensors.torch",
+    "rich.progress",
+    "sklearn.manifold",
+    "yaml",
+    "threadpoolctl",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "PIL.Image",
+)
 # Where a stage computes: module, class or none, function, and how many calls there are for each moment.
-COMPUTING = {"pretrain": ("lib.core.trainer", "Pretrainer", "step", 1),
-             "linear": ("lib.evaluate.progress", "Lines", "epoch", 1),
-             "transfer": ("lib.evaluate.progress", "Lines", "epoch", 1),
-             "tsne": ("sklearn.manifold._t_sne", None, "_kl_divergence_bh", MOVEMENTS)}
+COMPUTING = {
+    "pretrain": ("lib.core.trainer", "Pretrainer", "step", 1),
+    "linear": ("lib.evaluate.progress", "Lines", "epoch", 1),
+    "transfer": ("lib.evaluate.progress", "Lines", "epoch", 1),
+    "tsne": ("sklearn.manifold._t_sne", None, "_kl_divergence_bh", MOVEMENTS),
+}
 
 
 class Moments:
@@ -66,7 +79,7 @@ class ReportingFile:
         count = len(rest)
         for offset in OFFSETS:
             if self.done < offset <= self.done + len(rest):
-                part, rest = rest[:offset - self.done], rest[offset - self.done:]
+                part, rest = rest[: offset - self.done], rest[offset - self.done :]
                 self.file.write(part)
                 self.file.flush()
                 self.done = offset
@@ -97,6 +110,7 @@ def watch(stage: str, moments: Moments) -> None:
             function(*paths)
             if inside:
                 moments.reach(f"after {name} {_shown(paths[-1])}")
+
         return call
 
     def sync(handle: int, really: Callable[[int], None] = os.fsync) -> None:
@@ -108,7 +122,7 @@ def watch(stage: str, moments: Moments) -> None:
         return ReportingFile(file, _shown(path), moments) if "w" in mode else file
 
     os.replace, os.unlink, os.fsync = reporting("replace", os.replace), reporting("unlink", os.unlink), sync
-    import_module("lib.files").open = opened  # hides the builtin from that module alone
+    import_module("lib.runtime.files").open = opened  # hides the builtin from that module alone
     if stage in COMPUTING:
         module, owner, name, every = COMPUTING[stage]
         place = getattr(import_module(module), owner) if owner else import_module(module)
@@ -126,6 +140,7 @@ def _counting(function: Callable[..., Any], name: str, every: int, moments: Mome
         if calls % every == 0:
             moments.reach(f"{name} {calls}")
         return result
+
     return call
 
 
@@ -152,6 +167,7 @@ def _report_direct_writes(moments: Moments) -> None:
 
 def run(stage: str, variant: str, sent: str = "", moment: str = "") -> int:
     """Run a stage of the working folder, or any of its modules, to the end or to the moment; returns its status."""
+
     def act() -> None:
         number = signal.Signals[f"SIG{sent}"]
         if os.getpgrp() == os.getpid():

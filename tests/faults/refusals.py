@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 from tests.faults.count import told, tried
 
 LONGEST_LINE = 1_000  # characters: nobody reads more

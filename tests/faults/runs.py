@@ -28,20 +28,40 @@ from tests.make_archives import two_level, write_folder
 
 EVERYTHING = os.environ.get("FAULTS") == "all"  # make faults
 MEASURED = ["images_per_second", "seconds", "memory_gb"]  # columns of the curve that no two runs share
-SETTINGS = {"ENGRAM_DEVICE": "cpu", "ENGRAM_PROCESSES": "1", "ENGRAM_THREADS": "1", "ENGRAM_PRECISION": "fp32",
-            "ENGRAM_CHECKPOINT_MINUTES": "0", "OMP_NUM_THREADS": "1"}
-SMALL = {"dataset": "images", "images_path": "pictures", "epochs": 2, "batch_size": 8, "knn__k": 5,
-         "linear__epochs": 2, "linear__study_epochs": 1,
-         "tsne__points": 12, "tsne__perplexity": 5.0, "tsne__iterations": 250,
-         "transfer__epochs": 1, "transfer__batch_size": 8}
+SETTINGS = {
+    "ENGRAM_DEVICE": "cpu",
+    "ENGRAM_PROCESSES": "1",
+    "ENGRAM_THREADS": "1",
+    "ENGRAM_PRECISION": "fp32",
+    "ENGRAM_CHECKPOINT_MINUTES": "0",
+    "OMP_NUM_THREADS": "1",
+}
+SMALL = {
+    "dataset": "images",
+    "images_path": "pictures",
+    "epochs": 2,
+    "batch_size": 8,
+    "knn__k": 5,
+    "linear__epochs": 2,
+    "linear__study_epochs": 1,
+    "tsne__points": 12,
+    "tsne__perplexity": 5.0,
+    "tsne__iterations": 250,
+    "transfer__epochs": 1,
+    "transfer__batch_size": 8,
+}
 # What the stages of one variant write.
 OUTPUTS = {
     "pretrain": ("data/encoders/{}.safetensors", "plots/curves/{}.csv"),
     "linear": ("metrics/{}.json", "data/scores/{}.json", "data/scores/{}.npz"),
     "embed": ("data/embeddings/{}.npz",),
     "tsne": ("data/tsne/{}.npz", "plots/tsne/{}/*.png"),
-    "transfer": ("data/filters/{}.safetensors", "metrics/transfer/{}.json", "plots/transfer/{}.*",
-                 "plots/filters/{}.png"),
+    "transfer": (
+        "data/filters/{}.safetensors",
+        "metrics/transfer/{}.json",
+        "plots/transfer/{}.*",
+        "plots/filters/{}.png",
+    ),
     "download": ("data/images.safetensors",),
     "overview": ("plots/tsne/overview.png",),
     "results": ("metrics/results.*", "plots/accuracy.*", "plots/confusion.*", "plots/curves.*"),
@@ -109,8 +129,9 @@ class Server:
         for name in ("DVC_ROOT", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE"):
             environment.pop(name, None)
         command = [*own_mounts(), sys.executable, "-m", "tests.faults.kill_points", "serve", str(other.fileno())]
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[other.fileno()],
-                                        stdin=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, pass_fds=[other.fileno()], stdin=subprocess.DEVNULL
+        )
         other.close()
         atexit.register(self.close)
 
@@ -124,15 +145,28 @@ class Server:
         socket.send_fds(self.link, [json.dumps(order).encode()], list(handles))
         return json.loads(self.link.recv(100))
 
-    def start(self, folder: Path, stage: str, variant: str = "", sent: str = "", moment: int | str = "", *,
-              limit: int = 0, **environment: str | None) -> "Run":
+    def start(
+        self,
+        folder: Path,
+        stage: str,
+        variant: str = "",
+        sent: str = "",
+        moment: int | str = "",
+        *,
+        limit: int = 0,
+        **environment: str | None,
+    ) -> "Run":
         """Run a stage in ``folder``, to its end or to be sent a signal.
 
         ``limit``: bytes that no file may exceed. In ``environment`` None removes a variable.
         """
         reading, writing = os.pipe()
-        order = {"run": [stage, variant, sent, str(moment)], "folder": str(folder), "limit": limit,
-                 "environment": environment}
+        order = {
+            "run": [stage, variant, sent, str(moment)],
+            "folder": str(folder),
+            "limit": limit,
+            "environment": environment,
+        }
         process = self.ask(order, (writing,))
         self.running.add(process)
         os.close(writing)
@@ -212,8 +246,14 @@ def reference() -> Path:
 @functools.cache
 def undisturbed(stage: str, variant: str = "") -> list[str]:
     """Run a stage in `reference`, after those whose outputs it reads; its moments."""
-    needs = {"linear": ("pretrain",), "embed": ("pretrain",), "tsne": ("embed",), "transfer": ("pretrain",),
-             "overview": ("tsne",), "results": ("linear",)}
+    needs = {
+        "linear": ("pretrain",),
+        "embed": ("pretrain",),
+        "tsne": ("embed",),
+        "transfer": ("pretrain",),
+        "overview": ("tsne",),
+        "results": ("linear",),
+    }
     for name in needs.get(stage, ()):
         for each in [variant] if variant else small_params()["variants"]:
             undisturbed(name, each)
@@ -239,8 +279,11 @@ def copy(source: Path, target: Path) -> Path:
 def present(folder: Path, variant: str, *stages: str) -> dict[str, bytes]:
     """Those outputs of some stages that are there, the curve without its columns of time and memory."""
     patterns = [pattern.format(variant) for stage in stages for pattern in OUTPUTS[stage]]
-    found = {path.relative_to(folder).as_posix(): path.read_bytes()
-             for pattern in patterns for path in sorted(folder.glob(pattern))}
+    found = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for pattern in patterns
+        for path in sorted(folder.glob(pattern))
+    }
     for name in (name for name in found if name.startswith("plots/curves/")):
         found[name] = pandas.read_csv(folder / name).drop(columns=MEASURED).to_csv(index=False).encode()
     return found
@@ -262,8 +305,11 @@ def clear(folder: Path, variant: str, *stages: str) -> None:
 
 def strays(folder: Path) -> list[str]:
     """Files that no stage means to leave behind."""
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*")
-            if path.is_file() and (path.suffix == ".part" or path.name.startswith(".tmp"))]
+    return [
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and (path.suffix == ".part" or path.name.startswith(".tmp"))
+    ]
 
 
 def one_line(output: str) -> str:

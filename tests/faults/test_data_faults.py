@@ -14,16 +14,29 @@ import pytest
 from lib.data import official
 from lib.data.fetch import Official
 from lib.data.sources import read_digits, read_source
-from lib.data.store import TENSORS, Pictures, assemble, load_data
-from lib.files import write_tensors
+from lib.data.store import TENSORS, RawDataset, assemble, load_data
 from lib.params.check import check_params
 from lib.params.pretraining import Dataset
+from lib.runtime.files import write_tensors
 from tests.examples import study_params
 from tests.faults.class_folders import FORMATS, JPEG, SIZE, read, refused_folder, same
 from tests.faults.refusals import attempt, refused
-from tests.make_archives import (cifar10_files, cifar10_python_files, cifar_batch, cifar_records, encoded, idx,
-                                 mnist_arrays, picture, python2_pickle, sha256, two_level, write_folder, write_tar,
-                                 write_zip)
+from tests.make_archives import (
+    cifar10_files,
+    cifar10_python_files,
+    cifar_batch,
+    cifar_records,
+    encoded,
+    idx,
+    mnist_arrays,
+    picture,
+    python2_pickle,
+    sha256,
+    two_level,
+    write_folder,
+    write_tar,
+    write_zip,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -73,8 +86,20 @@ def test_what_is_no_archive(tmp_path):
         refused(lambda: read(tmp_path / "pets.zip"), "pets.zip")
 
 
-@pytest.mark.parametrize("given", ["", "none.zip", "~nobody-of-this-name/x", "a" * 300, "a/" * 3000, "\0", "\udcff",
-                                   "line\nbreak", "pets.zip/inside"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        "",
+        "none.zip",
+        "~nobody-of-this-name/x",
+        "a" * 300,
+        "a/" * 3000,
+        "\0",
+        "\udcff",
+        "line\nbreak",
+        "pets.zip/inside",
+    ],
+)
 def test_a_path_where_nothing_is(tmp_path, given):
     write_zip(tmp_path / "pets.zip", two_level())
     params = {**study_params(), "dataset": "images", "images_path": given}
@@ -149,9 +174,13 @@ def test_a_missing_class(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", ["folder", *FORMATS])
 @pytest.mark.parametrize("inside", ["", "notes.txt", ".hidden.png"])
 def test_an_empty_class_is_refused_and_not_forgotten(tmp_path, kind, inside):
-    for number, (files, empty) in enumerate(((two_level(), "train/eel"), (two_level(), "test/cat/../fox"),
-                                             ({f"{name}/{index}.png": encoded(picture(index)) for name in "ab"
-                                               for index in range(5)}, "c"))):
+    for number, (files, empty) in enumerate(
+        (
+            (two_level(), "train/eel"),
+            (two_level(), "test/cat/../fox"),
+            ({f"{name}/{index}.png": encoded(picture(index)) for name in "ab" for index in range(5)}, "c"),
+        )
+    ):
         empty = empty.replace("cat/../", "")
         files = {f"pets/{name}": content for name, content in files.items()}
         if kind == "folder":
@@ -189,8 +218,12 @@ def test_folders_that_are_no_classes_may_be_empty(tmp_path):
 
 def test_zero_images(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
-    for path in (tmp_path / "empty", write_zip(tmp_path / "a.zip", {}), write_tar(tmp_path / "a.tar.gz", {}),
-                 write_folder(tmp_path / "text", {"train/cat/1.txt": b"x"})):
+    for path in (
+        tmp_path / "empty",
+        write_zip(tmp_path / "a.zip", {}),
+        write_tar(tmp_path / "a.tar.gz", {}),
+        write_folder(tmp_path / "text", {"train/cat/1.txt": b"x"}),
+    ):
         refused(lambda: read(path), "holds no images; allowed: .bmp")
     files = {name: b"" if name.endswith(".bin") else content for name, content in cifar10_files().items()}
     cifar, path = small(tmp_path / "kept", official.CIFAR10, files)
@@ -208,11 +241,14 @@ def mnist(folder: Path, arrays: dict[str, numpy.ndarray]) -> dict[str, Official]
     return files
 
 
-@pytest.mark.parametrize("name, change, words", [
-    ("train-images-idx3-ubyte.gz", lambda array: array[:0], "0 train images and 20 labels"),
-    ("t10k-labels-idx1-ubyte.gz", lambda array: array[:9], "10 test images and 9 labels"),
-    ("train-labels-idx1-ubyte.gz", lambda array: array * 0 + 10, "the first is 10; allowed: 0 to 9"),
-])
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("train-images-idx3-ubyte.gz", lambda array: array[:0], "0 train images and 20 labels"),
+        ("t10k-labels-idx1-ubyte.gz", lambda array: array[:9], "10 test images and 9 labels"),
+        ("train-labels-idx1-ubyte.gz", lambda array: array * 0 + 10, "the first is 10; allowed: 0 to 9"),
+    ],
+)
 def test_mnist_with_other_counts_or_labels(tmp_path, monkeypatch, name, change, words):
     arrays = mnist_arrays()
     arrays[name] = change(arrays[name])
@@ -234,13 +270,18 @@ def test_one_image_and_one_class(tmp_path):
 def test_labels_out_of_range(tmp_path, monkeypatch, label):
     labels = [(0,), (1,), (2,), (label,)]
     binary = {**cifar10_files(), "cifar-10-batches-bin/data_batch_2.bin": cifar_records(labels, 0)}
-    python = {**cifar10_python_files(),
-              "cifar-10-batches-py/data_batch_2": python2_pickle(cifar_batch(labels, 0, ["labels"]))}
+    python = {
+        **cifar10_python_files(),
+        "cifar-10-batches-py/data_batch_2": python2_pickle(cifar_batch(labels, 0, ["labels"])),
+    }
     for folder, edition, files in (("b", official.CIFAR10, binary), ("p", official.cifar10_editions()[1], python)):
         cifar, path = small(tmp_path / folder, edition, files)
         monkeypatch.setenv("ENGRAM_ARCHIVE", str(path))
-        refused(lambda: assemble("cifar10", official.read_cifar([cifar], SIZE)), "1 train labels outside its 3 classes",
-                f"the first is {label}; allowed: 0 to 2")
+        refused(
+            lambda: assemble("cifar10", official.read_cifar([cifar], SIZE)),
+            "1 train labels outside its 3 classes",
+            f"the first is {label}; allowed: 0 to 2",
+        )
 
 
 @pytest.mark.parametrize("change", [{"train/eel/1.png": JPEG}, {"test/eel/1.png": JPEG}])
@@ -295,5 +336,5 @@ def test_an_altered_data_file(tmp_path, kind):
 
 def test_too_little_to_train_on():
     images = numpy.zeros((2, 3, SIZE, SIZE), numpy.uint8)
-    pictures = Pictures(images, numpy.array([0, 1]), images, numpy.array([0]), ["a", "b"], "x")
+    pictures = RawDataset(images, numpy.array([0, 1]), images, numpy.array([0]), ["a", "b"], "x")
     refused(lambda: assemble("images", pictures), "2 test images and 1 labels")

@@ -25,19 +25,27 @@ from lib.core.checkpoint import CheckpointStore
 from lib.data import official
 from lib.data.sources import read_source
 from lib.data.store import IMAGES_FILE, load_data
-from lib.files import read_about, read_arrays, read_json, write_tensors
-from lib.machine import read_machine
 from lib.methods.export import encoder_file, load_method
 from lib.params.check import check_params
 from lib.params.pretraining import Dataset, load_params
 from lib.preset import apply_preset
+from lib.runtime.files import read_about, read_arrays, read_json, write_tensors
+from lib.runtime.machine import read_machine
 from tests.examples import ROOT, study_params
 from tests.faults.canary import Place, download, make_place
 from tests.faults.class_folders import SIZE, read
 from tests.faults.count import tried
 from tests.faults.refusals import converted, refused
-from tests.make_archives import (cifar10_python_files, encoded, picture, sha256, two_level, write_folder, write_tar,
-                                 write_zip)
+from tests.make_archives import (
+    cifar10_python_files,
+    encoded,
+    picture,
+    sha256,
+    two_level,
+    write_folder,
+    write_tar,
+    write_zip,
+)
 
 
 @pytest.fixture
@@ -49,8 +57,17 @@ def place(tmp_path, monkeypatch):
 
 
 def leading_out(place: Place) -> list[str]:
-    return ["../canary.png", "../../canary.png", f"{place.root}/canary.png", "train/cat/../../../canary.png",
-            "train/cat/../../canary.png", "..\\canary.png", "C:/canary.png", "C:\\canary.png", "../canary/"]
+    return [
+        "../canary.png",
+        "../../canary.png",
+        f"{place.root}/canary.png",
+        "train/cat/../../../canary.png",
+        "train/cat/../../canary.png",
+        "..\\canary.png",
+        "C:/canary.png",
+        "C:\\canary.png",
+        "../canary/",
+    ]
 
 
 @pytest.mark.parametrize("number", range(9))
@@ -128,9 +145,15 @@ def pickles(canary: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(zipped, "w") as archive:
         archive.writestr("labels.npy", pickle.dumps(payload))
         archive.writestr("data.pkl", pickle.dumps(payload))
-    return {"pickle": pickle.dumps(payload), "protocol 0": pickle.dumps(payload, 0), "torch": saved.getvalue(),
-            "old torch": old.getvalue(), "array of objects": objects_array(payload),
-            "npz of objects": arrays.getvalue(), "zip of pickles": zipped.getvalue()}
+    return {
+        "pickle": pickle.dumps(payload),
+        "protocol 0": pickle.dumps(payload, 0),
+        "torch": saved.getvalue(),
+        "old torch": old.getvalue(),
+        "array of objects": objects_array(payload),
+        "npz of objects": arrays.getvalue(),
+        "zip of pickles": zipped.getvalue(),
+    }
 
 
 KINDS = list(pickles(Path("x")))
@@ -144,9 +167,14 @@ def test_a_pickle_where_a_tensor_is_expected(place, kind, capsys):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     place.seal()
-    for call in (lambda: load_data(IMAGES_FILE), lambda: read_about(IMAGES_FILE), lambda: load_method(encoder),
-                 lambda: read_about(encoder), lambda: read_arrays(embeddings),
-                 lambda: read_json(Path("data/scores/joint.json"))):
+    for call in (
+        lambda: load_data(IMAGES_FILE),
+        lambda: read_about(IMAGES_FILE),
+        lambda: load_method(encoder),
+        lambda: read_about(encoder),
+        lambda: read_arrays(embeddings),
+        lambda: read_json(Path("data/scores/joint.json")),
+    ):
         refused(call, "is not a whole file of this pipeline; delete it and run dvc repro")
 
 
@@ -173,8 +201,9 @@ def test_a_pickle_in_a_cifar_batch(place, monkeypatch):
     for name in ("data_batch_1", "test_batch", "batches.meta"):
         for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
             content = pickle.dumps({b"data": Payload(place.canary), b"labels": [0]}, protocol)
-            path = write_tar(folder / edition.archive.name,
-                             {**cifar10_python_files(), f"cifar-10-batches-py/{name}": content})
+            path = write_tar(
+                folder / edition.archive.name, {**cifar10_python_files(), f"cifar-10-batches-py/{name}": content}
+            )
             cifar = replace(edition, archive=replace(edition.archive, checksum=sha256(path.read_bytes())))
             monkeypatch.setenv("ENGRAM_ARCHIVE", str(path))
             place.seal()
@@ -185,18 +214,28 @@ def test_a_pickle_in_a_cifar_batch(place, monkeypatch):
 def test_these_pickles_are_armed(tmp_path, kind):
     canary = tmp_path / "canary"
     content = io.BytesIO(pickles(canary)[kind])
-    careless = {"torch": lambda: torch.load(content, weights_only=False),
-                "old torch": lambda: torch.load(content, weights_only=False),
-                "array of objects": lambda: numpy.load(content, allow_pickle=True),
-                "npz of objects": lambda: numpy.load(content, allow_pickle=True)["labels"],
-                "zip of pickles": lambda: pickle.loads(zipfile.ZipFile(content).read("data.pkl"))}
+    careless = {
+        "torch": lambda: torch.load(content, weights_only=False),
+        "old torch": lambda: torch.load(content, weights_only=False),
+        "array of objects": lambda: numpy.load(content, allow_pickle=True),
+        "npz of objects": lambda: numpy.load(content, allow_pickle=True)["labels"],
+        "zip of pickles": lambda: pickle.loads(zipfile.ZipFile(content).read("data.pkl")),
+    }
     careless.get(kind, lambda: pickle.load(content))()
     assert canary.exists()
 
 
-@pytest.mark.parametrize("about", [
-    {}, {"pretraining": None}, {"pretraining": {}}, {"pretraining": []}, {"pretraining": {"method": "os"}},
-    {"pretraining": {"method": "..os", "encoder": "../x", "variant": "x"}}])
+@pytest.mark.parametrize(
+    "about",
+    [
+        {},
+        {"pretraining": None},
+        {"pretraining": {}},
+        {"pretraining": []},
+        {"pretraining": {"method": "os"}},
+        {"pretraining": {"method": "..os", "encoder": "../x", "variant": "x"}},
+    ],
+)
 def test_an_encoder_file_with_a_record_of_its_own(place, about):
     write_tensors(encoder_file("joint"), {"x": torch.zeros(3)}, about)
     place.seal()
@@ -213,7 +252,7 @@ def yaml_payloads(canary: Path) -> dict[str, str]:
         "apply, in a list": f"[!!python/object/apply:subprocess.getoutput ['touch {canary}']]",
         "name": "!!python/name:os.system",
         "module": "!!python/module:antigravity",
-        "object": "!!python/object:lib.errors.UserError {}",
+        "object": "!!python/object:lib.runtime.errors.UserError {}",
         "tuple": "!!python/tuple [1, 2]",
         "unicode": "!!python/unicode x",
         "own tag": "!canary x",
@@ -251,9 +290,27 @@ def test_such_yaml_is_armed(tmp_path):
 
 # Names that look like options or commands
 
-SHELL = ["-rf", "--help", "$(touch canary)", "`touch canary`", "; touch canary", "| touch canary", "&& touch canary",
-         "> canary", "a' touch canary '", 'a" touch canary "', "$HOME", "${epochs}", "%s{0}", "*", "~", "=1+1", "#",
-         "$x^{$", "</script><script>"]
+SHELL = [
+    "-rf",
+    "--help",
+    "$(touch canary)",
+    "`touch canary`",
+    "; touch canary",
+    "| touch canary",
+    "&& touch canary",
+    "> canary",
+    "a' touch canary '",
+    'a" touch canary "',
+    "$HOME",
+    "${epochs}",
+    "%s{0}",
+    "*",
+    "~",
+    "=1+1",
+    "#",
+    "$x^{$",
+    "</script><script>",
+]
 
 
 def test_variants_with_such_names_are_refused(place):
@@ -261,8 +318,9 @@ def test_variants_with_such_names_are_refused(place):
     raw = study_params()
     variants = raw["variants"]
     for name in (*SHELL, "a/b", "../x", "a.b", "", " ", "a\nb", "-", "x" * 51, 1, None, True):
-        refused(lambda: check_params({**raw, "variants": {name: variants["simclr"]}}),
-                "is not a usable name; allowed: ")
+        refused(
+            lambda: check_params({**raw, "variants": {name: variants["simclr"]}}), "is not a usable name; allowed: "
+        )
 
 
 def test_paths_and_settings_with_such_names_are_text(place, monkeypatch):
@@ -284,28 +342,44 @@ def test_a_stage_ends_in_one_line_and_runs_nothing(place):
     (place.root / "evil" / "params.yaml").write_text(f"epochs: {yaml_payloads(place.canary)['apply']}\n")
     place.seal()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    for folder, arguments in ((place.root / "evil", ["stages.download"]),
-                              (place.work, ["stages.embed", f"joint; touch {place.root}/can''ary"])):
+    for folder, arguments in (
+        (place.root / "evil", ["stages.download"]),
+        (place.work, ["stages.embed", f"joint; touch {place.root}/can''ary"]),
+    ):
         tried("inputs")
-        done = subprocess.run([sys.executable, "-m", *arguments], cwd=folder, env=environment, text=True,
-                              capture_output=True, timeout=300)
+        done = subprocess.run(
+            [sys.executable, "-m", *arguments], cwd=folder, env=environment, text=True, capture_output=True, timeout=300
+        )
         assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
         tried("refused")
 
 
 def test_classes_and_images_with_such_names_go_through_the_whole_pipeline(place):
     """They are text to every stage: read, trained on, drawn into pictures, written into tables."""
-    from stages import download as first, embed, linear, overview, pretrain, results, tsne
+    from stages import download as first
+    from stages import embed, linear, overview, pretrain, results, tsne
 
     classes = [name for name in SHELL if "/" not in name]
     names = ["-rf", "$(touch canary)", "; touch canary", "two\nlines", "a\tb"]
-    files = {f"{split}/{label}/{name}.png": encoded(picture(number, SIZE, SIZE)) for split in ("train", "test")
-             for number, label in enumerate(classes) for name in names}
+    files = {
+        f"{split}/{label}/{name}.png": encoded(picture(number, SIZE, SIZE))
+        for split in ("train", "test")
+        for number, label in enumerate(classes)
+        for name in names
+    }
     write_folder(place.work / "-pets; touch canary", files)
-    raw = {"dataset": "images", "images_path": "-pets; touch canary", "image_size": SIZE, "encoder": "small",
-           "batch_size": 32, "epochs": 1, "variants": {"simclr": study_params()["variants"]["simclr"]},
-           "linear": {"epochs": 1, "study_epochs": 1}, "knn": {"k": 5},
-           "tsne": {"points": 40, "perplexity": 5.0, "iterations": 250}}
+    raw = {
+        "dataset": "images",
+        "images_path": "-pets; touch canary",
+        "image_size": SIZE,
+        "encoder": "small",
+        "batch_size": 32,
+        "epochs": 1,
+        "variants": {"simclr": study_params()["variants"]["simclr"]},
+        "linear": {"epochs": 1, "study_epochs": 1},
+        "knn": {"k": 5},
+        "tsne": {"points": 40, "perplexity": 5.0, "iterations": 250},
+    }
     check_params(raw)
     place.seal()
     converted(lambda: first.main(raw))
@@ -315,5 +389,7 @@ def test_classes_and_images_with_such_names_go_through_the_whole_pipeline(place)
         stage.main(raw)
     assert read_about(IMAGES_FILE)["classes"] == sorted(classes) and len(classes) == 18
     assert read(place.work / "-pets; touch canary").classes == sorted(classes)
-    assert all((place.work / name).is_file() for name in ("metrics/results.md", "plots/tsne/overview.png",
-                                                          "plots/confusion.csv", "plots/confusion.png"))
+    assert all(
+        (place.work / name).is_file()
+        for name in ("metrics/results.md", "plots/tsne/overview.png", "plots/confusion.csv", "plots/confusion.png")
+    )

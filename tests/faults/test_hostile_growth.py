@@ -19,16 +19,25 @@ import pytest
 from lib.data import archives, official
 from lib.data.fetch import Official
 from lib.data.store import IMAGES_FILE
-from lib.files import read_about, read_arrays, read_json, read_tensors
 from lib.params.check import check_params
 from lib.params.pretraining import load_params
+from lib.runtime.files import read_about, read_arrays, read_json, read_tensors
 from tests.examples import study_params
 from tests.faults.canary import download, make_place
 from tests.faults.class_folders import SIZE
 from tests.faults.count import tried
 from tests.faults.refusals import refused
-from tests.make_archives import (encoded, idx, mnist_arrays, picture, sha256, two_level, write_folder, write_tar,
-                                 write_zip)
+from tests.make_archives import (
+    encoded,
+    idx,
+    mnist_arrays,
+    picture,
+    sha256,
+    two_level,
+    write_folder,
+    write_tar,
+    write_zip,
+)
 
 MEGABYTE = 2**20
 
@@ -89,16 +98,22 @@ def growing_tars() -> dict[str, tuple[bytes, str]]:
         "size in an extended header": (pax(record("size", str(2**60))) + header("train/cat/1.png", 5), "a.tar.gz"),
         "negative size": (pax(record("size", "-1024")) + header("train/cat/1.png", 5), "declares -1024 bytes"),
         "zeros after the end": (member + bytes(40 * MEGABYTE), "goes on after its end mark"),
-        "a long name": (header("././@LongLink", 32 * MEGABYTE, tarfile.GNUTYPE_LONGNAME) + bytes(32 * MEGABYTE),
-                        "declares 33,554,432 bytes; allowed: 16,384"),
+        "a long name": (
+            header("././@LongLink", 32 * MEGABYTE, tarfile.GNUTYPE_LONGNAME) + bytes(32 * MEGABYTE),
+            "declares 33,554,432 bytes; allowed: 16,384",
+        ),
         "a long attribute": (pax(record("comment", "x" * 40_000)) + member, "allowed: 16,384"),
         "a slow attribute": (pax(b"1" * 16_000) + member + bytes(1024), ""),
-        "many attributes": (many[:150 * 1024] + member, "more than 100 attributes"),
+        "many attributes": (many[: 150 * 1024] + member, "more than 100 attributes"),
         "old sparse file": (header("train/cat/1.png", 512, tarfile.GNUTYPE_SPARSE) + bytes(512), "sparse file"),
-        "sparse file, its map without end": (sparse_1 + header("train/cat/1.png", 512) + b"9999999999\n"
-                                             + b"1\n" * (8 * MEGABYTE), "sparse file"),
-        "sparse file, its map in a header": (pax(record("GNU.sparse.map", "0,1")) + header("train/cat/1.png", 512)
-                                             + bytes(512), "sparse file"),
+        "sparse file, its map without end": (
+            sparse_1 + header("train/cat/1.png", 512) + b"9999999999\n" + b"1\n" * (8 * MEGABYTE),
+            "sparse file",
+        ),
+        "sparse file, its map in a header": (
+            pax(record("GNU.sparse.map", "0,1")) + header("train/cat/1.png", 512) + bytes(512),
+            "sparse file",
+        ),
         "headers in headers": (pax(record("a", "b")) * 2000 + member, "a.tar.gz"),
     }
 
@@ -180,10 +195,14 @@ def growing_files() -> dict[str, tuple[str, bytes]]:
         archive.writestr("h.npy", bytes(64 * MEGABYTE))
     lied = unpacking.getvalue().replace(struct.pack("<I", 64 * MEGABYTE), struct.pack("<I", 0xF0000000))
     nested = b"[" * 200_000
-    return {"array of 80 terabytes": ("a.npz", promising.getvalue()), "zeros": ("a.npz", unpacking.getvalue()),
-            "declared 4 GB": ("a.npz", lied), "header of 2**62": ("a.safetensors", struct.pack("<Q", 2**62)),
-            "header nested": ("a.safetensors", struct.pack("<Q", len(nested)) + nested),
-            "json nested": ("a.json", nested)}
+    return {
+        "array of 80 terabytes": ("a.npz", promising.getvalue()),
+        "zeros": ("a.npz", unpacking.getvalue()),
+        "declared 4 GB": ("a.npz", lied),
+        "header of 2**62": ("a.safetensors", struct.pack("<Q", 2**62)),
+        "header nested": ("a.safetensors", struct.pack("<Q", len(nested)) + nested),
+        "json nested": ("a.json", nested),
+    }
 
 
 @pytest.mark.parametrize("kind", growing_files())
@@ -194,7 +213,8 @@ def test_a_file_of_the_pipeline_that_grows(place, kind):
     place.seal()
     with little_memory(12):
         for reader in {".npz": [read_arrays], ".safetensors": [read_tensors, read_about], ".json": [read_json]}[
-                Path(name).suffix]:
+            Path(name).suffix
+        ]:
             refused(lambda: reader(place.work / name), "is not a whole file of this pipeline; delete it")
 
 
@@ -202,11 +222,19 @@ def test_yaml_that_grows(place):
     laughs = "a0: &a0 [1, 1]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
     merges = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 60))
     loop, variants = "variants: &v\n  joint: *v\n", study_params()["variants"]
-    texts = {laughs: "unknown key a0", merges: "'<<' is not understood", loop: "variants.joint",
-             f"epochs: *x{'y' * 10}\n": "undefined alias", "epochs: " + "[" * 5000: "nested too deep",
-             "gamma: &g [*g]\n": "gamma is [[[...]]]", f"epochs: {'9' * 4000}\n": "a number of about 4,00",
-             f"epochs: {'9' * 5000}\n": "is not the int that it looks like", f"gamma: 0x{'f' * 5000}\n": "digits",
-             f"dataset: {'x' * 20_000}\n": "dataset is 'xxx", f"{'k' * 500}: 1\n": "unknown key 'kkk"}
+    texts = {
+        laughs: "unknown key a0",
+        merges: "'<<' is not understood",
+        loop: "variants.joint",
+        f"epochs: *x{'y' * 10}\n": "undefined alias",
+        "epochs: " + "[" * 5000: "nested too deep",
+        "gamma: &g [*g]\n": "gamma is [[[...]]]",
+        f"epochs: {'9' * 4000}\n": "a number of about 4,00",
+        f"epochs: {'9' * 5000}\n": "is not the int that it looks like",
+        f"gamma: 0x{'f' * 5000}\n": "digits",
+        f"dataset: {'x' * 20_000}\n": "dataset is 'xxx",
+        f"{'k' * 500}: 1\n": "unknown key 'kkk",
+    }
     for text, words in texts.items():
         (place.work / "params.yaml").write_text(text)
         place.seal()

@@ -20,8 +20,25 @@ from lib.core.checkpoint import CheckpointStore
 from lib.data.store import save_data
 from tests.examples import images
 from tests.faults.count import tried
-from tests.faults.runs import (EVERYTHING, LAST, SEVERAL, TRANSFERRED, VARIANTS, Ended, clear, copy, one_line,
-                               present, reference, server, strays, template, undisturbed, write_params, written)
+from tests.faults.runs import (
+    EVERYTHING,
+    LAST,
+    SEVERAL,
+    TRANSFERRED,
+    VARIANTS,
+    Ended,
+    clear,
+    copy,
+    one_line,
+    present,
+    reference,
+    server,
+    strays,
+    template,
+    undisturbed,
+    write_params,
+    written,
+)
 
 everything = pytest.mark.skipif(not EVERYTHING, reason="part of make faults")
 STATUS = {"KILL": -signal.SIGKILL, "TERM": 143, "INT": 130}
@@ -91,8 +108,11 @@ def test_a_training_stopped_at_many_moments_ends_the_same(number, tmp_path):
     project = copy(template(), tmp_path / "listed")  # of its own: the first training makes folders, too
     names = server().run(project, "pretrain", variant, "LIST").moments
     first = names.index("after replace latest.pt") + 1  # from then on there is a checkpoint to go on from
-    for sent, moment in [(sent, moment) for sent, every in (("KILL", 5), ("TERM", 25), ("INT", 25))
-                         for moment in range(1 + number * every, len(names) + 1, len(SEVERAL) * every)]:
+    for sent, moment in [
+        (sent, moment)
+        for sent, every in (("KILL", 5), ("TERM", 25), ("INT", 25))
+        for moment in range(1 + number * every, len(names) + 1, len(SEVERAL) * every)
+    ]:
         project = copy(template(), tmp_path / "project")
         stop(project, "pretrain", variant, sent, moment)
         output = finish(project, "pretrain", variant)
@@ -121,22 +141,33 @@ def test_a_training_stopped_at_moments_of_the_clock_ends_the_same(tmp_path):
 
 
 # Moments at which `make test` stops what is measured of a trained encoder.
-SAMPLE = {"linear": ("linear epoch 3", "byte 1 of .+npz.part"), "embed": (),
-          "tsne": ("tsne kl_divergence_bh 100", "byte 10000 of .+png.part"), "transfer": ("transfer epoch 2",)}
+SAMPLE = {
+    "linear": ("linear epoch 3", "byte 1 of .+npz.part"),
+    "embed": (),
+    "tsne": ("tsne kl_divergence_bh 100", "byte 10000 of .+png.part"),
+    "transfer": ("transfer epoch 2",),
+}
 # Stage and variant, and which of the moments are its share in full: they are dealt out to the variants.
-MEASURED = [(stage, variant, slice(number, None, len(SEVERAL))) for stage in ("linear", "embed", "tsne")
-            for number, variant in enumerate(SEVERAL) if EVERYTHING or variant == LAST]
+MEASURED = [
+    (stage, variant, slice(number, None, len(SEVERAL)))
+    for stage in ("linear", "embed", "tsne")
+    for number, variant in enumerate(SEVERAL)
+    if EVERYTHING or variant == LAST
+]
 MEASURED.append(("transfer", TRANSFERRED, slice(0, None, 6)))
 
 
-@pytest.mark.parametrize("stage, variant, share", MEASURED)
+@pytest.mark.parametrize(("stage", "variant", "share"), MEASURED)
 def test_a_measurement_stopped_anywhere_ends_the_same(stage, variant, share, tmp_path):
     """What is measured starts again: what counts is that nothing half written is taken for whole."""
     undisturbed(stage, variant)
     names = server().run(copy(reference(), tmp_path / "listed"), stage, variant, "LIST").moments
     every = range(1, len(names) + 1)
-    chosen = every[share] if EVERYTHING else [
-        min(number for number in every if re.fullmatch(wanted, names[number - 1])) for wanted in SAMPLE[stage]]
+    chosen = (
+        every[share]
+        if EVERYTHING
+        else [min(number for number in every if re.fullmatch(wanted, names[number - 1])) for wanted in SAMPLE[stage]]
+    )
     project = copy(reference(), tmp_path / "project")
     clear(project, variant, stage)
     whole = present(reference(), variant, stage)
@@ -149,20 +180,22 @@ def test_a_measurement_stopped_anywhere_ends_the_same(stage, variant, share, tmp
 
 
 def cut(size: float):
-    return lambda content: content[:int(size * len(content)) if size < 1 else int(size)]
+    return lambda content: content[: int(size * len(content)) if size < 1 else int(size)]
 
 
 def zeros(start: float, length: int):
     def change(content: bytes) -> bytes:
         first = int(start * (len(content) - length))
-        return content[:first] + bytes(length) + content[first + length:]
+        return content[:first] + bytes(length) + content[first + length :]
+
     return change
 
 
 def flipped(place: float):
     def change(content: bytes) -> bytes:
         index = int(place * (len(content) - 1))
-        return content[:index] + bytes([content[index] ^ 1]) + content[index + 1:]
+        return content[:index] + bytes([content[index] ^ 1]) + content[index + 1 :]
+
     return change
 
 
@@ -201,8 +234,13 @@ def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, halfway):
     tried("damaged checkpoints")
 
 
-@pytest.mark.parametrize("moment", ["before replace latest.pt#1", *(
-    ("byte 1 of latest.pt.part#1", "after replace latest.pt#1", "pretrain step 1#1") if EVERYTHING else ())])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "before replace latest.pt#1",
+        *(("byte 1 of latest.pt.part#1", "after replace latest.pt#1", "pretrain step 1#1") if EVERYTHING else ()),
+    ],
+)
 def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one(moment, tmp_path, halfway):
     project = copy(halfway, tmp_path / "project")
     latest = checkpoint(project, "latest.pt")

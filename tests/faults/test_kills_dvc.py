@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.count import tried
-from tests.faults.runs import (EVERYTHING, LAST, SETTINGS, SEVERAL, server, strays, write_params, write_pictures,
-                               written)
+from tests.faults.runs import EVERYTHING, LAST, SETTINGS, SEVERAL, server, strays, write_params, write_pictures, written
 from tests.test_pipeline import Project
 
 everything = pytest.mark.skipif(not EVERYTHING, reason="part of make faults")
@@ -39,9 +38,16 @@ class Pipeline(Project):
     def begin(self, *command: str) -> subprocess.Popen:
         """Start a command as the leader of a process group of its own; its output goes to the log."""
         with open(self.log, "w") as log:
-            return subprocess.Popen(command, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL,
-                                    stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                                    preexec_fn=_heed_interrupts)
+            return subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_heed_interrupts,
+            )
 
     def wait(self, process: subprocess.Popen) -> str:
         assert process.wait(timeout=PATIENCE) == 0, self.log.read_text()[-4000:]
@@ -178,7 +184,7 @@ def wanted(variants: tuple[str, ...]) -> list[str]:
 
 
 @everything
-@pytest.mark.parametrize("seed, way, variants", [(1, "exp run", SEVERAL[:2]), (2, "exp run --temp", (LAST,))])
+@pytest.mark.parametrize(("seed", "way", "variants"), [(1, "exp run", SEVERAL[:2]), (2, "exp run --temp", (LAST,))])
 def test_trainings_go_on_in_experiments(seed, way, variants, pipeline, tmp_path):
     """One stop within each training; the last run goes to the end."""
     targets = wanted(variants)

@@ -15,7 +15,6 @@ import yaml
 
 from lib.core.loop import pretrain
 from lib.core.trainer import Pretrainer, check_batch
-from lib.errors import UserError, shown
 from lib.evaluate.linear import evaluate
 from lib.evaluate.monitor import knn_monitor
 from lib.evaluate.tsne import embed_plane, select
@@ -24,6 +23,7 @@ from lib.params.check import check_params
 from lib.params.evaluation import knn_params, linear_params, tsne_params
 from lib.params.pretraining import load_params, pretraining_params, variant_names
 from lib.preset import apply_preset, overlay, read_preset
+from lib.runtime.errors import UserError, shown
 from tests.evaluate_fakes import CLASSES, about, tiny_data, tiny_method
 from tests.examples import CPU, ROOT, images, study_params
 from tests.faults.count import told, tried
@@ -123,7 +123,7 @@ def test_every_key_of_the_file_was_drawn_and_can_be_wrong(outcomes):
 
 def test_the_text_of_a_file_has_the_same_outcome(outcomes, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for case, line in outcomes[::CASES // WRITTEN]:
+    for case, line in outcomes[:: CASES // WRITTEN]:
         text = yaml.dump(case.raw, Dumper=yaml.CSafeDumper, allow_unicode=True, sort_keys=False)
         (tmp_path / "params.yaml").write_text(text)
         try:
@@ -149,8 +149,9 @@ def made_small(raw: dict[str, Any]) -> dict[str, Any]:
 
 def trains(raw: dict[str, Any], variant: str, folder: Path) -> bool:
     """Whether one epoch ends with a finite loss; where it does not, that is told in one line."""
-    keeps_nothing = SimpleNamespace(load=lambda: None, save=lambda state: None, finish=lambda state: None,
-                                    latest=folder / "none", folder=folder)
+    keeps_nothing = SimpleNamespace(
+        load=lambda: None, save=lambda state: None, finish=lambda state: None, latest=folder / "none", folder=folder
+    )
     data, params = images(32), pretraining_params(raw, variant)
     torch.manual_seed(0)
     trainer = Pretrainer(build_method(params), data, params, CPU)
@@ -166,19 +167,31 @@ def trains(raw: dict[str, Any], variant: str, folder: Path) -> bool:
 
 def test_what_is_accepted_trains_to_a_finite_loss_or_is_refused(outcomes, tmp_path):
     accepted = [made_small(case.raw) for case, line in outcomes if line is None]
-    chosen = accepted[::len(accepted) // RUN][:RUN]
+    chosen = accepted[:: len(accepted) // RUN][:RUN]
     names = [variant_names(raw) for raw in chosen]
     done = [trains(raw, own[number % len(own)], tmp_path) for number, (raw, own) in enumerate(zip(chosen, names))]
     assert len(done) == RUN and sum(done) > RUN / 2
 
 
-@pytest.mark.parametrize("changes", [
-    {"optimizer__lr": 1e37}, {"optimizer__lr": 1e-37}, {"optimizer__weight_decay": 1e37}, {"gamma": 1e37},
-    {"optimizer__momentum": 0.9999}, {"variants__joint__temperature": 1e-37}, {"variants__joint__temperature": 1e37},
-    {"augment__crop_scale_min": 1e-37, "augment__crop_scale_max": 1e-37}, {"monitor__temperature": 1e-37},
-    {"monitor__temperature": 1e37, "monitor__k": 2**31 - 1}, {"optimizer__name": "lars", "optimizer__lr": 1e37},
-    {"optimizer__name": "sgd", "optimizer__lr": 1e30, "optimizer__schedule": "cosine"}, {"seed": 2**31 - 1},
-], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer__lr": 1e37},
+        {"optimizer__lr": 1e-37},
+        {"optimizer__weight_decay": 1e37},
+        {"gamma": 1e37},
+        {"optimizer__momentum": 0.9999},
+        {"variants__joint__temperature": 1e-37},
+        {"variants__joint__temperature": 1e37},
+        {"augment__crop_scale_min": 1e-37, "augment__crop_scale_max": 1e-37},
+        {"monitor__temperature": 1e-37},
+        {"monitor__temperature": 1e37, "monitor__k": 2**31 - 1},
+        {"optimizer__name": "lars", "optimizer__lr": 1e37},
+        {"optimizer__name": "sgd", "optimizer__lr": 1e30, "optimizer__schedule": "cosine"},
+        {"seed": 2**31 - 1},
+    ],
+    ids=str,
+)
 def test_the_largest_and_smallest_numbers_train_or_are_refused(changes, tmp_path):
     raw = made_small(base())
     raw["variants"] = {"joint": raw["variants"]["joint"]}  # others have bounds of their own
@@ -190,8 +203,13 @@ def test_the_largest_and_smallest_numbers_train_or_are_refused(changes, tmp_path
 
 def test_drawn_settings_of_the_evaluation_run_or_are_refused():
     rows = numpy.random.default_rng(0).normal(size=(24, 16)).astype(numpy.float32)
-    arrays = {"h": rows, "labels": numpy.arange(24) % 3, "indices": numpy.arange(24), "classes": numpy.array(CLASSES),
-              "latents": numpy.array(["h"])}
+    arrays = {
+        "h": rows,
+        "labels": numpy.arange(24) % 3,
+        "indices": numpy.arange(24),
+        "classes": numpy.array(CLASSES),
+        "latents": numpy.array(["h"]),
+    }
     done, drawn = 0, (draw_case(number, ("linear", "knn", "tsne")) for number in range(20 * EVALUATED))
     chosen = list(islice((case for case in drawn if outcome(case.raw) is None), EVALUATED))
     for case in chosen:
@@ -217,14 +235,17 @@ def study_text() -> str:
     return overlay((ROOT / "params.yaml").read_text(), read_preset("study", ROOT / "presets"))[0]
 
 
-@pytest.mark.parametrize("change, words", [
-    (("epochs: 100\n", "epochs: 100\nepochs: 5\n"), "key 'epochs' occurs twice in line "),
-    (("  lr: 0.001\n", "  lr: 0.001\n  'lr': 0.1\n"), "key 'lr' occurs twice in line "),
-    (("seed: 0\n", "seed: 2024-13-45\n"), "'2024-13-45' is not the timestamp that it looks like in line "),
-    (("seed: 0\n", "seed: 0\n---\nseed: 1\n"), "found another document in line "),
-    (("seed: 0\n", "seed: [0\n"), "in line "),
-    (("seed: 0\n", "seed:\t0\n\tlr: 1\n"), "in line "),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("epochs: 100\n", "epochs: 100\nepochs: 5\n"), "key 'epochs' occurs twice in line "),
+        (("  lr: 0.001\n", "  lr: 0.001\n  'lr': 0.1\n"), "key 'lr' occurs twice in line "),
+        (("seed: 0\n", "seed: 2024-13-45\n"), "'2024-13-45' is not the timestamp that it looks like in line "),
+        (("seed: 0\n", "seed: 0\n---\nseed: 1\n"), "found another document in line "),
+        (("seed: 0\n", "seed: [0\n"), "in line "),
+        (("seed: 0\n", "seed:\t0\n\tlr: 1\n"), "in line "),
+    ],
+)
 def test_a_text_that_cannot_be_meant(change, words, tmp_path):
     whole = study_text()
     text = whole.replace(*change, 1)
@@ -235,14 +256,22 @@ def test_a_text_that_cannot_be_meant(change, words, tmp_path):
     assert (tmp_path / "params.yaml").read_text() == text
 
 
-@pytest.mark.parametrize("setting, words", [
-    ("epochs=2024-13-45", "the value of epochs is '2024-13-45'; allowed: one number or text"),
-    ("epochs=[1]", "epochs is [1]; allowed: a whole number"), ("epochs=*x", "allowed: one number or text"),
-    ("epochs=1e400", "epochs is inf; allowed: a whole number at least "), ("epochs=", "epochs is ''; allowed"),
-    ("epochs", "write key=value"), ("epoch=1", "params.yaml has no key epoch; keys there: "),
-    ("optimizer=1", "params.yaml has no key optimizer; keys there: "), ("=1", "write key=value"),
-    ("epochs=" + "9" * 5000, "the value of epochs is '999"), ("on_bad_image=skip", "no effect with dataset digits"),
-])
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("epochs=2024-13-45", "the value of epochs is '2024-13-45'; allowed: one number or text"),
+        ("epochs=[1]", "epochs is [1]; allowed: a whole number"),
+        ("epochs=*x", "allowed: one number or text"),
+        ("epochs=1e400", "epochs is inf; allowed: a whole number at least "),
+        ("epochs=", "epochs is ''; allowed"),
+        ("epochs", "write key=value"),
+        ("epoch=1", "params.yaml has no key epoch; keys there: "),
+        ("optimizer=1", "params.yaml has no key optimizer; keys there: "),
+        ("=1", "write key=value"),
+        ("epochs=" + "9" * 5000, "the value of epochs is '999"),
+        ("on_bad_image=skip", "no effect with dataset digits"),
+    ],
+)
 def test_a_bad_setting_of_a_preset(setting, words, tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text(study_text())
@@ -267,35 +296,50 @@ def changed(raw: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return raw
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"variants__simclr__gamma": 0.1}, "unknown key variants.simclr.gamma"),
-    ({"variants__joint__gamma": 0.1}, "unknown key variants.joint.gamma"),
-    ({"variants__dual__seed": 5}, "unknown key variants.dual.seed"),
-    ({"variants__joint__lambda": 0.1}, "unknown key variants.joint.lambda; allowed here: "),
-    ({"variants__joint__watch__gamma": 1}, "unknown key variants.joint.watch.gamma"),
-    ({"variants__simclr__watch__number": "gamma"}, "variants.simclr.watch.number is 'gamma'; allowed: 'seed'"),
-    ({"variants__simclr__watch__term": "view_distance"}, "variants.simclr.watch names the losses ntxent, view_"),
-    ({"variants__joint": None, "variants__dual": None, "gamma": 0.1}, "gamma is 0.1, which has no effect with these"),
-    ({"linear__finetune_lr": 0.01}, "linear.finetune_lr is 0.01, which has no effect with linear.mode probe"),
-    ({"images_path": "x"}, "images_path is 'x', which has no effect with dataset cifar10"),
-    ({"on_bad_image": "skip"}, "on_bad_image is 'skip', which has no effect with dataset cifar10"),
-    ({"augment__jitter": 0, "augment__hue": 0.2}, "augment.hue is 0.2, which has no effect with augment.jitter 0"),
-    ({"augment__jitter": 0.0, "augment__contrast": 0}, "augment.contrast is 0, which has no effect with augment."),
-    ({"augment__crop_pixels": 8, "augment__crop_scale_min": 0.2, "linear__study_epochs": 0},
-     "augment.crop_scale_min is 0.2, which has no effect with augment.crop_pixels above 0 and linear.s"),
-    ({"variants__simclr__augment": {"crop_pixels": 8, "crop_scale_max": 0.5}, "linear__study_epochs": 0},
-     "variants.simclr.augment.crop_scale_max is 0.5, which has no effect with augment.crop_pixels above 0"),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"variants__simclr__gamma": 0.1}, "unknown key variants.simclr.gamma"),
+        ({"variants__joint__gamma": 0.1}, "unknown key variants.joint.gamma"),
+        ({"variants__dual__seed": 5}, "unknown key variants.dual.seed"),
+        ({"variants__joint__lambda": 0.1}, "unknown key variants.joint.lambda; allowed here: "),
+        ({"variants__joint__watch__gamma": 1}, "unknown key variants.joint.watch.gamma"),
+        ({"variants__simclr__watch__number": "gamma"}, "variants.simclr.watch.number is 'gamma'; allowed: 'seed'"),
+        ({"variants__simclr__watch__term": "view_distance"}, "variants.simclr.watch names the losses ntxent, view_"),
+        (
+            {"variants__joint": None, "variants__dual": None, "gamma": 0.1},
+            "gamma is 0.1, which has no effect with these",
+        ),
+        ({"linear__finetune_lr": 0.01}, "linear.finetune_lr is 0.01, which has no effect with linear.mode probe"),
+        ({"images_path": "x"}, "images_path is 'x', which has no effect with dataset cifar10"),
+        ({"on_bad_image": "skip"}, "on_bad_image is 'skip', which has no effect with dataset cifar10"),
+        ({"augment__jitter": 0, "augment__hue": 0.2}, "augment.hue is 0.2, which has no effect with augment.jitter 0"),
+        ({"augment__jitter": 0.0, "augment__contrast": 0}, "augment.contrast is 0, which has no effect with augment."),
+        (
+            {"augment__crop_pixels": 8, "augment__crop_scale_min": 0.2, "linear__study_epochs": 0},
+            "augment.crop_scale_min is 0.2, which has no effect with augment.crop_pixels above 0 and linear.s",
+        ),
+        (
+            {"variants__simclr__augment": {"crop_pixels": 8, "crop_scale_max": 0.5}, "linear__study_epochs": 0},
+            "variants.simclr.augment.crop_scale_max is 0.5, which has no effect with augment.crop_pixels above 0",
+        ),
+    ],
+)
 def test_an_option_without_effect_is_refused(changes, words):
     refused(lambda: all_checks(changed(study_params(), **changes)), "params.yaml: ", words)
 
 
 def test_the_same_options_with_an_effect_are_taken():
-    for changes in ({"variants__simclr": None, "gamma": 0.1}, {"linear__mode": "finetune", "linear__finetune_lr": 0.01},
-                    {"dataset": "images", "images_path": "x", "on_bad_image": "skip"}, {"augment__jitter": 0.0},
-                    {"augment__hue": 0.2}, {"variants__joint": None, "variants__dual": None},
-                    {"augment__crop_scale_min": 0.2, "variants__simclr__augment": {"crop_pixels": 8}},
-                    {"augment__crop_pixels": 8, "augment__crop_scale_min": 0.2}):
+    for changes in (
+        {"variants__simclr": None, "gamma": 0.1},
+        {"linear__mode": "finetune", "linear__finetune_lr": 0.01},
+        {"dataset": "images", "images_path": "x", "on_bad_image": "skip"},
+        {"augment__jitter": 0.0},
+        {"augment__hue": 0.2},
+        {"variants__joint": None, "variants__dual": None},
+        {"augment__crop_scale_min": 0.2, "variants__simclr__augment": {"crop_pixels": 8}},
+        {"augment__crop_pixels": 8, "augment__crop_scale_min": 0.2},
+    ):
         check_params(changed(study_params(), **changes))
 
 
@@ -316,8 +360,10 @@ def test_every_option_of_a_method_changes_its_variant():
 
 def another_value(raw: dict[str, Any], variant: str, option: dataclasses.Field, usual: Any) -> Any:
     """An allowed value of an option other than its usual one; None if there is none, as others switch it off."""
-    refusals, numbers = [], () if isinstance(usual, str) else (2 * usual, usual / 2, usual + 1, usual + 3, usual + 2,
-                                                                 not usual)
+    refusals, numbers = (
+        [],
+        () if isinstance(usual, str) else (2 * usual, usual / 2, usual + 1, usual + 3, usual + 2, not usual),
+    )
     for value in (*(option.metadata.get("choices") or ()), *numbers):
         candidate = copy.deepcopy(raw)
         candidate["variants"][variant][option.name] = type(usual)(value)

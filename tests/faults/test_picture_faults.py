@@ -19,8 +19,14 @@ from tests.make_archives import encoded, picture, two_level, write_folder, write
 def damaged() -> dict[str, bytes]:
     """Files that are named as images and are none, or not whole."""
     png = encoded(picture(4, 64, 64))
-    return {"half a JPEG": JPEG[:len(JPEG) // 2], "empty": b"", "text": b"no image", "half a PNG": png[:len(png) // 2],
-            "altered PNG": png[:200] + b"\0\0\0\0" + png[204:], "a format not allowed": encoded(picture(1), "PCX")}
+    return {
+        "half a JPEG": JPEG[: len(JPEG) // 2],
+        "empty": b"",
+        "text": b"no image",
+        "half a PNG": png[: len(png) // 2],
+        "altered PNG": png[:200] + b"\0\0\0\0" + png[204:],
+        "a format not allowed": encoded(picture(1), "PCX"),
+    }
 
 
 @pytest.mark.parametrize("kind", damaged())
@@ -30,8 +36,10 @@ def test_a_corrupt_image_is_named_and_counted(tmp_path, kind, capsys):
     refused(lambda: read(path), "train/dog/2.png cannot be read as an image", "(1 of 12 images)", "on_bad_image: skip")
     found = converted(lambda: read(path, "skip"))
     assert found.about["skipped"] == {"count": 1, "first": ["train/dog/2.png"]}
-    assert "skipped, as on_bad_image says: 1 of 12 images that cannot be read: 'train/dog/2.png' (" in \
-        capsys.readouterr().out
+    assert (
+        "skipped, as on_bad_image says: 1 of 12 images that cannot be read: 'train/dog/2.png' ("
+        in capsys.readouterr().out
+    )
     (path / "train/dog/2.png").unlink()
     assert same(found, read(path)) and len(found.train_labels) == 7
 
@@ -59,19 +67,26 @@ def test_a_class_does_not_vanish_with_its_corrupt_images(tmp_path):
 
 def test_skipping_has_no_effect_on_another_dataset():
     for dataset in ("cifar10", "digits"):
-        refused(lambda: check_params({**study_params(), "dataset": dataset, "on_bad_image": "skip"}),
-                f"on_bad_image is 'skip', which has no effect with dataset {dataset}; set dataset to images")
+        refused(
+            lambda: check_params({**study_params(), "dataset": dataset, "on_bad_image": "skip"}),
+            f"on_bad_image is 'skip', which has no effect with dataset {dataset}; set dataset to images",
+        )
     refused(lambda: check_params({**study_params(), "on_bad_image": "drop"}), "allowed: 'refuse', 'skip'")
     check_params({**study_params(), "dataset": "images", "images_path": "x", "on_bad_image": "skip"})
 
 
 def png(width: int, height: int, kind: int, depth: int, rows: bytes) -> bytes:
     """A PNG of the given color type, from rows that each begin with a zero."""
+
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
-    return (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
-            + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def turned() -> bytes:
@@ -81,11 +96,11 @@ def turned() -> bytes:
 
 
 def unusual() -> dict[str, tuple[bytes, list[str]]]:
-    """Pictures of other kinds than 8-bit RGB, and the conversions that are stated."""
+    """RawDataset of other kinds than 8-bit RGB, and the conversions that are stated."""
     palette = Image.fromarray(picture(6)).convert("P")
     deep = bytes(range(256)) * 2
-    rgb16 = png(4, 4, 2, 16, b"".join(b"\0" + deep[24 * row:24 * (row + 1)] for row in range(4)))
-    gray16 = png(4, 4, 0, 16, b"".join(b"\0" + deep[8 * row:8 * (row + 1)] for row in range(4)))
+    rgb16 = png(4, 4, 2, 16, b"".join(b"\0" + deep[24 * row : 24 * (row + 1)] for row in range(4)))
+    gray16 = png(4, 4, 0, 16, b"".join(b"\0" + deep[8 * row : 8 * (row + 1)] for row in range(4)))
     return {
         "CMYK JPEG": (encoded(Image.new("CMYK", (9, 9), (0, 255, 255, 0)), "JPEG"), ["CMYK to RGB"]),
         "CMYK TIFF": (encoded(Image.new("CMYK", (9, 9)), "TIFF"), ["CMYK to RGB"]),
@@ -143,10 +158,15 @@ def test_unicode_and_long_names_are_kept(tmp_path, kind, name):
 
 
 def test_names_that_cannot_be_kept(tmp_path):
-    for number, (name, words) in enumerate([
+    for number, (name, words) in enumerate(
+        [
             ("a" * 101, "has a name of 101 characters; allowed: 100; rename it"),
             ("two\nlines", r"'two\\nlines' has a name that cannot be printed; rename it"),
-            ("red\x1b[31m", "cannot be printed"), ("\u202egnp", "cannot be printed"), ("\udcff", "cannot be printed")]):
+            ("red\x1b[31m", "cannot be printed"),
+            ("\u202egnp", "cannot be printed"),
+            ("\udcff", "cannot be printed"),
+        ]
+    ):
         files = {**two_level(), f"train/{name}/1.png": JPEG, f"test/{name}/1.png": JPEG}
         refused(lambda: read(write_folder(tmp_path / f"{number}", files)), words.replace("\\\\", "\\"))
     long = {**two_level(), "train/cat/" + "x" * 5000 + ".png": JPEG}

@@ -18,24 +18,46 @@ import torch
 from safetensors.torch import load_file
 
 from lib.core.checkpoint import CheckpointStore, prune
-from lib.errors import UserError
-from lib.files import DTYPES, read_json, read_tensors, whole_file, write_json, write_tensors, writing
+from lib.runtime.errors import UserError
+from lib.runtime.files import DTYPES, read_json, read_tensors, whole_file, write_json, write_tensors, writing
 from tests.faults.count import told, tried
-from tests.faults.runs import (EVERYTHING, LAST, OUTPUTS, PER_VARIANT, TRANSFERRED, copy, one_line, own_mounts,
-                               present, reference, server, strays, template, undisturbed, written)
+from tests.faults.runs import (
+    EVERYTHING,
+    LAST,
+    OUTPUTS,
+    PER_VARIANT,
+    TRANSFERRED,
+    copy,
+    one_line,
+    own_mounts,
+    present,
+    reference,
+    server,
+    strays,
+    template,
+    undisturbed,
+    written,
+)
 
 mounting = pytest.mark.skipif(not own_mounts(), reason="this system lets nobody mount file systems of their own")
 SAMPLE = ("pretrain", "linear", "tsne")
 STAGES = tuple(OUTPUTS) if EVERYTHING else SAMPLE
 EARLIER = b"an earlier result\n"
 # The folders that a stage writes into.
-FOLDERS = {"pretrain": (".checkpoints", "data/encoders", "plots/curves"), "linear": ("metrics", "data/scores"),
-           "embed": ("data/embeddings",), "tsne": ("plots/tsne", "data/tsne"), "download": ("data",),
-           "transfer": ("data/filters", "plots/filters"),  # the first and the last of four
-           "overview": ("plots/tsne",), "results": ("metrics", "plots")}
+FOLDERS = {
+    "pretrain": (".checkpoints", "data/encoders", "plots/curves"),
+    "linear": ("metrics", "data/scores"),
+    "embed": ("data/embeddings",),
+    "tsne": ("plots/tsne", "data/tsne"),
+    "download": ("data",),
+    "transfer": ("data/filters", "plots/filters"),  # the first and the last of four
+    "overview": ("plots/tsne",),
+    "results": ("metrics", "plots"),
+}
 PLACES = [(stage, folder) for stage, folders in FOLDERS.items() for folder in folders]
-SOME_PLACES = PLACES if EVERYTHING else [("pretrain", ".checkpoints"), ("pretrain", "data/encoders"),
-                                         ("linear", "metrics")]
+SOME_PLACES = (
+    PLACES if EVERYTHING else [("pretrain", ".checkpoints"), ("pretrain", "data/encoders"), ("linear", "metrics")]
+)
 FIRST_PLACES = [(stage, folders[0]) for stage, folders in FOLDERS.items()] if EVERYTHING else SOME_PLACES
 ROOM = 64_000_000  # bytes of a file system for one folder
 
@@ -67,8 +89,11 @@ def check_refused(ended, project: Path, stage: str, words: str = "") -> str:
     """One line that names a file and says what to do; every output is the earlier one or the new one."""
     line = one_line(ended.output)
     assert ended.status == 1, ended
-    found = re.fullmatch(r"error: cannot write (\S+): (.+); .+, then run the same command again; "
-                         r"what was there before is kept", line)
+    found = re.fullmatch(
+        r"error: cannot write (\S+): (.+); .+, then run the same command again; "
+        r"what was there before is kept",
+        line,
+    )
     assert found and words in found[2], line
     whole = present(reference(), named(stage), stage)
     for name in whole:
@@ -102,7 +127,7 @@ def test_every_output_is_synced_before_it_is_renamed_and_its_folder_after(stage)
     for index, moment in enumerate(moments):
         if moment.startswith("before replace ") and not moment.endswith("previous.pt"):
             name = moment.removeprefix("before replace ")
-            assert moments[index - 1] == f"before sync {name}.part", moments[index - 1:index + 3]
+            assert moments[index - 1] == f"before sync {name}.part", moments[index - 1 : index + 3]
             assert moments[index + 1] == f"after replace {name}"
             assert moments[index + 2].startswith("before sync ") and not moments[index + 2].endswith(".part")
 
@@ -110,8 +135,7 @@ def test_every_output_is_synced_before_it_is_renamed_and_its_folder_after(stage)
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_limit_on_the_size_of_files(stage, project):
     prepare(project, stage)
-    sizes = [path.stat().st_size for name in present(reference(), named(stage), stage)
-             for path in [reference() / name]]
+    sizes = [path.stat().st_size for name in present(reference(), named(stage), stage) for path in [reference() / name]]
     limits = sorted({1, *(size - 1 for size in sizes[::2]), *(size // 2 for size in sizes[1::2])})
     for limit in limits if EVERYTHING else [max(limits)]:
         spoil(project, stage)
@@ -139,7 +163,7 @@ def fill(folder: Path, left: int) -> Path:
 
 
 @mounting
-@pytest.mark.parametrize("stage, folder", SOME_PLACES)
+@pytest.mark.parametrize(("stage", "folder"), SOME_PLACES)
 def test_a_full_disk(stage, folder, project):
     prepare(project, stage)
     model = reference() / f"data/encoders/{LAST}.safetensors"
@@ -159,7 +183,7 @@ def test_a_full_disk(stage, folder, project):
 
 
 @mounting
-@pytest.mark.parametrize("stage, folder", FIRST_PLACES)
+@pytest.mark.parametrize(("stage", "folder"), FIRST_PLACES)
 def test_a_read_only_folder(stage, folder, project):
     prepare(project, stage)
     with file_system(project / folder, "--bind", str(project / folder)):
@@ -194,7 +218,7 @@ def test_checkpoints_that_vanish_in_the_middle(fault, project):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write into any folder; read-only mounts stand in for this")
-@pytest.mark.parametrize("stage, folder", SOME_PLACES)
+@pytest.mark.parametrize(("stage", "folder"), SOME_PLACES)
 def test_a_folder_without_the_right_to_write(stage, folder, project):
     prepare(project, stage)
     (project / folder).mkdir(exist_ok=True)
@@ -206,8 +230,9 @@ def test_a_folder_without_the_right_to_write(stage, folder, project):
     check_goes_on(project, stage)
 
 
-@pytest.mark.parametrize("stage, folder", [place for place in FIRST_PLACES if place[1] != "data"] if EVERYTHING
-                         else FIRST_PLACES[:1])
+@pytest.mark.parametrize(
+    ("stage", "folder"), [place for place in FIRST_PLACES if place[1] != "data"] if EVERYTHING else FIRST_PLACES[:1]
+)
 def test_a_file_in_the_place_of_a_folder(stage, folder, project):
     """But for folders that also hold what the stage reads."""
     prepare(project, stage)
@@ -263,11 +288,19 @@ def test_an_error_while_writing_leaves_what_was_there(tmp_path):
     assert read_json(path) == 1 and [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-@pytest.mark.parametrize("code, advice", [
-    (errno.ENOSPC, "free some space"), (errno.EDQUOT, "free some space"), (errno.EROFS, "make the folder writable"),
-    (errno.EACCES, "make the folder writable"), (errno.EPERM, "make the folder writable"),
-    (errno.EFBIG, r"raise the limit on a file's size \(ulimit -f\)"), (errno.EIO, "mend the folder"),
-    (errno.ENOTDIR, "move away the file that is in the place of a folder")])
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "free some space"),
+        (errno.EROFS, "make the folder writable"),
+        (errno.EACCES, "make the folder writable"),
+        (errno.EPERM, "make the folder writable"),
+        (errno.EFBIG, r"raise the limit on a file's size \(ulimit -f\)"),
+        (errno.EIO, "mend the folder"),
+        (errno.ENOTDIR, "move away the file that is in the place of a folder"),
+    ],
+)
 def test_what_the_system_refuses_is_told_in_one_line(code, advice, tmp_path):
     with pytest.raises(UserError, match=rf"^cannot write .*/x: [a-z].*; {advice}, then run the same command again; "):
         with writing(tmp_path / "x"):
@@ -276,11 +309,17 @@ def test_what_the_system_refuses_is_told_in_one_line(code, advice, tmp_path):
 
 
 def test_tensors_are_as_the_library_reads_them(tmp_path):
-    path, about = tmp_path / "x.safetensors", {"name": "é\"\\", "numbers": [1, 2]}
-    tensors = {f"{name} {rows}": torch.randint(0, 2, (rows, 3)).to(getattr(torch, name))
-               for name in DTYPES for rows in (0, 1, 5)}
-    tensors |= {"scalar": torch.tensor(7.5), "strided": torch.arange(12.0).view(3, 4).T,
-                "channels last": torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)}
+    path, about = tmp_path / "x.safetensors", {"name": 'é"\\', "numbers": [1, 2]}
+    tensors = {
+        f"{name} {rows}": torch.randint(0, 2, (rows, 3)).to(getattr(torch, name))
+        for name in DTYPES
+        for rows in (0, 1, 5)
+    }
+    tensors |= {
+        "scalar": torch.tensor(7.5),
+        "strided": torch.arange(12.0).view(3, 4).T,
+        "channels last": torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last),
+    }
     write_tensors(path, tensors, about)
     found = load_file(path)
     assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
@@ -297,7 +336,7 @@ def test_any_flipped_bit_of_a_checkpoint_is_noticed(tmp_path):
         whole = store.latest.read_bytes()
         assert store.load() is not None
         for index in range(0, len(whole), 1 if EVERYTHING else 7):
-            store.latest.write_bytes(whole[:index] + bytes([whole[index] ^ 16]) + whole[index + 1:])
+            store.latest.write_bytes(whole[:index] + bytes([whole[index] ^ 16]) + whole[index + 1 :])
             assert store.load() is None, f"byte {index} of {len(whole)}"
             tried("flipped bits")
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from lib.errors import UserError
 from lib.losses.code_contrast import agreement, contrast
 from lib.losses.triplet import triplet
 from lib.methods.base import WIDEST, Method, Named, pool, require_effect
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
+from lib.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -194,8 +194,10 @@ def _check(options: Options, variant: str) -> None:
     for name in ("sparsity", "sparsity_start"):
         share, units = getattr(options, name), options.units
         if active_units(share, units) >= units:
-            raise UserError(f"params.yaml: variants.{variant}.{name} is {share}, which makes all {units} units "
-                            "active; allowed: a share that leaves at least one inactive")
+            raise UserError(
+                f"params.yaml: variants.{variant}.{name} is {share}, which makes all {units} units "
+                "active; allowed: a share that leaves at least one inactive"
+            )
     if options.loss != "triplet":
         require_effect(options, variant, ("triplets",), f"loss {options.loss}", "set loss to triplet")
     if options.loss == "positives":
@@ -203,5 +205,6 @@ def _check(options: Options, variant: str) -> None:
     if options.scaling == "off":
         require_effect(options, variant, ("scaling_strength", "usage_rate"), "scaling off", "set scaling to additive")
     if options.training_code == "hard":
-        require_effect(options, variant, ("hardness", "hardness_start"), "training_code hard",
-                       "set training_code to sigmoid")
+        require_effect(
+            options, variant, ("hardness", "hardness_start"), "training_code hard", "set training_code to sigmoid"
+        )

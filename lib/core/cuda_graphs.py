@@ -73,8 +73,10 @@ class Recorded:
             if slopes and not self.slopes:
                 self._record_backward(slopes)
             if not slopes or self.slopes.keys() != slopes.keys():
-                raise Unrecordable(f"met a loss that uses {', '.join(slopes) or 'no embedding'}, and not what it used "
-                                   "when the pass was recorded")
+                raise Unrecordable(
+                    f"met a loss that uses {', '.join(slopes) or 'no embedding'}, and not what it used "
+                    "when the pass was recorded"
+                )
             for name, slope in slopes.items():
                 self.slopes[name].copy_(slope)
             self.back.replay()
@@ -98,10 +100,17 @@ class Recorded:
         self.slopes = {name: slope.clone() for name, slope in slopes.items()}
         self.back = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.back, pool=self.ahead.pool()):
-            found = torch.autograd.grad([self.outputs[name] for name in slopes], self.weights,
-                                        [self.slopes[name] for name in slopes], allow_unused=True)
-            self.gradients = [(weight, laid_out(gradient, weight)) for weight, gradient in zip(self.weights, found)
-                              if gradient is not None]
+            found = torch.autograd.grad(
+                [self.outputs[name] for name in slopes],
+                self.weights,
+                [self.slopes[name] for name in slopes],
+                allow_unused=True,
+            )
+            self.gradients = [
+                (weight, laid_out(gradient, weight))
+                for weight, gradient in zip(self.weights, found)
+                if gradient is not None
+            ]
 
 
 def _warm_up(method: nn.Module, embed: Callable[[], Named], weights: list[Tensor]) -> None:
@@ -153,8 +162,12 @@ def _streams() -> Tensor:
 
 def _state(method: nn.Module) -> tuple[Any, ...]:
     """What a recorded pass depends on beside the numbers in its tensors."""
-    plain = [(name, _plain(value)) for module in method.modules() for name, value in vars(module).items()
-             if name[0] != "_" and type(value) in (*PLAIN, tuple, list)]
+    plain = [
+        (name, _plain(value))
+        for module in method.modules()
+        for name, value in vars(module).items()
+        if name[0] != "_" and type(value) in (*PLAIN, tuple, list)
+    ]
     weights = [(weight.data_ptr(), weight.requires_grad) for weight in method.parameters()]
     return plain, weights, [buffer.data_ptr() for buffer in method.buffers()]
 

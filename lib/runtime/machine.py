@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from lib.errors import UserError
 from lib.params.spec import load_yaml
+from lib.runtime.errors import UserError
 
 MACHINE_FILE = Path("machine.yaml")
 
@@ -87,7 +87,7 @@ def launched() -> bool:
 
 
 @contextmanager
-def computing(machine: Machine):
+def autocast(machine: Machine):
     """Autocast to the machine's precision.
 
     On a CPU without autocast's cache, which all threads share: a weight that is used several times, as by two views,
@@ -125,8 +125,10 @@ def _processes(value: object) -> int:
         return count
     started = int(os.environ["LOCAL_WORLD_SIZE"])
     if value != "auto" and count != started:
-        raise UserError(f"machine setting processes is {value!r} while torchrun has started {started} on this machine; "
-                        f"allowed: auto or {started}")
+        raise UserError(
+            f"machine setting processes is {value!r} while torchrun has started {started} on this machine; "
+            f"allowed: auto or {started}"
+        )
     return started
 
 
@@ -135,8 +137,10 @@ def _torchrun(value: object) -> str:
     try:
         shlex.split(text)
     except ValueError as error:
-        raise UserError(f"machine setting torchrun is {text!r} ({error}); allowed: arguments of torchrun, for example "
-                        "--nnodes 2 --node-rank 0 --master-addr node0 --master-port 29500") from None
+        raise UserError(
+            f"machine setting torchrun is {text!r} ({error}); allowed: arguments of torchrun, for example "
+            "--nnodes 2 --node-rank 0 --master-addr node0 --master-port 29500"
+        ) from None
     return text
 
 
@@ -147,8 +151,10 @@ def _require_devices(device: str, processes: int, several: bool) -> None:
     if device == "cpu" or not several:
         return
     if device != "cuda" or processes > torch.cuda.device_count():
-        raise UserError(f"machine setting processes is {processes} with device {device!r}; allowed: device 'cuda' and "
-                        f"at most its {torch.cuda.device_count()} device(s)")
+        raise UserError(
+            f"machine setting processes is {processes} with device {device!r}; allowed: device 'cuda' and "
+            f"at most its {torch.cuda.device_count()} device(s)"
+        )
 
 
 def _count(name: str, value: object, auto: int) -> int:
@@ -183,8 +189,10 @@ def _compile(value: object, device: str, several: bool) -> str:
         raise UserError(f"machine setting compile is {value!r}; allowed: auto, off, on, graphs")
     if chosen == "graphs" and not graphs:
         reason = f"device {device!r}" if device == "cpu" else "several processes"
-        raise UserError(f"machine setting compile is 'graphs' with {reason}; CUDA graphs need a CUDA device and one "
-                        "process: allowed: auto, off, on")
+        raise UserError(
+            f"machine setting compile is 'graphs' with {reason}; CUDA graphs need a CUDA device and one "
+            "process: allowed: auto, off, on"
+        )
     return chosen
 
 

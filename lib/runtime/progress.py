@@ -19,8 +19,15 @@ class StepProgress:
         self.last_line = self.started
         self.bar: Progress | None = None
         if sys.stdout.isatty() and not silent:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"),
-                       TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("steps"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+            )
             self.bar = Progress(*columns, console=Console())
             self.task = self.bar.add_task(title, total=total, completed=done)
 

@@ -21,16 +21,35 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lib.errors import UserError
+from lib.runtime.errors import UserError
 
 LARGEST_HEADER = 100_000_000  # bytes
 LARGEST_ARRAYS = 16 * 2**30  # bytes, unpacked
 # RuntimeError: also NotImplementedError and RecursionError. MemoryError: a size that only the header claims.
-_DAMAGE = (ValueError, KeyError, TypeError, EOFError, OSError, RuntimeError, MemoryError, zipfile.BadZipFile,
-           zlib.error)
+_DAMAGE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 # torch's and safetensors' names, in the order in which a file holds them, so that each is aligned
-DTYPES = {"int64": "I64", "float64": "F64", "float32": "F32", "int32": "I32", "bfloat16": "BF16", "float16": "F16",
-          "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL"}
+DTYPES = {
+    "int64": "I64",
+    "float64": "F64",
+    "float32": "F32",
+    "int32": "I32",
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 NOT_FOLDERS = (errno.ENOTDIR, errno.EEXIST)
@@ -72,8 +91,10 @@ def writing(path: Path, needs: int = 0) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {path}: {_refusal(error, needs)}, then run the same command again; "
-                        "what was there before is kept") from None
+        raise UserError(
+            f"cannot write {path}: {_refusal(error, needs)}, then run the same command again; "
+            "what was there before is kept"
+        ) from None
 
 
 def make_folder(folder: Path) -> None:
@@ -209,8 +230,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], about: Mapping[str, An
     end = 0
     for name in order:
         start, end = end, end + tensors[name].nbytes
-        header[name] = {"dtype": codes[tensors[name].dtype], "shape": list(tensors[name].shape),
-                        "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": codes[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the numbers that follow are aligned
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 ELEMENTS = 2**23  # of one tile; 32 MiB in fp32
 
 
-def tiles(rows: int, columns: int, elements: int | None = None) -> Iterator[slice]:
+def chunks(rows: int, columns: int, elements: int | None = None) -> Iterator[slice]:
     """Consecutive slices of ``rows``, each so long that it times ``columns`` is at most ``elements``.
 
     A slice has at least one row; ``elements`` is `ELEMENTS` if not given.
