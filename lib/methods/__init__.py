@@ -1,50 +1,52 @@
-"""Self-supervised methods, one file each: the modules, which views they want, which losses they use.
+"""Methods, one file each: its losses, its options, its modules.
 
-A method's name in params.yaml is the name of its file, and the file defines ``METHOD``, a subclass of
+A method's name in params.yaml is the name of its file, which defines ``METHOD``, a subclass of
 ``lib.methods.base.Method``. Nothing else knows it by name.
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from lib.methods.base import Method
+from lib.methods.base import DataFacts, Method
 from lib.params.pretraining import Pretraining
-from lib.params.spec import parse
-from lib.runtime.errors import UserError
+from lib.params.spec import nearest, parse
+from lib.runtime.errors import UserError, shown
+
+NO_METHODS = ("__init__", "base")
 
 
-def method_class(name: str) -> type[Method]:
-    """The class that ``lib/methods/<name>.py`` defines."""
+def method_names() -> list[str]:
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in NO_METHODS)
+
+
+def method_class(name: Any) -> type[Method]:
+    """The class that ``lib/methods/<name>.py`` defines.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    if name not in method_names():
+        raise UserError(
+            f"no method is named {shown(name)}{nearest(name, method_names())}; allowed: {', '.join(method_names())}"
+        )
     return import_module(f"lib.methods.{name}").METHOD
 
 
-def check_method(params: Pretraining) -> Any:
-    """The variant's options, typed by its method.
+def typed_options(params: Pretraining) -> Any:
+    """The variant's options as its method types them.
 
     Raises:
-        UserError: options that the method does not have, or a watch block that does not fit its code.
+        UserError: options that the method does not have.
     """
-    kind = method_class(params.method)
-    where, watch = f"variants.{params.variant}", params.watch
-    if {watch.loss, watch.term} != set(kind.losses):
-        raise UserError(
-            f"params.yaml: {where}.watch names the losses {watch.loss}, {watch.term}; "
-            f"allowed: those that lib/methods/{params.method}.py uses, {', '.join(kind.losses)}"
-        )
-    if watch.part != kind.part:
-        raise UserError(
-            f"params.yaml: {where}.watch.part is {watch.part!r}; allowed: {kind.part!r}, "
-            f"the further file that lib/methods/{params.method}.py uses"
-        )
-    number = "gamma" if kind.reads_gamma else "seed"
-    if watch.number != number:
-        raise UserError(
-            f"params.yaml: {where}.watch.number is {watch.number!r}; allowed: {number!r}, "
-            f"the shared number that lib/methods/{params.method}.py reads"
-        )
-    return parse(kind.Options, params.options, where)
+    return parse(method_class(params.method).Options, params.options, f"variants.{params.variant}")
+
+
+def build_method(params: Pretraining) -> Method:
+    """A freshly initialized method of one variant, from torch's global generator."""
+    return method_class(params.method)(typed_options(params), params)
 
 
 def try_method(params: Pretraining, images: int = 0, classes: int = 0, processes: int = 1) -> None:
@@ -54,8 +56,7 @@ def try_method(params: Pretraining, images: int = 0, classes: int = 0, processes
     and to a batch that is shared by ``processes``.
 
     Raises:
-        UserError: what `check_method`, ``setup`` or ``check_local_batch`` refuses, or a size that the method cannot work
-            with.
+        UserError: what `typed_options` or ``setup`` refuses, or a size that the method cannot work with.
     """
     with torch.device("meta"), torch.no_grad():
         method = build_method(params).eval()
@@ -69,21 +70,4 @@ def try_method(params: Pretraining, images: int = 0, classes: int = 0, processes
                     "cannot take; allowed: 0 (no squares), or a size that would do as image_size"
                 ) from None
     if images:
-        method.setup(torch.zeros(3), torch.ones(3), images, classes)
-        method.check_local_batch(params.batch_size // processes)
-
-
-def alike(variants: list[Pretraining]) -> int:
-    """How many there are, if the time of one tells that of all: same batch, epochs and encoder; else 1."""
-    kinds = {
-        (each.batch_size, each.epochs, own, str(each.options) if own else "")
-        for each in variants
-        for own in [method_class(each.method).own_encoder]
-    }
-    return len(variants) if len(kinds) == 1 else 1
-
-
-def build_method(params: Pretraining) -> Method:
-    """A freshly initialized method of one variant, from torch's global generator."""
-    options = check_method(params)
-    return method_class(params.method)(options, params)
+        method.setup(DataFacts(torch.zeros(3), torch.ones(3), images, classes, params.batch_size // processes))

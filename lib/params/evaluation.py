@@ -1,5 +1,6 @@
 """What the stages after pretraining read: probe, nearest neighbours, t-SNE, transfer of filters."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,7 @@ def check_transfer_size(image_size: int) -> None:
         )
 
 
-def transfer_variants(raw: dict[str, Any], known: list[str]) -> list[str]:
+def transfer_variants(raw: Mapping[str, Any], known: list[str]) -> tuple[str, ...]:
     """The variants whose filters are tried in a classifier: a list of some of ``known``."""
     names = raw.get("transfer", {}).get("variants", []) if isinstance(raw.get("transfer", {}), dict) else []
     if not isinstance(names, list) or any(name not in known for name in names) or len(set(names)) < len(names):
@@ -70,20 +71,20 @@ def transfer_variants(raw: dict[str, Any], known: list[str]) -> list[str]:
             f"params.yaml: transfer.variants is {shown(names)}; allowed: a list, each once, of "
             f"{', '.join(known)}, or [] for none"
         )
-    return names
+    return tuple(names)
 
 
-def transfer_params(raw: dict[str, Any]) -> Transfer:
+def transfer_params(raw: Mapping[str, Any]) -> Transfer:
     return parse(Transfer, raw.get("transfer", {}), "transfer", also=("variants",))
 
 
-def linear_params(raw: dict[str, Any]) -> Linear:
+def linear_params(raw: Mapping[str, Any]) -> Linear:
     return parse(Linear, raw.get("linear", {}), "linear")
 
 
-def knn_params(raw: dict[str, Any]) -> Knn:
+def knn_params(raw: Mapping[str, Any]) -> Knn:
     return parse(Knn, raw.get("knn", {}), "knn")
 
 
-def tsne_params(raw: dict[str, Any]) -> Tsne:
+def tsne_params(raw: Mapping[str, Any]) -> Tsne:
     return parse(Tsne, raw.get("tsne", {}), "tsne")

@@ -1,20 +1,21 @@
-"""What pretraining reads: the shared numbers, the optimizer, the augmentation, the variants.
+"""What pretraining reads: the images, the shared numbers, the optimizer, the augmentation, the variants.
 
 The defaults are the settings of the study that the project reproduces.
 """
 
+import json
 import re
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lib.params.spec import PARAMS_FILE, join, load_yaml, param, parse
+from lib.params.spec import join, nearest, param, parse
 from lib.runtime.errors import UserError, shown
 
 DATASETS = ("cifar10", "cifar100", "mnist", "digits", "images")
 LONGEST_NAME = 50  # characters of a variant's name, which names files and rows of tables
-SHARED_NUMBERS = ("gamma", "seed")
-OWN = ("batch_size", "micro_batch_size", "epochs", "optimizer", "augment")  # that a variant may have for itself
+UNTRAINED = ("batch_size", "micro_batch_size", "optimizer")  # what a variant of 0 epochs does not read
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,9 @@ class Dataset:
     """
 
     dataset: str = param("cifar10", choices=DATASETS)
-    images_path: str = param("")
+    images_path: str = param("data/pictures")
     on_bad_image: str = param("refuse", choices=("refuse", "skip"))
     image_size: int = param(32, low=8, high=512)
-    seed: int = param(0, low=0, high=2**31 - 1)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Augment:
-    """SimCLR's recipe for 32x32 images. Probabilities in 0..1; jitter strengths as in torchvision.
+    """SimCLR's augmentation for 32x32 images. Probabilities in 0..1; jitter strengths as in torchvision.
 
     ``crop_pixels``: a square of so many pixels, cut and not resized, takes the place of the resized crop; 0: off.
     """
@@ -66,7 +66,7 @@ class Augment:
 
 @dataclass(frozen=True)
 class Monitor:
-    """kNN on the validation split while training: every so many epochs, neighbours, temperature."""
+    """kNN on the validation split while training: every so many epochs, neighbors, temperature."""
 
     every: int = param(5, low=1)
     k: int = param(200, low=1)
@@ -74,30 +74,36 @@ class Monitor:
 
 
 @dataclass(frozen=True)
-class Watch:
-    """What DVC watches for one variant beside its method's file: two losses, one more file, a shared number.
+class Shared:
+    """What all variants share and any may set for itself."""
 
-    DVC cannot take a list here, so a variant with one loss names it twice, one without a further file names
-    ``methods/base``, which every method imports, and one that reads no shared number names ``seed``, which
-    every variant reads. ``part`` is a path below lib, without ``.py``. Checked against the method's code.
-    """
+    encoder: str = param("resnet50")
+    batch_size: int = param(256, low=2)
+    micro_batch_size: int = param(0, low=0)
+    epochs: int = param(100, low=0)
+    gamma: float = param(0.01, low=-1000, high=1000)
+    seed: int = param(0, low=0, high=2**31 - 1)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    augment: Augment = field(default_factory=Augment)
+    monitor: Monitor = field(default_factory=Monitor)
 
-    loss: str = param(words="the name of a file in lib/losses, without .py")
-    term: str = param(words="the name of a file in lib/losses, without .py")
-    part: str = param(words="the path of a file below lib, without .py")
-    number: str = param(choices=SHARED_NUMBERS)
+
+SHARED = tuple(each.name for each in fields(Shared))
+BLOCKS = {"optimizer": Optimizer, "augment": Augment, "monitor": Monitor}
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Everything that one variant's pretraining may depend on, resolved."""
+    """Everything that one variant's pretraining depends on beside data and code.
+
+    ``options`` are the method's own. ``encoder`` and ``gamma`` are None where the method does not read them.
+    """
 
     variant: str
     method: str
     options: dict[str, Any]
-    watch: Watch
     image_size: int
-    encoder: str
+    encoder: str | None
     batch_size: int
     micro_batch_size: int
     epochs: int
@@ -107,102 +113,85 @@ class Pretraining:
     augment: Augment
     monitor: Monitor
 
-    def resolved(self) -> dict[str, Any]:
-        """As plain values, for provenance and for the checkpoint's fingerprint."""
-        return asdict(self)
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, without what the variant does not read."""
+        unread = () if self.epochs else UNTRAINED
+        return {key: value for key, value in asdict(self).items() if value is not None and key not in unread}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Pretraining":
+        """Back from `as_json`.
+
+        Raises:
+            KeyError, TypeError: what is stored is of another version.
+        """
+        usual: dict[str, Any] = {key: getattr(Shared(), key) for key in UNTRAINED}
+        known = {key: BLOCKS[key](**value) if key in BLOCKS else value for key, value in stored.items()}
+        return cls(**{"encoder": None, "gamma": None, **usual, **known})
+
+    def replicate_key(self) -> str:
+        """Equal for variants that differ in their seed alone, the replicates of one experiment."""
+        return json.dumps({**self.as_json(), "variant": "", "seed": 0}, sort_keys=True)
 
 
-@dataclass(frozen=True)
-class _Shared:
-    encoder: str = param("resnet50")
-    batch_size: int = param(256, low=2)
-    micro_batch_size: int = param(0, low=0)
-    epochs: int = param(100, low=0)
-    gamma: float = param(0.01, low=0)
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    augment: Augment = field(default_factory=Augment)
-    monitor: Monitor = field(default_factory=Monitor)
-
-
-def dataset_params(raw: dict[str, Any]) -> Dataset:
+def dataset_params(raw: Mapping[str, Any]) -> Dataset:
     """The dataset's keys of a loaded params.yaml."""
-    found = parse(Dataset, {key: raw[key] for key in Dataset.__dataclass_fields__ if key in raw})
-    if found.dataset == "images" and not found.images_path:
-        raise UserError(
-            "params.yaml: images_path is empty; allowed with dataset images: the path of a folder, zip or tar"
-        )
-    return found
+    return parse(Dataset, {key: raw[key] for key in Dataset.__dataclass_fields__ if key in raw})
 
 
-def variant_names(raw: dict[str, Any]) -> list[str]:
-    """The variants of a loaded params.yaml, in its order."""
+def shared_params(raw: Mapping[str, Any]) -> Shared:
+    """The numbers that all variants share."""
+    return parse(Shared, {key: raw[key] for key in SHARED if key in raw})
+
+
+def variant_names(raw: Mapping[str, Any]) -> list[str]:
+    """The variants of a loaded params.yaml, in its order. Names are files, rows and parts of commands."""
     variants = raw.get("variants")
     if not isinstance(variants, dict) or not variants:
         raise UserError(
-            f"params.yaml: variants is {shown(variants)}; allowed: variants must be a block with at least "
-            "one variant, a name with its method and watch below it"
+            f"params.yaml: variants is {shown(variants)}; allowed: a block with at least one variant, for example "
+            "simclr: {method: simclr}"
         )
     for name in variants:
         if not isinstance(name, str):
             raise UserError(
                 f"params.yaml: variants.{shown(name)} is not a usable name; allowed: text, so put it in quotes"
             )
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", name) or len(name) > LONGEST_NAME:
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or len(name) > LONGEST_NAME:
             raise UserError(
-                f"params.yaml: {join('variants', name)} is not a usable name; allowed: letters, digits and "
-                f"_, at most {LONGEST_NAME}; rename it"
+                f"params.yaml: {join('variants', name)} is not a usable name; allowed: a letter, then letters, digits "
+                f"and _, at most {LONGEST_NAME}; rename it"
             )
     return list(variants)
 
 
-def pretraining_params(raw: dict[str, Any], variant: str) -> Pretraining:
-    """What pretraining of ``variant`` reads. Its method's own options are checked by the method."""
-    names = variant_names(raw)
-    if variant not in names:
-        raise UserError(f"params.yaml has no variant {variant!r}; variants: {', '.join(names)}")
-    _require_module("encoder", raw.get("encoder", _Shared.encoder), "encoders", holding="\ndef build(")
-    block = raw["variants"][variant]
-    where = f"variants.{variant}"
-    if not isinstance(block, dict) or "method" not in block or "watch" not in block:
-        raise UserError(
-            f"params.yaml: {where} is {shown(block)}; allowed: it must be a block with at least method and watch"
-        )
+def pretraining_params(raw: Mapping[str, Any], variant: str) -> Pretraining:
+    """One variant with the shared numbers under its own. Its method's options are typed by the method."""
+    block, where = raw["variants"][variant], f"variants.{variant}"
+    if not isinstance(block, dict) or "method" not in block:
+        raise UserError(f"params.yaml: {where} is {shown(block)}; allowed: a block with at least a method")
     _require_module(f"{where}.method", block["method"], "methods", holding="\nMETHOD = ")
-    watch = parse(Watch, block["watch"], f"{where}.watch")
-    for key in ("loss", "term"):
-        _require_module(f"{where}.watch.{key}", getattr(watch, key), "losses", holding="")
-    shared, dataset = _shared(raw, block, where), dataset_params(raw)
-    if shared.augment.crop_pixels > dataset.image_size:
+    shared, image_size = _shared(raw, block, where), dataset_params(raw).image_size
+    encoder_key = f"{where}.encoder" if "encoder" in block else "encoder"
+    _require_module(encoder_key, shared.encoder, "encoders", holding="\ndef build(")
+    if shared.augment.crop_pixels > image_size:
         raise UserError(
-            f"params.yaml: augment.crop_pixels of {variant} is {shared.augment.crop_pixels}; allowed: at "
-            f"most image_size ({dataset.image_size})"
+            f"params.yaml: augment.crop_pixels of {variant} is {shared.augment.crop_pixels}; allowed: at most "
+            f"image_size ({image_size})"
         )
-    return Pretraining(
-        variant=variant,
-        method=block["method"],
-        options={key: value for key, value in block.items() if key not in ("method", "watch", *OWN)},
-        watch=watch,
-        image_size=dataset.image_size,
-        seed=dataset.seed,
-        gamma=shared.gamma if watch.number == "gamma" else None,
-        **{
-            key: getattr(shared, key)
-            for key in ("encoder", "batch_size", "micro_batch_size", "epochs", "optimizer", "augment", "monitor")
-        },
-    )
+    options = {key: value for key, value in block.items() if key != "method" and key not in SHARED}
+    return Pretraining(variant, block["method"], options, image_size, **{key: getattr(shared, key) for key in SHARED})
 
 
-def _shared(raw: dict[str, Any], block: dict[str, Any], where: str) -> _Shared:
-    """What all variants share, with what the variant's ``block`` sets for itself (`OWN`) laid over it."""
-    common = {key: raw[key] for key in _Shared.__dataclass_fields__ if key in raw}
-    found = parse(_Shared, common)
-    own = {key: block[key] for key in OWN if key in block}
-    if own:
-        for key in ("optimizer", "augment"):
-            if isinstance(own.get(key), dict):
-                own[key] = {**common.get(key, {}), **own[key]}
-        own = parse(_Shared, own, where)
-        found = replace(found, **{key: getattr(own, key) for key in OWN if key in block})
+def _shared(raw: Mapping[str, Any], block: dict[str, Any], where: str) -> Shared:
+    """What all variants share, with what the variant's ``block`` sets for itself laid over it."""
+    common = {key: raw[key] for key in SHARED if key in raw}
+    found = parse(Shared, common)
+    own = {key: block[key] for key in SHARED if key in block}
+    for key in BLOCKS.keys() & own.keys():
+        if isinstance(own[key], dict):
+            own[key] = {**common.get(key, {}), **own[key]}
+    found = replace(found, **{key: getattr(parse(Shared, own, where), key) for key in own})
 
     def place(key: str) -> str:
         return f"{where}.{key}" if key.partition(".")[0] in block else key
@@ -231,13 +220,8 @@ def _shared(raw: dict[str, Any], block: dict[str, Any], where: str) -> _Shared:
 
 
 def _require_module(where: str, name: Any, folder: str, holding: str) -> None:
-    """The names of methods, encoders and losses are those of the files in ``folder`` with a text: refuse others."""
+    """The names of methods and encoders are those of the files in ``folder`` with a text: refuse others."""
     files = (Path(__file__).parents[1] / folder).glob("[a-z]*.py")
     known = sorted(path.stem for path in files if holding in path.read_text())
     if name not in known:
-        raise UserError(f"params.yaml: {where} is {shown(name)}; allowed: {', '.join(known)}")
-
-
-def load_params(path: Path = PARAMS_FILE) -> dict[str, Any]:
-    """params.yaml as a mapping, not yet typed."""
-    return load_yaml(path)
+        raise UserError(f"params.yaml: {where} is {shown(name)}{nearest(name, known)}; allowed: {', '.join(known)}")

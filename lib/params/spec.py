@@ -5,6 +5,7 @@ dataclass from a mapping and refuses unknown keys, wrong types and values out of
 """
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -138,9 +139,17 @@ def parse(kind: type[T], raw: Any, where: str = "", also: Sequence[str] = ()) ->
 
 
 def unknown_key(key: Any, known: Iterable[str], where: str = "") -> UserError:
+    known = sorted(known)
     return UserError(
-        f"params.yaml: unknown key {join(where, key)}; allowed here: {', '.join(sorted(known))}; rename or remove it"
+        f"params.yaml: unknown key {join(where, key)}{nearest(key, known)}; allowed here: {', '.join(known)}; "
+        "rename or remove it"
     )
+
+
+def nearest(word: Any, known: Iterable[str]) -> str:
+    """``(did you mean gamma?)`` of the known word that is most like ``word``; empty where none is."""
+    found = difflib.get_close_matches(str(word)[:LONGEST_KEY], list(known), n=1)
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def _value(field: dataclasses.Field, raw: Any, where: str) -> Any:
