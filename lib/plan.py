@@ -1,145 +1,185 @@
-"""What a change would rerun, why, and about how long: ``python -m lib.plan -S gamma=0.1``.
+"""What ``dvc repro`` would run after a change, why, and about how long: ``python -m lib plan -S gamma=0.1``.
 
-Run it before ``dvc repro`` or ``dvc exp run``. The change is laid over params.yaml in memory; the file stays as it is.
+The changed parameters are resolved in memory and held against the variants' JSON of the last run; DVC's own status adds
+what changed in code and data. Nothing is written.
 """
 
 import argparse
+import csv
 import json
+import os
+import re
+import subprocess
 import sys
-from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-import yaml
-
-from lib.durations import Estimate, estimates
-from lib.forecast import Fate, Step, forecast
-from lib.params.check import check_params
-from lib.params.spec import PARAMS_FILE, Loader, load_yaml
-from lib.preset import overlay, parse_settings
+from lib.params.experiment import parse_experiment
+from lib.params.spec import PARAMS_FILE, load_yaml, read_yaml, read_yaml_text
+from lib.preset import differences, with_settings
+from lib.resolve import VARIANTS, resolve
 from lib.runtime.errors import UserError
+from lib.runtime.files import read_json
+from lib.runtime.progress import duration
 
-RUNNING = (Fate.RUNS, Fate.RUNS_OR_RESTORED, Fate.DEPENDS)
-NOT_A_TERMINAL = 200  # columns, so that no line of a log is folded
+TIMES = Path(os.environ.get("DVC_ROOT", ".")) / ".times"  # of this machine, by stage; git-ignored
 
 
-def make_plan(settings: list[str], targets: list[str]) -> tuple[list[Step], dict[str, Estimate]]:
-    """The stages that are not up to date with ``settings`` (``key=value``) laid over params.yaml, and their times.
+@dataclass
+class Stage:
+    """One stage of dvc.yaml with its slots filled. ``why``: what changed in it; ``after``: the stages that move it."""
+
+    name: str
+    deps: list[str]
+    outs: list[str]
+    params: list[str]
+    why: list[str] = field(default_factory=list)
+    after: list[str] = field(default_factory=list)
+
+    @property
+    def variant(self) -> str:
+        return self.name.partition("@")[2]
+
+
+def stages_of(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> list[Stage]:
+    """The stages of a loaded dvc.yaml in its order, those of variants spelled out."""
+    found = []
+    for name, entry in pipeline["stages"].items():
+        keys = [""]
+        if "foreach" in entry:
+            value: Any = params
+            for part in entry["foreach"].strip("${}").split("."):
+                value = value[part]
+            keys, entry = list(value), entry["do"]
+        for key in keys:
+            slots = {"key": key, "item": key, "images_path": str(params.get("images_path", ""))}
+
+            def paths(kind: str, entry: Any = entry, slots: dict[str, str] = slots) -> list[str]:
+                each = [next(iter(one)) if isinstance(one, Mapping) else one for one in entry.get(kind, [])]
+                return [re.sub(r"\$\{(\w+)\}", lambda slot: slots[slot[1]], path) for path in each]
+
+            outs = [path for kind in ("outs", "metrics", "plots") for path in paths(kind)]
+            found.append(Stage(f"{name}@{key}" if key else name, paths("deps"), outs, paths("params")))
+    return found
+
+
+def plan(settings: list[str]) -> tuple[list[Stage], list[str]]:
+    """The stages that ``dvc repro`` would run with ``settings``, in its order; and the variants that stay.
 
     Raises:
-        UserError: a bad setting, a bad params.yaml, or what `forecast` raises.
+        UserError: a bad setting or params.yaml, or DVC cannot read the project.
     """
-    raw = load_yaml(PARAMS_FILE)
-    text = None
-    if settings:
-        text, _ = overlay(PARAMS_FILE.read_text(), parse_settings(settings))
-        raw = yaml.load(text, Loader=Loader)
-    check_params(raw)
-    steps = forecast(text, targets)
-    times = estimates(steps, raw)
-    return [step for step in steps if step.fate != Fate.UP_TO_DATE], times
-
-
-def as_json(steps: list[Step], times: dict[str, Estimate]) -> str:
-    """For machines. ``seconds`` is null where no comparable run was recorded, and 0 for what is restored."""
-    stages = [
-        {
-            "stage": step.stage,
-            "fate": step.fate.name.lower(),
-            "why": step.why,
-            "after": step.causes,
-            "seconds": 0.0 if step.fate == Fate.RESTORED else times[step.stage].seconds,
-            "source": times[step.stage].source,
-        }
-        for step in steps
-    ]
-    known = [stage["seconds"] for stage in stages if stage["seconds"] is not None]
-    return json.dumps({"stages": stages, "seconds": sum(known), "without_time": len(stages) - len(known)}, indent=2)
-
-
-def total(steps: list[Step], times: dict[str, Estimate]) -> str:
-    """One line: how many stages, how long."""
-    from lib.runtime.progress import duration
-
-    counts = [
-        (sum(step.fate == Fate.RUNS for step in steps), "to run"),
-        (sum(step.fate in (Fate.DEPENDS, Fate.RUNS_OR_RESTORED) for step in steps), "that may run"),
-        (sum(step.fate == Fate.RESTORED for step in steps), "restored without running"),
-    ]
-    words = ", ".join(f"{count} {what}" for count, what in counts if count)
-    running = [step.stage for step in steps if step.fate in RUNNING]
-    known = [times[stage].seconds for stage in running if times[stage].seconds is not None]
-    if not running:
-        return f"stages: {words}"
-    if not known:
-        return f"stages: {words}; time not known, no comparable run is recorded"
-    missing = f", without {len(running) - len(known)} of unknown time" if len(known) < len(running) else ""
-    return f"stages: {words}; about {duration(sum(known))}, one after another{missing}"
-
-
-def reasons(step: Step) -> str:
-    """What moves a stage, in one line; of several variants' stages only the group and their number."""
-    groups = defaultdict(list)
-    for name in step.causes:
-        groups[name.rpartition("@")[0] or name].append(name)
-    after = [names[0] if len(names) == 1 else f"{group} ({len(names)})" for group, names in groups.items()]
-    return ", ".join([*step.why, *([f"after {', '.join(after)}"] if after else [])])
-
-
-def show(steps: list[Step], times: dict[str, Estimate]) -> None:
-    """The table."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from lib.runtime.progress import duration
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("stage", "what happens", "why", "about", "time taken from"):
-        table.add_column(name, justify="right" if name == "about" else "left", overflow="fold")
-    for step in steps:
-        restored, estimate = step.fate == Fate.RESTORED, times[step.stage]
-        about = "?" if estimate.seconds is None else duration(estimate.seconds)
-        table.add_row(
-            step.stage,
-            step.fate,
-            reasons(step),
-            *(("-", "") if restored else (about, estimate.source)),
-            style="dim" if restored else None,
-        )
-    console = Console(width=None if sys.stdout.isatty() else NOT_A_TERMINAL, highlight=False, markup=False)
-    console.print(table)
-    console.print(total(steps, times), soft_wrap=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m lib.plan", description="Say what dvc repro would run, and why.")
-    parser.add_argument(
-        "targets",
-        nargs="*",
-        help="stages such as linear@joint, or groups such as pretrain; none means the whole pipeline",
-    )
-    parser.add_argument(
-        "-S",
-        dest="settings",
-        metavar="key=value",
-        action="append",
-        default=[],
-        help="a change of params.yaml that is not yet made, for example -S gamma=0.1; may be repeated",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments = parser.parse_args()
-    try:
-        steps, times = make_plan(arguments.settings, arguments.targets)
-        if arguments.json:
-            print(as_json(steps, times))
-        elif steps:
-            show(steps, times)
+    raw = read_yaml(with_settings(read_yaml_text(PARAMS_FILE), settings), "params.yaml")
+    experiment = parse_experiment(raw)
+    variants, stages = resolve(experiment), stages_of(load_yaml(Path("dvc.yaml")), raw)
+    recorded = load_yaml(Path("dvc.lock"))["stages"] if Path("dvc.lock").is_file() else {}
+    status = _dvc_status()
+    for number, stage in enumerate(stages):
+        if stage.name not in recorded:
+            stage.why.append("has not run yet")
         else:
-            print("nothing to do")
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+            stage.why += _changed_params(stage, recorded[stage.name], raw)
+            stage.why += _from_status(status.get(stage.name, []), stages)
+        if stage.name.startswith("pretrain@") and stage.name in recorded:
+            stage.why = [line for line in stage.why if str(VARIANTS) not in line]
+            path = VARIANTS / f"{stage.variant}.json"
+            stage.why += _changed_json(read_json(path) if path.is_file() else {}, variants[stage.variant])
+        exact = {"resolve"} if stage.name.startswith("pretrain@") else set()  # its JSON tells whether it moves this one
+        stage.after = [
+            other.name
+            for other in stages[:number]
+            if (other.why or other.after) and other.name not in exact and _feeds(other, stage)
+        ]
+    running = [stage for stage in stages if stage.why or stage.after]
+    trained = {stage.variant for stage in running if stage.name.startswith("pretrain@")}
+    return running, [name for name in variants if name not in trained]
 
 
-if __name__ == "__main__":
-    main()
+def _dvc_status() -> dict[str, list[Any]]:
+    """What DVC finds changed since the last run, by stage."""
+    done = subprocess.run([sys.executable, "-m", "dvc", "status", "--json"], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(" ".join(done.stderr.split()).removeprefix("ERROR: ") or "dvc status failed")
+    return json.loads(done.stdout[done.stdout.index("{") :])
+
+
+def _from_status(found: list[Any], stages: list[Stage]) -> list[str]:
+    """DVC's words about code, data and outputs; parameters, and what earlier stages write, are looked at apart."""
+    lines, made = [], {path for stage in stages for path in stage.outs}
+    for each in found:
+        if isinstance(each, str):
+            lines.append(each)
+            continue
+        for path, state in each.get("changed deps", {}).items():
+            if path != str(PARAMS_FILE) and not any(_overlap(path, out) for out in made):
+                lines.append(f"{path} {state}")
+        lines += [f"{path} {state}" for path, state in each.get("changed outs", {}).items()]
+    return lines
+
+
+def _changed_params(stage: Stage, recorded: Mapping[str, Any], raw: Mapping[str, Any]) -> list[str]:
+    """What the stage's parameters were in its last run and are now; of a variant's block its JSON tells more."""
+    before = recorded.get("params", {}).get(str(PARAMS_FILE), {})
+    keys = [key for key in stage.params if not key.startswith("variants.")]
+    if str(PARAMS_FILE) in keys:
+        return differences(before, raw)
+    return differences(
+        {key: before[key] for key in keys if key in before}, {key: raw[key] for key in keys if key in raw}
+    )
+
+
+def _changed_json(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """``gamma 0.01 -> 0.1``, ``lib/methods/simclr.py changed``."""
+    old, new = before.get("code", {}), after["code"]
+    code = [f"{path} changed" for path in {**old, **new} if old.get(path) != new.get(path)]
+    return differences({**before, "code": {}}, {**after, "code": {}}) + code
+
+
+def _feeds(earlier: Stage, later: Stage) -> bool:
+    return any(_overlap(dep, out) for dep in later.deps for out in earlier.outs)
+
+
+def _overlap(path: str, other: str) -> bool:
+    return Path(path).is_relative_to(other) or Path(other).is_relative_to(path)
+
+
+def seconds(stage: Stage, epochs: Mapping[str, int]) -> float | None:
+    """About how long: a pretraining by the epochs of its last run on this machine, another stage by its last run, or
+    by the same stage of another variant."""
+    if stage.name.startswith("pretrain@") and epochs[stage.variant]:
+        path = TIMES / f"{stage.variant}.csv"
+        rows = list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
+        times = [float(row["seconds"]) for row in rows if row.get("seconds")]
+        return sum(times) / len(times) * epochs[stage.variant] if times else None
+    like = [TIMES / f"{stage.name}.json", *sorted(TIMES.glob(f"{stage.name.partition('@')[0]}@*.json"))]
+    found = next((path for path in like if path.is_file()), None)
+    return float(read_json(found)["seconds"]) if found else None
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lib plan", description="Say what dvc repro would run, and why.")
+    parser.add_argument(
+        "-S", dest="settings", metavar="key=value", action="append", default=[], help="a change that is not yet made"
+    )
+    settings = parser.parse_args(arguments).settings
+    running, staying = plan(settings)
+    if not running:
+        print("nothing to do")
+        return
+    raw = read_yaml(with_settings(read_yaml_text(PARAMS_FILE), settings), "params.yaml")
+    epochs = {name: params.epochs for name, params in parse_experiment(raw).variants.items()}
+    times = [seconds(stage, epochs) for stage in running]
+    rows = [
+        (stage.name, "; ".join(stage.why) or f"after {', '.join(stage.after)}", "?" if time is None else duration(time))
+        for stage, time in zip(running, times, strict=True)
+    ]
+    width = max(len(row[0]) for row in rows)
+    for name, why, about in rows:
+        print(f"{name:{width}}  {about:>8}  {why if len(why) <= 90 else why[:87] + '...'}")
+    known = [time for time in times if time is not None]
+    total = f", about {duration(sum(known))} one after another" if known else ""
+    unknown = f", without {len(times) - len(known)} that never ran here" if len(known) < len(times) else ""
+    print(f"{len(rows)} stages may run{total}{unknown}; what DVC has from an earlier run is restored instead.")
+    print(f"trained already: {', '.join(staying)}" if staying else "every variant trains")

@@ -1,16 +1,14 @@
 """Bring the chosen images into data/images.safetensors, with labels, splits and provenance."""
 
-from typing import Any
-
-from lib.params.pretraining import dataset_params
 from lib.runtime.stage import run_stage
 
 
-def main(raw: dict[str, Any]) -> None:
+def main() -> None:
     from lib.data.sources import read_source
     from lib.data.store import IMAGES_FILE, save_data
+    from lib.params.experiment import read_experiment
 
-    data = read_source(dataset_params(raw))
+    data = read_source(read_experiment().dataset)
     save_data(IMAGES_FILE, data)
     about, counts = data.about, data.about["counts"]
     size = about["image_size"]

@@ -1,12 +1,11 @@
 """Write every latent and projection of the test split; what follows sees neither images nor networks."""
 
 from pathlib import Path
-from typing import Any
 
 from lib.runtime.stage import run_stage
 
 
-def main(raw: dict[str, Any], variant: str) -> None:
+def main(variant: str) -> None:
     from lib.data.store import IMAGES_FILE, load_data
     from lib.evaluate.embeddings import embed_test
     from lib.methods.export import encoder_file, load_method
@@ -15,8 +14,7 @@ def main(raw: dict[str, Any], variant: str) -> None:
 
     machine = read_machine(alone=True)
     method, _ = load_method(encoder_file(variant))
-    arrays = embed_test(method, load_data(IMAGES_FILE), machine)
-    write_arrays(Path("data/embeddings") / f"{variant}.npz", arrays)
+    write_arrays(Path("data/embeddings") / f"{variant}.npz", embed_test(method, load_data(IMAGES_FILE), machine))
 
 
 if __name__ == "__main__":

@@ -1,29 +1,24 @@
-"""Measure one variant's frozen latents: linear probe, nearest neighbours, the study's own protocol."""
+"""Measure one variant's frozen latents: linear probe, nearest neighbors, the study's own protocol."""
 
 from pathlib import Path
-from typing import Any
 
 from lib.runtime.stage import run_stage
 
 
-def main(raw: dict[str, Any], variant: str) -> None:
+def main(variant: str) -> None:
     from lib.data.store import IMAGES_FILE, load_data
     from lib.evaluate.linear import evaluate, write_evaluation
     from lib.methods.export import encoder_file, load_method
-    from lib.params.evaluation import knn_params, linear_params
+    from lib.params.experiment import read_experiment
     from lib.runtime.machine import read_machine
 
-    linear, knn, machine = linear_params(raw), knn_params(raw), read_machine(alone=True)
+    experiment, machine = read_experiment(), read_machine(alone=True)
     method, about = load_method(encoder_file(variant))
     data = load_data(IMAGES_FILE)
-    evaluation = evaluate(method, about, data, linear, knn, machine)
+    evaluation = evaluate(method, about, data, experiment.linear, experiment.knn, machine)
     write_evaluation(evaluation, data.test_labels, Path("metrics") / f"{variant}.json", Path("data/scores") / variant)
-    shown = (
-        f"{name} {value}"
-        for name, value in evaluation.metrics.items()
-        if isinstance(value, float) and "entropy" not in name
-    )
-    print(f"{variant}: {', '.join(shown)} (percent)")
+    shown = (f"{name} {value}" for name, value in evaluation.metrics.items() if isinstance(value, float))
+    print(f"{variant}: {', '.join(shown)}")
 
 
 if __name__ == "__main__":

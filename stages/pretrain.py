@@ -1,4 +1,4 @@
-"""Pretrain one variant: data/images.safetensors -> data/encoders/<variant>.safetensors and its curve."""
+"""Pretrain one variant without labels: data/images.safetensors -> data/encoders/<variant>.safetensors and its curve."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -6,41 +6,36 @@ from pathlib import Path
 from lib.runtime.stage import run_stage
 
 
-def main(raw: dict, variant: str) -> None:
+def main(variant: str) -> None:
     import torch
 
     from lib.core import processes
     from lib.core.checkpoint import CheckpointStore, fingerprint
     from lib.core.loop import pretrain
-    from lib.core.trainer import Pretrainer, check_batch
+    from lib.core.trainer import Pretrainer
     from lib.data.store import IMAGES_FILE, load_data
     from lib.evaluate.monitor import knn_monitor
-    from lib.methods import alike, build_method, try_method
+    from lib.methods import build_method
     from lib.methods.export import encoder_file, save_method
-    from lib.params.pretraining import pretraining_params, variant_names
+    from lib.params.pretraining import Pretraining
+    from lib.resolve import read_variant
     from lib.runtime.files import read_about
     from lib.runtime.machine import read_machine
     from lib.runtime.seeds import generator
 
-    params, machine, about = pretraining_params(raw, variant), read_machine(), read_about(IMAGES_FILE)
-    images, classes = about["counts"]["train"], len(about["classes"])
-    check_batch(params, images, machine.processes)
-    try_method(params, images, classes, machine.processes)
-    store = CheckpointStore(variant, fingerprint(params.resolved(), about["checksum"]))  # of the code loaded so far
-    others = [pretraining_params(raw, name) for name in variant_names(raw)]
-    for other in others:  # a slip in a later variant must not wait for this one's end
-        check_batch(other, images, machine.processes)
-        try_method(other, images, classes, machine.processes)
+    stored, machine = read_variant(variant), read_machine()
+    params = Pretraining.from_json({key: value for key, value in stored.items() if key != "code"})
+    store = CheckpointStore(variant, fingerprint(stored, read_about(IMAGES_FILE)["checksum"]))
     processes.start(machine, "stages.pretrain", [variant])
     data = load_data(IMAGES_FILE)
     torch.manual_seed(generator(params.seed, "initial weights").initial_seed())
     trainer = Pretrainer(build_method(params), data, params, machine)
-    lead = processes.rank() == 0
-    with store.held() if lead else nullcontext():
-        processes.barrier()  # nobody reads a checkpoint before the lead holds the right to train
+    main_rank = processes.rank() == 0
+    with store.held() if main_rank else nullcontext():
+        processes.barrier()  # nobody reads a checkpoint before the main rank holds the right to train
         curve, monitor = Path("plots/curves") / f"{variant}.csv", knn_monitor(data, params, machine)
-        pretrain(trainer, store, curve, monitor, variants=alike(others))
-        if lead:
+        pretrain(trainer, store, curve, monitor)
+        if main_rank:
             save_method(encoder_file(variant), trainer.method, params, data.about)
     processes.stop()
 

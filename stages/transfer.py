@@ -1,24 +1,23 @@
 """Train classifiers that start from one variant's filters, and from others to compare."""
 
 from pathlib import Path
-from typing import Any
 
 from lib.runtime.stage import run_stage
 
 
-def main(raw: dict[str, Any], variant: str) -> None:
+def main(variant: str) -> None:
     import pandas
 
     from lib.data.store import IMAGES_FILE, load_data
     from lib.evaluate.transfer import arms, compare, filters_file, first_layer, given_filters, summary
-    from lib.params.evaluation import transfer_params
-    from lib.params.pretraining import dataset_params
+    from lib.params.experiment import read_experiment
     from lib.report.figures import save_figure
     from lib.report.figures_transfer import filters_figure, transfer_figure
     from lib.runtime.files import write_json, write_table, write_tensors
     from lib.runtime.machine import read_machine
 
-    params, seed, machine = transfer_params(raw), dataset_params(raw).seed, read_machine(alone=True)
+    experiment, machine = read_experiment(), read_machine(alone=True)
+    params, seed = experiment.transfer, experiment.variants[variant].seed
     own = first_layer(Path("data/encoders") / f"{variant}.safetensors", variant)
     found, data = arms(own, Path(params.source) if params.source else None), load_data(IMAGES_FILE)
     outcomes = compare(found, data, params, machine, seed, f"{variant}: transfer")

@@ -1,27 +1,26 @@
 """Draw t-SNE pictures of one variant's test latents, of the same images for all variants."""
 
 from pathlib import Path
-from typing import Any
 
 from lib.runtime.stage import run_stage
 
 
-def main(raw: dict[str, Any], variant: str) -> None:
-    from lib.evaluate.tsne import embed_plane, select, title
-    from lib.params.evaluation import tsne_params
+def main(variant: str) -> None:
+    from lib.evaluate.tsne import embed_2d, select, title
+    from lib.params.experiment import read_experiment
     from lib.report.figures_tsne import draw_tsne
     from lib.runtime.files import read_arrays, write_arrays
 
-    tsne = tsne_params(raw)
+    tsne = read_experiment().tsne
     latents, shown = select(read_arrays(Path("data/embeddings") / f"{variant}.npz"), tsne)
-    planes = {}
+    maps = {}
     for name, features in latents.items():
         print(f"{variant}: t-SNE of {name}, {len(features)} points, {tsne.iterations} iterations", flush=True)
-        planes[name] = embed_plane(features, tsne)
+        maps[name] = embed_2d(features, tsne)
         heading = title(variant, name, tsne.points, len(features), tsne.perplexity)
         picture = Path("plots/tsne") / variant / f"{name}.png"
-        draw_tsne(picture, planes[name], shown["labels"], shown["classes"], heading)
-    write_arrays(Path("data/tsne") / f"{variant}.npz", {**planes, **shown})
+        draw_tsne(picture, maps[name], shown["labels"], shown["classes"], heading)
+    write_arrays(Path("data/tsne") / f"{variant}.npz", {**maps, **shown})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,38 @@
+"""``python -m lib <command>``: what the pipeline offers beside its stages. Each command has ``--help``."""
+
+import os
+import sys
+from importlib import import_module
+
+from lib.runtime.errors import UserError
+
+COMMANDS = {
+    "plan": ("lib.plan", "what a change would rerun, why, and about how long"),
+    "preset": ("lib.preset", "copy a preset to params.yaml"),
+    "show": ("lib.report.show", "the table, in the terminal"),
+    "trace": ("lib.report.trace", "where a metrics file comes from"),
+    "record": ("lib.report.record", "keep a finished run under docs/results"),
+    "willshaw": ("lib.report.willshaw", "what a Willshaw memory recalls of a variant's binary codes"),
+    "prune": ("lib.core.checkpoint", "remove the checkpoints of finished trainings"),
+    "offline-plots": ("lib.offline_plots", "make dvc plots show work without internet"),
+}
+
+
+def main() -> None:
+    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+        known = "\n".join(f"  {name:15}{about}" for name, (_, about) in COMMANDS.items())
+        asked = len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help")
+        text = f"python -m lib <command>\n\n{known}"
+        sys.exit(print(text) if asked else f"error: there is no command {sys.argv[1]!r}\n{text}")  # type: ignore[func-returns-value]
+    try:
+        import_module(COMMANDS[sys.argv[1]][0]).main(sys.argv[2:])
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()

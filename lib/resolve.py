@@ -1,0 +1,177 @@
+"""From params.yaml to one JSON for each variant: everything that its training reads, and nothing else.
+
+A stage of DVC's that depends on its variant's JSON reruns when a number that the variant reads changes, and only then.
+The JSON also holds the digest of each file of lib/methods and lib/encoders that the variant runs, so that an edited
+method trains its own variants again and no others.
+"""
+
+import ast
+import hashlib
+import json
+import shutil
+from collections.abc import Collection
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lib.methods import method_class, try_method, typed_options
+from lib.params.experiment import Experiment, read_experiment, require_default
+from lib.params.pretraining import UNTRAINED, Pretraining, Shared
+from lib.params.spec import load_yaml
+from lib.runtime.errors import UserError
+from lib.runtime.files import make_folder, read_json, write_json
+
+VARIANTS = Path("data/variants")
+ROOT = Path(__file__).parents[1]
+OWN_CODE = ("lib/methods", "lib/encoders")  # digested for each variant; dvc.yaml names the rest of the code by folder
+
+
+def resolve(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """Every variant's JSON by name.
+
+    Raises:
+        UserError: an option that a method does not have, or one that changes nothing.
+    """
+    variants = {name: resolve_variant(experiment, name) for name in experiment.variants}
+    if not any("gamma" in stored for stored in variants.values()):
+        require_default("gamma", experiment.shared.gamma, Shared().gamma, "these variants", "give a variant a term")
+    return variants
+
+
+def resolve_variant(experiment: Experiment, name: str) -> dict[str, Any]:
+    """One variant's JSON: its parameters, its method's options spelled out, without the shared numbers that it does
+    not read, and the digests of its own code."""
+    params = experiment.variants[name]
+    kind, options = method_class(params.method), typed_options(params)
+    unread = {key for key in ("encoder", "gamma") if key not in kind.reads(options)}
+    if not params.epochs:
+        unread |= {*UNTRAINED, "gamma"}
+    if without_effect := sorted(unread & experiment.own[name]):
+        raise UserError(
+            f"params.yaml: variants.{name}.{without_effect[0]} has no effect: the method {params.method} with these "
+            f"options{'' if params.epochs else ' and 0 epochs'} does not read it; remove it"
+        )
+    left_out: dict[str, Any] = {key: None for key in ("encoder", "gamma") if key in unread}
+    stored = replace(params, options=asdict(options), **left_out).as_json()
+    return {**stored, "code": code_digests(params if "encoder" in stored else replace(params, encoder=None))}
+
+
+def code_digests(params: Pretraining) -> dict[str, str]:
+    """sha256 of the variant's method, its encoder, and what they import of `OWN_CODE`, by path."""
+    waiting = [f"lib/methods/{params.method}.py", "lib/methods/__init__.py"]
+    waiting += [f"lib/encoders/{params.encoder}.py"] if params.encoder else []
+    found: dict[str, str] = {}
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found[path], imported = _digest_and_imports(path)
+            waiting += imported
+    return dict(sorted(found.items()))
+
+
+@cache
+def _digest_and_imports(path: str) -> tuple[str, list[str]]:
+    """A file's sha256, and the files of `OWN_CODE` that it names in any import statement."""
+    content = (ROOT / path).read_bytes()
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(content)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.update((node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
+    places = {
+        place for name in names for place in (name.replace(".", "/") + ".py", name.replace(".", "/") + "/__init__.py")
+    }
+    return hashlib.sha256(content).hexdigest(), sorted(
+        place for place in places if place.startswith(OWN_CODE) and (ROOT / place).is_file()
+    )
+
+
+def check_against_data(experiment: Experiment, about: dict[str, Any], processes: int = 1) -> None:
+    """Hold the numbers of all stages against the data, before any of them has spent hours.
+
+    Args:
+        about: the record beside the images (`lib.data.store`): its counts, classes and name.
+
+    Raises:
+        UserError: all that does not fit, in one list.
+    """
+    counts, classes = about["counts"], len(about["classes"])
+    fitting, problems = counts["train"] - counts["validation"], []
+    if experiment.knn.k > fitting:
+        problems.append(f"knn.k is {experiment.knn.k}; allowed: at most {fitting}, the images that it is chosen on")
+    points = min(experiment.tsne.points, counts["test"])
+    if experiment.tsne.perplexity >= points:
+        problems.append(
+            f"tsne.perplexity is {experiment.tsne.perplexity:g}; allowed: below {points}, the test images drawn"
+        )
+    for params in experiment.variants.values():
+        try:
+            if params.epochs:
+                check_batch(params, counts["train"], processes)
+            try_method(params, counts["train"] if params.epochs else 0, classes, processes)
+        except UserError as error:
+            problems.append(str(error).removeprefix("params.yaml: "))
+    if problems:
+        data = f"{about['dataset']}: {counts['train']} training and {counts['test']} test images"
+        raise UserError(f"params.yaml does not fit the data ({data}): {'; also '.join(problems)}")
+
+
+def check_batch(params: Pretraining, images: int, processes: int) -> None:
+    """Raise UserError if the batch is larger than the data or cannot be shared evenly."""
+    size, part, of = params.batch_size, params.micro_batch_size, f"of {params.variant}"
+    local = size // processes
+    if size > images:
+        raise UserError(
+            f"params.yaml: batch_size {of} is {size}; allowed: at most the number of training images, {images}"
+        )
+    if size % processes:
+        raise UserError(
+            f"params.yaml: batch_size {of} is {size}; allowed with the machine setting processes {processes}: a "
+            f"multiple of {processes}"
+        )
+    if part and (local % part or part == local):
+        raise UserError(
+            f"params.yaml: micro_batch_size {of} is {part}; allowed: 0 (the whole batch at once), or a smaller number "
+            f"that divides each process's part of the batch, {local}"
+        )
+
+
+def write_variants(variants: dict[str, dict[str, Any]], folder: Path = VARIANTS) -> None:
+    make_folder(folder)
+    for name, stored in variants.items():
+        write_json(folder / f"{name}.json", stored)
+
+
+def read_variant(variant: str, folder: Path = VARIANTS) -> dict[str, Any]:
+    """One variant's JSON as the stage `resolve` wrote it; `Pretraining.from_json` takes it without its ``code``.
+
+    Raises:
+        UserError: there is none, or params.yaml or the variant's code has changed since.
+    """
+    experiment = read_experiment()
+    if variant not in experiment.variants:
+        raise UserError(f"params.yaml has no variant {variant}; variants: {', '.join(experiment.variants)}")
+    path, current = folder / f"{variant}.json", resolve_variant(experiment, variant)
+    if not path.is_file() or read_json(path) != json.loads(json.dumps(current)):
+        raise UserError(f"{path} is older than params.yaml or the code; run dvc repro resolve, or dvc repro without -s")
+    return current
+
+
+def remove_left_overs(variants: Collection[str], root: Path = Path()) -> list[str]:
+    """Remove what the stages of variants left that params.yaml no longer has, as dvc.lock tells; returns the paths.
+
+    DVC's cache and git keep what was there. Without this the folders that `results` reads would differ between the
+    place where a variant was renamed and a fresh clone.
+    """
+    lock = root / "dvc.lock"
+    stages = load_yaml(lock).get("stages", {}) if lock.is_file() else {}
+    removed = []
+    for stage, entry in stages.items():
+        if "@" in stage and stage.rpartition("@")[2] not in variants:
+            for path in (root / out["path"] for out in entry.get("outs", [])):
+                if path.exists():
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                    removed.append(path.relative_to(root).as_posix())
+    return removed
