@@ -75,14 +75,9 @@ def _check(experiment: Experiment, raw: Mapping[str, Any]) -> None:
             require_default(
                 key, getattr(dataset, key), getattr(usual, key), f"dataset {dataset.dataset}", "set dataset to images"
             )
-    if linear.mode != "finetune":
-        require_default(
-            "linear.finetune_lr",
-            linear.finetune_lr,
-            Linear().finetune_lr,
-            f"linear.mode {linear.mode}",
-            "set linear.mode to finetune",
-        )
+    for key in ("finetune_epochs", "finetune_batch_size", "finetune_lr") if linear.mode != "finetune" else ():
+        where, remedy = f"linear.mode {linear.mode}", "set linear.mode to finetune"
+        require_default(f"linear.{key}", getattr(linear, key), getattr(Linear(), key), where, remedy)
     _check_augment(experiment, raw)
 
 

@@ -1,0 +1,88 @@
+"""dvc.yaml: each stage declares the code that can change its result; DVC does not look into imports itself."""
+
+import ast
+import re
+
+import pytest
+
+from lib.params.spec import load_yaml
+from lib.resolve import OWN_CODE, code_digests
+from tests.examples import ROOT, pretraining, raw_params
+
+PIPELINE = load_yaml(ROOT / "dvc.yaml")["stages"]
+# What cannot change a result: errors, whole files, the frame of a stage, progress, checks of the whole params.yaml.
+NO_RESULT = {"lib/runtime/errors.py", "lib/runtime/files.py", "lib/runtime/stage.py", "lib/runtime/progress.py",
+             "lib/params/experiment.py", "lib/params/spec.py", "lib/resolve.py"}  # fmt: skip
+# Typed from params.yaml by every stage; a stage declares those whose defaults it could meet.
+TYPES = {"lib/params/evaluation.py", "lib/params/pretraining.py"}
+BY_VARIANT = {"pretrain", "linear", "embed"}  # the variant's JSON, or the encoder made from it, stands for its own code
+
+
+def imported(start: str) -> set[str]:
+    """The project's files that ``start`` needs, directly or through others, also inside functions."""
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse((ROOT / path).read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path} uses a relative import"
+                names = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+            places = [name.replace(".", "/") + end for name in names for end in (".py", "/__init__.py")]
+            waiting += [place for place in places if place.startswith(("lib/", "stages/")) and (ROOT / place).is_file()]
+    return {path for path in found if not path.endswith("__init__.py")}
+
+
+def declared(stage: str) -> set[str]:
+    """The Python files that DVC watches for a stage, folders opened."""
+    entry = PIPELINE[stage].get("do", PIPELINE[stage])
+    files: set[str] = set()
+    for dep in entry["deps"]:
+        if dep.startswith(("lib", "stages")):
+            assert (ROOT / dep).exists(), f"{stage} depends on {dep}, which does not exist"
+            found = (ROOT / dep).rglob("*.py") if (ROOT / dep).is_dir() else [ROOT / dep]
+            files |= {path.relative_to(ROOT).as_posix() for path in found}
+    return files
+
+
+@pytest.mark.parametrize("stage", PIPELINE)
+def test_a_stage_declares_the_code_that_can_change_its_result(stage):
+    needed = imported(f"stages/{stage}.py") - NO_RESULT - TYPES
+    if stage in BY_VARIANT:
+        needed = {path for path in needed if not path.startswith(OWN_CODE)}
+    missing = needed - declared(stage)
+    assert not missing, f"dvc.yaml: {stage} imports but does not declare {sorted(missing)}"
+
+
+@pytest.mark.parametrize("stage", PIPELINE)
+def test_training_does_not_depend_on_evaluation_beside_its_monitor(stage):
+    if stage == "pretrain":
+        evaluation = {path for path in declared(stage) if path.startswith(("lib/evaluate", "lib/report"))}
+        assert evaluation == imported("lib/evaluate/monitor.py") & evaluation
+        assert "lib/params/evaluation.py" not in declared(stage)
+
+
+def test_a_variants_digests_cover_its_own_code():
+    for variant in ("simclr", "byol", "cpc", "patch_filters"):
+        params = pretraining(variant)
+        own = {path for path in imported(f"lib/methods/{params.method}.py") if path.startswith(OWN_CODE)}
+        assert own <= code_digests(params).keys()
+    assert "lib/encoders/resnet.py" in code_digests(pretraining("simclr", encoder="resnet18"))
+    assert "lib/encoders/resnet.py" not in code_digests(pretraining("simclr", encoder="small"))
+    assert "lib/methods/vicreg.py" not in code_digests(pretraining("simclr"))
+
+
+def test_every_script_is_a_stage_and_every_name_is_quoted():
+    assert {path.stem for path in (ROOT / "stages").glob("*.py")} == set(PIPELINE)
+    for stage in PIPELINE.values():
+        cmd = stage.get("do", stage)["cmd"]
+        assert re.fullmatch(r"python -m stages\.\w+( '\$\{(key|item)\}')?", cmd)
+
+
+def test_a_missing_declaration_would_be_noticed():
+    assert {"lib/core/loop.py", "lib/evaluate/knn.py", "lib/views/augment.py"} <= imported("stages/pretrain.py")
+    assert raw_params()["variants"].keys() > {"simclr", "vicreg"}

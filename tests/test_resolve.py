@@ -1,0 +1,140 @@
+"""From params.yaml to one JSON for each variant: exactly what it reads."""
+
+import json
+
+import pytest
+
+from lib.params.experiment import parse_experiment
+from lib.params.pretraining import Pretraining
+from lib.resolve import check_against_data, read_variant, remove_left_overs, resolve, write_variants
+from lib.runtime.errors import UserError
+from tests.examples import images, raw_params
+
+
+def resolved(**variants):
+    """The JSON of variants of the method simclr with these blocks, under the tiny shared numbers."""
+    raw = raw_params()
+    raw["variants"] = {name: {"method": "simclr", **block} for name, block in variants.items()}
+    return resolve(parse_experiment(raw))
+
+
+def changed(before, after):
+    return {name for name in before if before[name] != after[name]}
+
+
+def test_a_shared_number_is_there_only_where_the_variant_reads_it():
+    found = resolved(simclr={}, joint={"term": "pull"}, untrained={"epochs": 0}, cpc={"method": "cpc"})
+    assert found["joint"]["gamma"] == 0.01 and "gamma" not in found["simclr"]
+    assert "encoder" not in found["cpc"] and found["simclr"]["encoder"] == "small"
+    assert not {"batch_size", "optimizer", "micro_batch_size"} & found["untrained"].keys()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "moved"),
+    [
+        ("gamma", 0.5, {"joint"}),
+        ("batch_size", 8, {"simclr", "joint", "own_gamma"}),
+        ("seed", 7, {"simclr", "joint", "own_batch", "own_gamma", "untrained"}),
+        ("encoder", "resnet18", {"simclr", "joint", "own_batch", "own_gamma", "untrained"}),
+    ],
+)
+def test_a_changed_number_moves_the_variants_that_read_it(key, value, moved):
+    raw = raw_params()
+    raw["variants"] = {
+        "simclr": {"method": "simclr"},
+        "joint": {"method": "simclr", "term": "pull"},
+        "own_batch": {"method": "simclr", "batch_size": 32},
+        "own_gamma": {"method": "simclr", "term": "pull", "gamma": 0.2},
+        "untrained": {"method": "simclr", "epochs": 0},
+    }
+    assert changed(resolve(parse_experiment(raw)), resolve(parse_experiment({**raw, key: value}))) == moved
+
+
+def test_options_are_spelled_out_so_that_a_default_written_down_changes_nothing():
+    found = resolved(bare={}, spelled={"temperature": 0.5, "term": "none"})
+    assert {**found["bare"], "variant": "spelled"} == found["spelled"]
+
+
+def test_what_was_written_is_read_back(tmp_path, monkeypatch):
+    import yaml
+
+    raw = raw_params()
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+    monkeypatch.chdir(tmp_path)
+    found = resolve(parse_experiment(raw))
+    write_variants(found)
+    for name, stored in found.items():
+        assert read_variant(name) == json.loads((tmp_path / f"data/variants/{name}.json").read_text())
+        params = Pretraining.from_json({key: value for key, value in stored.items() if key != "code"})
+        assert {**params.as_json(), "code": stored["code"]} == stored
+    raw["seed"] = 5
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
+    with pytest.raises(UserError, match=r"simclr\.json is older than params\.yaml"):
+        read_variant("simclr")
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ({"gamma": 0.5}, r"variants\.x\.gamma has no effect"),
+        ({"epochs": 0, "batch_size": 8}, r"variants\.x\.batch_size has no effect: .* 0 epochs"),
+        ({"method": "cpc", "encoder": "resnet18"}, r"variants\.x\.encoder has no effect"),
+        ({"temperatur": 0.5}, r"unknown key variants\.x\.temperatur \(did you mean temperature\?\)"),
+        ({"method": "simclrr"}, r"variants\.x\.method is 'simclrr' \(did you mean simclr\?\); allowed: .*vicreg"),
+        ({"encoder": "resnet"}, r"variants\.x\.encoder is 'resnet' .*; allowed: .*small"),
+        ({"seed": -1}, r"variants\.x\.seed is -1; allowed: a whole number at least 0"),
+    ],
+)
+def test_a_slip_is_refused_by_name(block, words):
+    with pytest.raises(UserError, match=words):
+        resolved(x=block)
+
+
+def test_a_gamma_that_nobody_reads_is_refused():
+    raw = raw_params(gamma=0.1)
+    raw["variants"] = {"simclr": {"method": "simclr"}}
+    with pytest.raises(UserError, match=r"gamma is 0\.1, which has no effect"):
+        resolve(parse_experiment(raw))
+
+
+def test_all_that_does_not_fit_the_data_is_told_in_one_list():
+    raw = raw_params(batch_size=512, knn__k=60, tsne__points=300, tsne__perplexity=40.0)
+    raw["variants"] = {name: {"method": "simclr"} for name in ("one", "other")}
+    with pytest.raises(UserError) as refusal:
+        check_against_data(parse_experiment(raw), images(count=64).about)
+    for part in ("knn.k is 60", "tsne.perplexity is 40", "batch_size of one is 512", "batch_size of other is 512"):
+        assert part in str(refusal.value)
+
+
+def test_a_batch_is_shared_evenly_among_processes():
+    raw = raw_params(batch_size=16, knn__k=5, tsne__points=20, tsne__perplexity=5.0)
+    raw["variants"] = {"one": {"method": "simclr"}}
+    check_against_data(parse_experiment(raw), images().about, processes=4)
+    with pytest.raises(UserError, match="processes 3: a multiple of 3"):
+        check_against_data(parse_experiment(raw), images().about, processes=3)
+
+
+def test_left_overs_of_gone_variants_are_removed_and_nothing_else(tmp_path):
+    files = {"data/encoders/gone.safetensors", "plots/tsne/gone/h.png", "metrics/kept.json", "metrics/mine.txt"}
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    (tmp_path / "dvc.lock").write_text(
+        "schema: '2.0'\nstages:\n"
+        "  pretrain@gone:\n    cmd: x\n    outs:\n    - path: data/encoders/gone.safetensors\n"
+        "  tsne@gone:\n    cmd: x\n    outs:\n    - path: plots/tsne/gone\n"
+        "  linear@kept:\n    cmd: x\n    outs:\n    - path: metrics/kept.json\n"
+    )
+    assert set(remove_left_overs({"kept"}, tmp_path)) == {"data/encoders/gone.safetensors", "plots/tsne/gone"}
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == {
+        "metrics/kept.json", "metrics/mine.txt", "dvc.lock"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", ["study", "cpu", "demo", "all", "codes"])
+def test_every_preset_resolves(preset):
+    from lib.params.experiment import read_experiment
+    from tests.examples import ROOT
+
+    experiment = read_experiment(ROOT / f"presets/{preset}.yaml")
+    assert set(resolve(experiment)) == set(experiment.variants)
