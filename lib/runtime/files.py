@@ -147,7 +147,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write named numpy arrays as a compressed npz; arrays of objects are refused."""
     import numpy
 
-    named = {name: numpy.asarray(arrays[name]) for name in sorted(arrays)}
+    named: dict[str, Any] = {name: numpy.asarray(arrays[name]) for name in sorted(arrays)}
     if objects := [name for name, array in named.items() if array.dtype.hasobject]:
         raise TypeError(f"{objects} hold Python objects, which only a pickle could store")
     write_bytes(path, lambda file: numpy.savez_compressed(file, **named))
