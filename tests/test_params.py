@@ -109,9 +109,7 @@ def test_an_option_that_the_method_does_not_have_is_refused_with_the_nearest_one
 
 @pytest.mark.parametrize("name", ["", "a b", "a'b", 'a"b', "a;b", "$(a)", "1a", "_a", "-a", "a.b", "a\n", "x" * 51, 1])
 def test_a_variants_name_is_a_word(name):
-    refused(
-        lambda: parse_experiment({"variants": {name: {"method": "simclr"}}}), "is not a usable name; allowed: ", ".yaml"
-    )
+    refused(lambda: parse_experiment({"variants": {name: {"method": "simclr"}}}), "is not a usable name; allowed: ")
 
 
 @pytest.mark.parametrize(

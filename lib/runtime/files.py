@@ -1,9 +1,8 @@
 """Writing whole files or nothing, and reading them without executing anything.
 
-Every writer fills a part beside its target, syncs it to disk and renames it: a reader never meets half a file, also
-after a kill or a power failure. What the system refuses, such as a full disk, becomes a UserError of one line.
-Equal content gives equal bytes, so that DVC sees no change. No reader unpickles: tensors are safetensors, arrays
-are npz without Python objects, tables are CSV and everything else is JSON.
+Every writer fills a part beside its target, syncs it and renames it: a reader never meets half a file, also after a
+kill or a power failure. Equal content gives equal bytes, so that DVC sees no change. No reader unpickles: tensors are
+safetensors, arrays npz without Python objects, tables CSV and everything else JSON.
 """
 
 import errno
@@ -42,20 +41,23 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the system refuses; what was at ``path`` before is still there.
     """
-    path = Path(path)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     with writing(path):
         make_folder(path.parent)
         remove_leftovers(path.parent, path.name)
-        handle, part = _new_part(path)
+        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
+            # Locked until it is closed or this process dies. Without locks nothing is ever taken for a leftover.
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
             yield part
             # The content is on disk before it has the name, and the name before anything builds on it.
             os.fsync(handle)
             os.replace(part, path)
             sync_folder(path.parent)
         finally:
-            part.unlink(missing_ok=True)
             os.close(handle)
+            part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -97,18 +99,6 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
         with suppress(OSError), open(part, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             part.unlink()
-
-
-def _new_part(path: Path) -> tuple[int, Path]:
-    """An empty file beside ``path``, locked until its handle is closed or its process dies."""
-    while True:
-        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        with suppress(OSError):  # a file system without locks: nothing is ever taken for a leftover
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.fstat(handle).st_nlink:
-            return handle, part
-        os.close(handle)  # another process took it for a leftover before it was locked
 
 
 def size(count: int) -> str:
