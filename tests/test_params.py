@@ -1,167 +1,215 @@
-"""params.yaml: a bad one is refused in one line that names the key, the value and what is allowed."""
+"""params.yaml becomes one typed object, or is refused in one line that names the key, the value and what is allowed."""
 
-import os
-import subprocess
-import sys
+import json
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import yaml
 
-from lib.methods import check_method
-from lib.params.check import check_params
-from lib.params.evaluation import Knn, Linear, Tsne
-from lib.params.pretraining import Augment, Dataset, Monitor, Optimizer, _Shared, pretraining_params
-from lib.params.spec import Loader, load_yaml, parse
-from lib.runtime.errors import UserError
-from tests.examples import ROOT, params_file, study_params
+from lib.methods import typed_options
+from lib.params.evaluation import Knn, Linear, Transfer, Tsne
+from lib.params.experiment import Experiment, parse_experiment, read_experiment
+from lib.params.pretraining import Augment, Dataset, Optimizer, Pretraining
+from lib.params.spec import Loader, load_yaml
+from tests.faults.refusals import refused
 
 
-def changed(path: str, value: object) -> dict:
-    raw = study_params()
-    target = raw
-    for name in path.split(".")[:-1]:
-        target = target[name]
-    target[path.split(".")[-1]] = value
-    return raw
+def parsed(**changes: Any) -> Experiment:
+    """Of a file with two variants; dots in keys are ``__``."""
+    raw: dict[str, Any] = {"variants": {"simclr": {"method": "simclr"}, "joint": {"method": "simclr", "term": "pull"}}}
+    for name, value in changes.items():
+        *above, last = name.split("__")
+        block = raw
+        for key in above:
+            block = block.setdefault(key, {})
+        block[last] = value
+    return parse_experiment(raw)
 
 
-def test_the_study_preset_holds_the_defaults_of_the_code():
-    raw = study_params()
-    assert parse(Dataset, {key: raw[key] for key in Dataset.__dataclass_fields__}) == Dataset()
-    assert parse(_Shared, {key: raw[key] for key in _Shared.__dataclass_fields__}) == _Shared()
-    for name, kind in {
-        "optimizer": Optimizer,
-        "augment": Augment,
-        "monitor": Monitor,
-        "linear": Linear,
-        "knn": Knn,
-        "tsne": Tsne,
-    }.items():
-        assert set(raw[name]) == set(kind.__dataclass_fields__), name
-        assert parse(kind, raw[name]) == kind()
+def variant(**own: Any) -> Pretraining:
+    return parse_experiment({"variants": {"toy": {"method": "vicreg", **own}}}).variants["toy"]
 
 
-def test_the_study_preset_is_the_study():
-    raw = study_params()
-    study = {"dataset": "cifar10", "encoder": "resnet50", "batch_size": 256, "epochs": 100, "gamma": 0.01}
-    assert {key: raw[key] for key in study} == study
-    assert raw["optimizer"] == {
-        "name": "adam",
-        "lr": 1e-3,
-        "weight_decay": 1e-6,
-        "momentum": 0.9,
-        "schedule": "constant",
-        "warmup_epochs": 0.0,
-        "trust": 0.001,
-    }
-    assert raw["linear"]["study_epochs"] == 50
-    assert all(raw["variants"][name]["temperature"] == 0.5 for name in ("simclr", "joint", "dual"))
+def test_a_file_with_one_variant_alone_is_the_study():
+    experiment = parse_experiment({"variants": {"vicreg": {"method": "vicreg"}}})
+    assert experiment.dataset == Dataset() and experiment.dataset.dataset == "cifar10"
+    assert (experiment.linear, experiment.knn, experiment.tsne) == (Linear(), Knn(), Tsne())
+    assert (experiment.transfer, experiment.transfer_variants) == (Transfer(), ())
+    vicreg = experiment.variants["vicreg"]
+    assert (vicreg.encoder, vicreg.batch_size, vicreg.epochs, vicreg.gamma) == ("resnet50", 256, 100, 0.01)
+    assert vicreg.optimizer == Optimizer("adam", lr=1e-3, weight_decay=1e-6, schedule="constant")
+
+
+def test_a_variants_own_numbers_lie_over_the_shared_ones():
+    experiment = parsed(seed=3, gamma=0.02, variants__joint__seed=5, variants__joint__gamma=0.1)
+    simclr, joint = experiment.variants.values()
+    assert (simclr.seed, simclr.gamma, joint.seed, joint.gamma) == (3, 0.02, 5, 0.1)
+    assert (simclr.options, joint.options) == ({}, {"term": "pull"})
+    assert experiment.own["joint"] == {"method", "term", "seed", "gamma"} and experiment.shared.seed == 3
+
+
+def test_a_variants_own_block_is_merged_into_the_shared_one():
+    experiment = parsed(optimizer={"name": "sgd", "lr": 0.5}, variants__joint__optimizer={"lr": 0.1, "momentum": 0.0})
+    assert experiment.variants["joint"].optimizer == Optimizer("sgd", lr=0.1, momentum=0.0)
+    assert experiment.variants["simclr"].optimizer == Optimizer("sgd", lr=0.5)
+    assert variant(augment={"flip": 0.0}).augment == Augment(flip=0.0)
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "words"),
+    ("changes", "words"),
     [
-        ("gama", 0.1, ["unknown key gama", "gamma"]),
+        ({"batch_size": "256"}, "batch_size is '256'; allowed: a whole number at least 2"),
+        ({"batch_size": True}, "batch_size is True; allowed: a whole number"),
+        ({"tsne__points": 1e4}, "tsne.points is 10000.0; allowed: a whole number"),
+        ({"epochs": 2**40}, "epochs is 1099511627776; allowed: a whole number at least 0 (and at most 2,147,483,647)"),
+        ({"gamma": float("nan")}, "gamma is nan; allowed: a number"),
+        ({"optimizer__lr": 1e300}, "optimizer.lr is 1e+300; allowed: a number above 0 (of a size from 1e-37 to 1e+37)"),
+        ({"dataset": "cifar"}, "dataset is 'cifar'; allowed: 'cifar10', "),
+        ({"encoder": "resnet51"}, "encoder is 'resnet51' (did you mean resnet50?); allowed: "),
+        ({"variants__joint__encoder": "vgg"}, "variants.joint.encoder is 'vgg'"),
+        ({"variants__joint__method": "simcl"}, "variants.joint.method is 'simcl' (did you mean simclr?); allowed: "),
+        ({"variants__joint__method": "base"}, "variants.joint.method is 'base'"),
+        ({"variants__joint__epochs": -1}, "variants.joint.epochs is -1; allowed: a whole number at least 0"),
+        ({"variants__joint__optimizer": {"lr": 0}}, "variants.joint.optimizer.lr is 0; allowed: a number above 0"),
+        ({"variants__joint": {}}, "variants.joint is {}; allowed: a block with at least a method"),
+        ({"variants": {}}, "variants is {}; allowed: a block with at least one variant"),
+        ({"optimizer": 3}, "optimizer is 3; allowed: a block of keys and values (lr, momentum, name, "),
+        ({"micro_batch_size": 1}, "micro_batch_size is 1; allowed: 0 (the whole batch at once) or at least 2"),
+        ({"augment__crop_scale_max": 0.01}, "augment.crop_scale_min is 0.08; allowed: at most augment.crop_scale_max"),
+        ({"variants__joint__augment": {"crop_pixels": 40}}, "augment.crop_pixels of joint is 40; allowed: at most "),
+        ({"optimizer__warmup_epochs": 101}, "optimizer.warmup_epochs is 101.0; allowed: at most epochs (100)"),
+        ({"tsne__perplexity": 5000}, "tsne.perplexity is 5000; allowed: below tsne.points (5000)"),
+        ({"transfer__variants": ["dual"]}, "transfer.variants is ['dual']; allowed: a list, each once, of simclr, joi"),
+        ({"transfer__variants": ["joint"], "image_size": 8}, "image_size is 8; allowed with transfer.variants: at le"),
+    ],
+    ids=str,
+)
+def test_a_bad_value_is_refused(changes, words):
+    assert refused(lambda: parsed(**changes)).startswith(f"params.yaml: {words}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"gama": 0.1}, "unknown key gama (did you mean gamma?); allowed here: augment, "),
+        ({"optimizer__rate": 0.1}, "unknown key optimizer.rate; allowed here: lr, momentum, "),
+        ({"transfer__variant": []}, "unknown key transfer.variant (did you mean variants?)"),
+        ({"variants__joint__augment": {"flp": 0}}, "unknown key variants.joint.augment.flp (did you mean flip?)"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_one(changes, words):
+    refused(lambda: parsed(**changes), f"params.yaml: {words}")
+
+
+def test_an_option_that_the_method_does_not_have_is_refused_with_the_nearest_one():
+    assert typed_options(variant(variance=3.0)).variance == 3.0
+    refused(lambda: typed_options(variant(varianse=1.0)), "unknown key variants.toy.varianse (did you mean variance?)")
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a'b", 'a"b', "a;b", "$(a)", "1a", "_a", "-a", "a.b", "a\n", "x" * 51, 1])
+def test_a_variants_name_is_a_word(name):
+    refused(lambda: parse_experiment({"variants": {name: {"method": "simclr"}}}), "is not a usable name; allowed: ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"images_path": "x"}, "images_path is 'x', which has no effect with dataset cifar10; set dataset to images"),
+        ({"on_bad_image": "skip"}, "on_bad_image is 'skip', which has no effect with dataset cifar10"),
+        ({"linear__finetune_lr": 0.01}, "linear.finetune_lr is 0.01, which has no effect with linear.mode probe"),
+        ({"optimizer__trust": 0.02}, "optimizer.trust is 0.02, which has no effect with adam; set optimizer.name to l"),
+        ({"augment": {"jitter": 0, "hue": 0.2}}, "augment.hue is 0.2, which has no effect with augment.jitter 0"),
         (
-            "optimizer.trust",
-            0.02,
-            ["optimizer.trust is 0.02, which has no effect with adam", "set optimizer.name to lars"],
+            {"augment": {"crop_pixels": 8, "crop_scale_min": 0.2}, "linear__study_epochs": 0},
+            "augment.crop_scale_min is 0.2, which has no effect with augment.crop_pixels above 0 and linear.study_epoc",
         ),
-        ("optimizer.rate", 0.1, ["unknown key optimizer.rate", "lr"]),
-        ("batch_size", -256, ["batch_size is -256", "at least 2"]),
-        ("batch_size", "256", ["batch_size is '256'", "a whole number"]),
-        ("batch_size", 25.6, ["batch_size is 25.6", "a whole number"]),
-        ("batch_size", True, ["batch_size is True", "a whole number"]),
-        ("epochs", -1, ["epochs is -1", "at least 0"]),
-        ("gamma", -0.1, ["gamma is -0.1", "at least 0"]),
-        ("gamma", float("nan"), ["gamma is nan", "a number"]),
-        ("gamma", None, ["gamma is None", "a number"]),
-        ("dataset", "cifar", ["dataset is 'cifar'", "'cifar10'"]),
-        ("dataset", "images", ["images_path is empty"]),
-        ("encoder", "resnet51", ["encoder is 'resnet51'", "resnet50"]),
-        ("encoder", "resnet", ["encoder is 'resnet'", "resnet50"]),
-        ("optimizer.name", "adagrad", ["optimizer.name is 'adagrad'", "'lars'"]),
-        ("optimizer.warmup_epochs", 101.0, ["optimizer.warmup_epochs is 101.0", "at most epochs (100)"]),
-        ("optimizer", 3, ["optimizer", "block"]),
-        ("augment.crop_scale_max", 0.01, ["augment.crop_scale_min is 0.08"]),
-        ("variants", {}, ["variants must be a block"]),
-        ("variants.joint.method", "joined", ["variants.joint.method is 'joined'", "simclr"]),
-        ("variants.joint.method", "base", ["variants.joint.method is 'base'", "simclr"]),
-        ("variants.joint.method", "export", ["variants.joint.method is 'export'", "simclr"]),
-        ("variants", {"du.al": {}}, ["variants.du.al is not a usable name"]),
-        ("variants.joint.watch", {"loss": "ntxent"}, ["variants.joint.watch.term is missing", "a file in lib/losses"]),
-        ("variants.joint.watch.part", 3, ["variants.joint.watch.part is 3", "the path of a file below lib"]),
-        ("transfer", "x", ["transfer is 'x'", "block of keys and values (batch_size, double_softmax, epochs, lr, "]),
-        ("transfer.variant", [], ["unknown key transfer.variant; allowed here: ", "source, variants; rename"]),
-        ("variants.--help", {}, ["variants.--help is not a usable name"]),
-        ("linear.mode", "probing", ["linear.mode is 'probing'", "'finetune'"]),
-        ("knn.temperature", 0, ["knn.temperature is 0", "above 0"]),
-        ("tsne.points", 1e4, ["tsne.points is 10000.0", "a whole number"]),
+        (
+            {"variants__joint__augment": {"jitter": 0.0, "contrast": 0}},
+            "variants.joint.augment.contrast is 0, which has no effect with augment.jitter 0",
+        ),
     ],
+    ids=str,
 )
-def test_a_bad_value_is_refused_in_one_line(path, value, words):
-    with pytest.raises(UserError) as refusal:
-        check_params(changed(path, value))
-    text = str(refusal.value)
-    assert "\n" not in text and text.startswith("params.yaml")
-    for word in words:
-        assert word in text
+def test_an_option_without_effect_is_refused(changes, words):
+    refused(lambda: parsed(**changes), f"params.yaml: {words}")
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"temperature": 0}, "variants.simclr.temperature is 0; allowed: a number above 0"),
-        ({"tau": 0.1}, "unknown key variants.simclr.tau; allowed here: projector_hidden, projector_out, temperature"),
-    ],
-)
-def test_an_option_that_the_method_does_not_have_is_refused(change, words):
-    raw = params_file()
-    raw["variants"]["simclr"].update(change)
-    with pytest.raises(UserError, match=words):
-        check_method(pretraining_params(raw, "simclr"))
+def test_the_same_options_with_an_effect_are_taken():
+    assert parsed(dataset="images", images_path="x", on_bad_image="skip").dataset.images_path == "x"
+    assert parsed(linear={"mode": "finetune", "finetune_lr": 0.01}).linear.finetune_lr == 0.01
+    assert parsed(optimizer={"name": "lars", "trust": 0.02}).shared.optimizer.trust == 0.02
+    assert parsed(augment__hue=0.2, variants__joint__augment={"jitter": 0.0}).variants["simclr"].augment.hue == 0.2
+    assert parsed(augment={"crop_pixels": 8, "crop_scale_min": 0.2}).shared.augment.crop_scale_min == 0.2
 
 
-def test_a_number_in_scientific_form_is_a_number():
+# A variant's JSON
+
+
+def test_a_variants_json_comes_back_as_it_was():
+    for params in (variant(), variant(epochs=0), variant(seed=4, variance=2.0, optimizer={"name": "lars", "lr": 0.3})):
+        assert Pretraining.from_json(json.loads(json.dumps(params.as_json()))) == params
+    unread = replace(variant(), encoder=None, gamma=None)
+    assert Pretraining.from_json(unread.as_json()) == unread
+
+
+def test_a_variants_json_leaves_out_what_it_does_not_read():
+    full = variant().as_json()
+    assert full.keys() == set(Pretraining.__dataclass_fields__)
+    assert replace(variant(), encoder=None, gamma=None).as_json().keys() == full.keys() - {"encoder", "gamma"}
+    untrained = variant(epochs=0).as_json()
+    assert untrained.keys() == full.keys() - {"batch_size", "micro_batch_size", "optimizer"}
+    assert untrained == variant(epochs=0, batch_size=64, optimizer={"lr": 0.1}).as_json()
+
+
+def test_replicates_differ_in_their_seed_and_name_alone():
+    experiment = parsed(variants__joint_2={"method": "simclr", "term": "pull", "seed": 2})
+    simclr, joint, again = (params.replicate_key() for params in experiment.variants.values())
+    assert joint == again != simclr
+    assert variant(gamma=0.1).replicate_key() != variant(gamma=0.2).replicate_key()
+    assert variant(optimizer={"lr": 0.1}).replicate_key() != variant().replicate_key()
+
+
+# The text of the file
+
+
+def test_a_number_in_scientific_form_is_a_number(tmp_path):
     assert yaml.safe_load("1e-4") == "1e-4"  # what PyYAML makes of it alone
-
-    found = yaml.load("a: 1e-4\nb: 1E5\nc: -.5e-3\nd: 1.e2\n", Loader=Loader)
-    assert found == {"a": 1e-4, "b": 1e5, "c": -5e-4, "d": 100.0}
+    numbers = yaml.load("a: 1e-4\nb: 1E5\nc: -.5e-3\nd: 1.e2\n", Loader=Loader)
+    assert numbers == {"a": 1e-4, "b": 1e5, "c": -5e-4, "d": 100.0}
+    (tmp_path / "params.yaml").write_text("optimizer: {lr: 3e-4}\nvariants: {vicreg: {method: vicreg}}\n")
+    assert read_experiment(tmp_path / "params.yaml").variants["vicreg"].optimizer.lr == 3e-4
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("!!python/object/apply:os.system ['touch owned']", "is not valid YAML"),
-        ("a: [1, 2", "is not valid YAML"),
-        ("- 1", "must hold keys and values"),
-        ("", "must hold keys and values"),
+        ("a: !!python/object/apply:os.system ['touch owned']", "could not determine a constructor for the tag"),
+        ("!!python/object/apply:os.system ['touch owned']", "could not determine a constructor for the tag"),
+        ("a: !!python/name:os.system", "could not determine a constructor for the tag"),
+        ("a: [1, 2", "is not valid YAML: expected ',' or ']'"),
+        ("a: 1\nb: 2\na: 3", "is not valid YAML: key 'a' occurs twice in line 3, column 1; mend that place"),
+        ("a: {lr: 1, 'lr': 2}", "key 'lr' occurs twice in line 1, column 12"),
+        ("a: &x {b: 1}\nc: {<<: *x}", "key '<<' is not understood in line 2"),
+        ("seed: 2024-13-45", "'2024-13-45' is not the timestamp it looks like in line 1, column 7"),
+        (f"seed: {'9' * 5000}", "is not the int it looks like"),
+        ("a: " + "[" * 600, "nested too deep"),
+        ('a: "\\UFFFFFFFF"', "is not valid YAML"),
+        ("a: 1\n---\na: 2", "found another document"),
+        (b"a: \xff", "is not valid YAML: unacceptable character #x00ff"),
+        ("- 1", "must hold keys and values; it holds list"),
+        ("", "must hold keys and values; it holds NoneType"),
     ],
 )
-def test_text_that_is_not_a_mapping_is_refused(text, words, tmp_path, monkeypatch):
+def test_a_text_that_cannot_be_meant_is_refused(text, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "params.yaml").write_text(text)
-    with pytest.raises(UserError, match=words) as refusal:
-        load_yaml(tmp_path / "params.yaml")
-    assert "\n" not in str(refusal.value)
+    path = tmp_path / "params.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    refused(lambda: load_yaml(path), "params.yaml", words)
     assert not (tmp_path / "owned").exists()
 
 
-@pytest.mark.parametrize(("stage", "arguments"), [("download", []), ("pretrain", ["joint"]), ("results", [])])
-def test_a_stage_ends_with_one_line_and_no_traceback(stage, arguments, tmp_path):
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**study_params(), "gamma": "many"}))
-    done = subprocess.run(
-        [sys.executable, "-m", f"stages.{stage}", *arguments],
-        cwd=tmp_path,
-        text=True,
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 1
-    assert done.stderr == "error: params.yaml: gamma is 'many'; allowed: a number at least 0\n"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["params.yaml"]
-
-
-def test_an_unknown_variant_is_refused():
-    with pytest.raises(UserError, match="no variant 'triple'; variants: simclr"):
-        pretraining_params(params_file(), "triple")
+def test_a_file_that_is_not_there_or_empty_is_told(tmp_path):
+    refused(lambda: load_yaml(tmp_path / "params.yaml"), "params.yaml: No such file or directory; run from the repo")
+    (tmp_path / "machine.yaml").write_text("# nothing set\n")
+    assert load_yaml(tmp_path / "machine.yaml", may_be_empty=True) == {}

@@ -1,19 +1,19 @@
 """The Willshaw memory and the nearest centroid (docs/methods.md, 12), against theory and slow twins."""
 
 import math
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy
 import pandas
 import pytest
 import torch
 
-from lib.evaluate.centroid import centroid_scores, centroids
+from lib.evaluate.centroid import centroid_logits, centroids
 from lib.evaluate.codes import k_winners
 from lib.evaluate.scores import accuracy
 from lib.evaluate.willshaw import (
     capacity,
-    density,
-    excitation,
     expected_spurious,
     measure,
     noisy_cues,
@@ -23,9 +23,10 @@ from lib.evaluate.willshaw import (
     recall_winners,
     store,
 )
-from lib.report.willshaw import report
+from lib.report.willshaw import main, recalls
 from lib.runtime.errors import UserError
 from lib.runtime.files import write_arrays
+from lib.runtime.seeds import generator
 
 
 def random_codes(count: int, units: int, active: int, seed: int = 0) -> torch.Tensor:
@@ -41,8 +42,7 @@ def test_store_and_recall_against_slow_twins():
     weights = [[float(any(code[u] and code[v] for code in codes.tolist())) for v in range(20)] for u in range(20)]
     assert store(codes).tolist() == weights
     cues = partial_cues(codes, 2, stream())
-    found = recall(store(codes), cues)
-    for cue, answer in zip(cues.tolist(), found.tolist()):
+    for cue, answer in zip(cues.tolist(), recall(store(codes), cues).tolist()):
         excited = [sum(weights[u][v] for u in range(20) if cue[u]) for v in range(20)]
         assert answer == [float(value == sum(cue)) for value in excited]
 
@@ -60,6 +60,10 @@ def test_what_was_stored_is_never_missed():
     assert overlap(found, codes).tolist() == [8.0] * 300
 
 
+def test_winners_prefer_the_cue_where_excitation_ties():
+    assert recall_winners(torch.ones(4, 4), torch.tensor([[0.0, 0, 1, 1]]), 2).tolist() == [[0, 0, 1, 1]]
+
+
 def test_cues_hold_as_many_units_as_they_should():
     codes = random_codes(9, 50, 10)
     part, noise = partial_cues(codes, 4, stream()), noisy_cues(codes, 3, stream())
@@ -71,7 +75,7 @@ def test_cues_hold_as_many_units_as_they_should():
 def test_the_matrix_fills_as_theory_says():
     theory = 1 - (1 - (102 / 2048) ** 2) ** 100
     assert theory == pytest.approx(0.2199, abs=5e-5)
-    assert density(store(random_codes(100, 2048, 102))) == pytest.approx(theory, abs=0.005)
+    assert store(random_codes(100, 2048, 102)).mean().item() == pytest.approx(theory, abs=0.005)
 
 
 def exactly_spurious(units: int, active: int, stored: int, cue: int) -> float:
@@ -103,98 +107,104 @@ def test_spurious_units_of_random_codes_are_as_many_as_expected(units, active, s
     assert sum(found) / draws == pytest.approx(expected, abs=6 * deviation)
 
 
-@pytest.mark.parametrize("numbers", [(128, 8, 100, 4), (128, 8, 200, 8), (256, 13, 300, 6), (512, 20, 600, 5)])
-def test_theory_says_about_as_many_as_are_expected(numbers):
-    assert expected_spurious(*numbers) == pytest.approx(exactly_spurious(*numbers), rel=0.03)
-
-
-def test_theory_is_too_low_where_few_are_wrong():
+def test_theory_says_about_as_many_except_where_few_are_wrong():
+    for numbers in ((128, 8, 100, 4), (128, 8, 200, 8), (256, 13, 300, 6), (512, 20, 600, 5)):
+        assert expected_spurious(*numbers) == pytest.approx(exactly_spurious(*numbers), rel=0.03)
     assert expected_spurious(512, 20, 200, 10) < 0.2 * exactly_spurious(512, 20, 200, 10) < 0.01
-
-
-def test_expected_spurious_at_its_corners():
     assert expected_spurious(100, 10, 0, 3) == 0
     assert expected_spurious(4, 2, 1, 1) == 0.5 and expected_spurious(4, 2, 2, 2) == 2 * 0.4375**2
     assert expected_spurious(100, 10, 10**6, 3) == pytest.approx(90)
-    assert expected_spurious(100, 10, 50, 10) < expected_spurious(100, 10, 50, 5) < expected_spurious(100, 10, 90, 5)
 
 
-def test_winners_prefer_the_cue_where_excitation_ties():
-    weights = torch.ones(4, 4)
-    assert recall_winners(weights, torch.tensor([[0.0, 0, 1, 1]]), 2).tolist() == [[0, 0, 1, 1]]
-    assert excitation(weights, torch.tensor([[0.0, 0, 1, 1]])).tolist() == [[2.0] * 4]
+def test_a_measurement_against_a_slow_twin():
+    codes = random_codes(40, 24, 4)
+    rows, weights = [set(code.nonzero().flatten().tolist()) for code in codes], store(codes).tolist()
+    cues = partial_cues(codes, 2, generator(0, "cue part", 40, 2))
+    right = wrong = best = hits = 0
+    for own, cue in zip(rows, cues.tolist()):
+        excited = [sum(weights[u][v] for u in range(24) if cue[u]) for v in range(24)]
+        answer = {v for v in range(24) if excited[v] == 2}
+        winners = set(sorted(range(24), key=lambda v: (-excited[v], -cue[v], v))[:4])
+        right, wrong, best = right + len(answer & own), wrong + len(answer - own), best + len(winners & own)
+        hits += all(len(winners & own) > len(winners & other) for other in rows if other is not own)
+    assert asdict(measure(codes, "part", 2, seed=0)) == pytest.approx(
+        {
+            "stored": 40,
+            "cue": "part",
+            "share": 0.5,
+            "completion": right / 160,
+            "spurious": wrong / 40,
+            "expected": 20 * (1 - (1 - 1 / 36) ** 40) ** 2,
+            "winners": best / 160,
+            "found": 100 * hits / 40,
+            "density": sum(map(sum, weights)) / 24**2,
+        }
+    )
+    assert right == 160 and 0 < hits < 40
 
 
-def test_a_measurement_of_few_and_of_too_many_codes():
+def test_few_codes_come_back_from_half_of_them_and_too_many_do_not():
     codes = random_codes(2000, 256, 13)
-    few, many = (row for row in capacity(codes, [20, 2000], "part", [0.5], seed=0))
-    assert few["completion"] == many["completion"] == 1
+    few, many = capacity(codes, [20, 2000], "part", [6], seed=0)
     assert few["found"] == 100 and few["winners"] > 0.99 and few["spurious"] < 0.5
     assert many["winners"] < 0.9 and many["spurious"] > 20 and many["density"] > 0.9
-    assert few["share"] == round(0.5 * 13) / 13
-    noise = measure(codes[:20], "noise", 0.8, seed=0)
+    noise = measure(codes[:20], "noise", 10, seed=0)
     assert noise.winners > 0.95 and math.isnan(noise.expected)
+    assert repr(measure(codes[:20], "noise", 10, seed=0)) == repr(noise)
 
 
 def test_equal_codes_are_not_told_apart():
-    assert measure(random_codes(1, 64, 8).expand(5, -1), "part", 0.5, seed=0).found == 0
+    assert measure(random_codes(1, 64, 8).expand(5, -1), "part", 4, seed=0).found == 0
 
 
-def test_a_measurement_is_the_same_twice():
-    codes = random_codes(50, 128, 9)
-    first, second = (capacity(codes, [10, 50], "noise", [0.5, 0.9], 3) for _ in range(2))
-    assert repr(first) == repr(second)
+def test_wrong_units_of_a_cue_are_no_more_than_there_are_inactive_ones():
+    """Of 12 units 9 are active: a cue with more than 3 wrong ones does not exist."""
+    table = recalls(random_codes(30, 12, 9))
+    varied = table[table.varied == "cue"]
+    assert sorted(set(varied.share)) == [units / 9 for units in (6, 7, 8, 9)]
+    assert (varied[varied.share == 1].winners == 1).all()
 
 
 def test_centroids_are_the_means_of_their_classes():
     rows, labels = torch.tensor([[1.0, 0], [3, 0], [0, 5]]), torch.tensor([0, 0, 2])
     assert centroids(rows, labels, 3).tolist() == [[2, 0], [0, 0], [0, 5]]
-    scores = centroid_scores(rows, labels, torch.tensor([[1.0, 1], [0, 1]]), 3)
-    torch.testing.assert_close(scores, torch.tensor([[0.5**0.5, 0, 0.5**0.5], [0, 0, 1]]))
+    logits = centroid_logits(rows, labels, torch.tensor([[1.0, 1], [0, 1]]), 3)
+    torch.testing.assert_close(logits, torch.tensor([[0.5**0.5, 0, 0.5**0.5], [0, 0, 1]]))
 
 
 def test_codes_near_their_class_are_read_by_centroids_and_by_codes_of_centroids():
-    prototypes = random_codes(5, 200, 10)
     labels = torch.arange(100) % 5
-    codes = noisy_cues(prototypes[labels], 4, stream())
-    scores = [centroid_scores(codes[:50], labels[:50], codes[50:], 5, count) for count in (0, 10)]
-    assert all(accuracy(score, labels[50:]) == 100 for score in scores)
+    codes = noisy_cues(random_codes(5, 200, 10)[labels], 4, stream())
+    for count in (0, 10):
+        assert accuracy(centroid_logits(codes[:50], labels[:50], codes[50:], 5, count), labels[50:]) == 100
     shuffled = labels[torch.randperm(100, generator=stream())]
-    assert accuracy(centroid_scores(codes[:50], shuffled[:50], codes[50:], 5), shuffled[50:]) < 60
+    assert accuracy(centroid_logits(codes[:50], shuffled[:50], codes[50:], 5), shuffled[50:]) < 60
 
 
-def embeddings(folder, codes: torch.Tensor, labels: torch.Tensor) -> None:
-    write_arrays(
-        folder / "data/embeddings/toy.npz",
-        {
-            "h": torch.rand(len(codes), 3).numpy(),
-            "code": codes.numpy(),
-            "labels": labels.numpy(),
-            "indices": torch.arange(len(codes)).numpy(),
-            "classes": numpy.array(["a", "b", "c", "d", "e"]),
-            "latents": numpy.array(["h", "code"]),
-            "projections": numpy.array([], dtype=str),
-        },
-    )
+def embeddings(codes: torch.Tensor) -> None:
+    """What the command reads of the stage embed, for the variant toy, in the working folder."""
+    names = numpy.array(["h", "code"])
+    write_arrays(Path("data/embeddings/toy.npz"), {"h": torch.rand(len(codes), 3), "code": codes, "latents": names})
 
 
-def test_the_report_of_a_variant(tmp_path):
-    labels = torch.arange(300) % 5
-    embeddings(tmp_path, noisy_cues(random_codes(5, 128, 7)[labels], 3, stream()), labels)
-    lines = report("toy", tmp_path)
-    assert lines[0] == "toy, latent code: 300 test images, 128 units, 7 active"
-    assert lines[1].startswith("usage entropy 0.") and "bits of 8.23" in lines[1]
-    table = pandas.read_csv(tmp_path / "plots/willshaw/toy.csv")
+def test_the_command_writes_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    embeddings(noisy_cues(random_codes(5, 128, 7)[torch.arange(300) % 5], 3, stream()))
+    main(["toy"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "toy, latent code: 300 test images, 128 units, 7 active" and lines[1].startswith("usage entropy")
+    table = pandas.read_csv("plots/willshaw/toy.csv")
     assert set(table.codes) == {"learned", "random"} and set(table.cue) == {"part", "noise"}
-    half = table[(table.cue == "part") & (table.share == 4 / 7)].set_index(["codes", "stored"])
-    assert set(half.loc["random"].index) == {10, 20, 50, 100, 200, 300}
+    half = table[table.varied == "number"].set_index(["codes", "stored"])
+    assert list(half.loc["random"].index) == [10, 20, 50, 100, 200, 300] and set(half.share) == {4 / 7}
     assert half.loc[("learned", 300), "spurious"] > half.loc[("random", 20), "spurious"]
     picture = (tmp_path / "plots/willshaw/toy.png").read_bytes()
-    report("toy", tmp_path)
+    main(["toy"])
     assert picture == (tmp_path / "plots/willshaw/toy.png").read_bytes() and len(picture) > 10_000
 
 
-def test_a_variant_without_codes_is_refused(tmp_path):
-    embeddings(tmp_path, torch.rand(20, 8), torch.arange(20) % 5)
+def test_a_variant_without_codes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    embeddings(torch.rand(20, 8))
     with pytest.raises(UserError, match=r"variant toy has no binary code among its latents \(h, code\); allowed: "):
-        report("toy", tmp_path)
+        main(["toy"])

@@ -1,4 +1,7 @@
-"""The nearest class centroid, the readout with which EmbedderSDR scores its codes (docs/methods.md, 12)."""
+"""The nearest class centroid, the readout with which EmbedderSDR scores its codes (docs/methods.md, 12).
+
+Legend: M latents of the bank (training images) and N queries (test images), D units, K classes.
+"""
 
 import torch
 from torch import Tensor
@@ -8,17 +11,17 @@ from lib.evaluate.codes import k_winners, pattern_entropy, unused, usage_entropy
 from lib.evaluate.scores import accuracy
 
 
-def centroids(rows: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Mean row of each class: rows [M, D], labels int64 [M] -> float32 [classes, D]; 0 for a class without rows."""
-    sums = torch.zeros(classes, rows.shape[1]).index_add_(0, labels, rows.float())
+def centroids(latents: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Mean latent of each class: [M, D], labels int64 [M] -> float32 [K, D]; 0 for a class without images."""
+    sums = torch.zeros(classes, latents.shape[1]).index_add_(0, labels, latents.float())
     return sums / torch.bincount(labels, minlength=classes).clamp(min=1)[:, None]
 
 
-def centroid_scores(bank: Tensor, labels: Tensor, queries: Tensor, classes: int, count: int = 0) -> Tensor:
-    """Cosine of queries [N, D] with the centroid of each class in ``bank`` [M, D]: [N, classes].
+def centroid_logits(bank: Tensor, labels: Tensor, queries: Tensor, classes: int, count: int = 0) -> Tensor:
+    """Cosine of queries [N, D] with the centroid of each class in ``bank`` [M, D]: [N, K].
 
     With ``count`` above 0 the centroids are made codes again, of their ``count`` most frequent units. A class
-    without rows in the bank scores 0.
+    without images in the bank has 0.
     """
     means = centroids(bank, labels, classes)
     if count:
@@ -27,22 +30,15 @@ def centroid_scores(bank: Tensor, labels: Tensor, queries: Tensor, classes: int,
 
 
 def code_numbers(bank: Tensor, labels: Tensor, codes: Tensor, own: Tensor, classes: int) -> dict[str, float]:
-    """What is said of binary codes beside the accuracies of any latent.
+    """What is said of binary codes [N, D] of classes ``own`` [N] beside the accuracies of any latent.
 
-    Args:
-        bank, labels: [M, D] and [M], of the training images, whose classes have the centroids.
-        codes, own: [N, D] and [N], of the test images.
-
-    Returns:
-        ``centroid`` and ``centroid_code``: percent of test images whose nearest centroid is their class's, of means
-        and of means made codes again; ``active`` units of each code; `usage_entropy` and `pattern_entropy` of the
-        test codes; ``unused``: percent of units that none of them uses.
+    ``centroid`` and ``centroid_code``: percent of test images whose nearest centroid is their class's, of means and
+    of means made codes again; ``active`` units of each code; ``unused``: percent of units that none of them uses.
     """
     active = int(codes[0].sum())
-    scores = [centroid_scores(bank, labels, codes, classes, count) for count in (0, active)]
     return {
-        "centroid": accuracy(scores[0], own),
-        "centroid_code": accuracy(scores[1], own),
+        "centroid": accuracy(centroid_logits(bank, labels, codes, classes), own),
+        "centroid_code": accuracy(centroid_logits(bank, labels, codes, classes, active), own),
         "active": active,
         "usage_entropy": usage_entropy(codes),
         "pattern_entropy": pattern_entropy(codes),

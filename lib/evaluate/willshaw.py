@@ -15,7 +15,7 @@ from lib.runtime.seeds import generator
 
 @dataclass(frozen=True)
 class Recall:
-    """How well a memory of ``stored`` codes answers one kind of cue.
+    """How well a memory of ``stored`` codes answers cues that hold ``share`` of a code's active units.
 
     ``completion``: share of the stored code's units that came back, and ``spurious``: how many others did, when all
     units answer that every unit of the cue excites. ``expected``: what theory says of ``spurious`` for random codes.
@@ -36,13 +36,7 @@ class Recall:
 
 def store(codes: Tensor) -> Tensor:
     """The matrix W_uv = 1 where some code has both u and v active: codes [M, D] -> float32 [D, D] of 0 and 1."""
-    codes = codes.float()
-    return (codes.T @ codes > 0).float()
-
-
-def density(weights: Tensor) -> float:
-    """Share of ones in the matrix; 1 - (1 - k^2 / D^2)^M is expected of random codes."""
-    return weights.mean().item()
+    return (codes.float().T @ codes.float() > 0).float()
 
 
 def excitation(weights: Tensor, cues: Tensor) -> Tensor:
@@ -65,12 +59,14 @@ def recall_winners(weights: Tensor, cues: Tensor, count: int) -> Tensor:
 
 def partial_cues(codes: Tensor, count: int, stream: torch.Generator) -> Tensor:
     """``count`` of each code's active units, drawn evenly: [Q, D] -> [Q, D]."""
-    lots = torch.rand(codes.shape, generator=stream)
-    return k_winners(lots.where(codes > 0, -1.0), count)
+    return k_winners(torch.rand(codes.shape, generator=stream).where(codes > 0, -1.0), count)
 
 
 def noisy_cues(codes: Tensor, wrong: int, stream: torch.Generator) -> Tensor:
-    """Each code with ``wrong`` of its active units replaced by inactive ones, drawn evenly: [Q, D] -> [Q, D]."""
+    """Each code with ``wrong`` of its active units replaced by inactive ones, drawn evenly: [Q, D] -> [Q, D].
+
+    There must be as many inactive ones: ``wrong`` is at most D - k.
+    """
     active = int(codes[0].sum())
     return partial_cues(codes, active - wrong, stream) + partial_cues(1 - codes.float(), wrong, stream)
 
@@ -88,28 +84,27 @@ def expected_spurious(units: int, active: int, stored: int, cue: int) -> float:
     return (units - active) * (1 - (1 - (active / units) ** 2) ** stored) ** cue
 
 
-def measure(codes: Tensor, cue: str, share: float, seed: int) -> Recall:
-    """Store codes [M, D] and recall each from a cue that holds ``share`` of its active units.
+def measure(codes: Tensor, cue: str, kept: int, seed: int) -> Recall:
+    """Store codes [M, D] and recall each from a cue that holds ``kept`` of its active units.
 
     ``cue``: ``part`` (the others are missing) or ``noise`` (the others are replaced by wrong ones).
     """
     units, active = codes.shape[1], int(codes[0].sum())
-    kept = max(1, round(share * active))
     stream = generator(seed, f"cue {cue}", len(codes), kept)
     cues = partial_cues(codes, kept, stream) if cue == "part" else noisy_cues(codes, active - kept, stream)
     weights = store(codes)
     answer, winners = recall(weights, cues), recall_winners(weights, cues, active)
     right = overlap(answer, codes)
     return Recall(
-        len(codes),
-        cue,
-        kept / active,
-        (right.mean() / active).item(),
-        (answer.sum(1) - right).mean().item(),
-        expected_spurious(units, active, len(codes), kept) if cue == "part" else float("nan"),
-        (overlap(winners, codes).mean() / active).item(),
-        _found(winners, codes),
-        density(weights),
+        stored=len(codes),
+        cue=cue,
+        share=kept / active,
+        completion=(right.mean() / active).item(),
+        spurious=(answer.sum(1) - right).mean().item(),
+        expected=expected_spurious(units, active, len(codes), kept) if cue == "part" else float("nan"),
+        winners=(overlap(winners, codes).mean() / active).item(),
+        found=_found(winners, codes),
+        density=weights.mean().item(),
     )
 
 
@@ -124,7 +119,7 @@ def _found(answers: Tensor, codes: Tensor) -> float:
     return 100.0 * hits / len(codes)
 
 
-def capacity(codes: Tensor, counts: list[int], cue: str, shares: list[float], seed: int) -> list[dict[str, object]]:
-    """`measure` of the first codes of a fixed random order, for every number in ``counts`` and share in ``shares``."""
+def capacity(codes: Tensor, counts: list[int], cue: str, kept: list[int], seed: int) -> list[dict[str, object]]:
+    """`measure` of the first codes of a fixed random order, for each number of ``counts`` and of ``kept`` units."""
     order = torch.randperm(len(codes), generator=generator(seed, "stored codes"))
-    return [asdict(measure(codes[order[:count]], cue, share, seed)) for count in counts for share in shares]
+    return [asdict(measure(codes[order[:count]], cue, units, seed)) for count in counts for units in kept]

@@ -1,6 +1,5 @@
 """The one exception that a user is meant to read, and how it quotes what the user gave."""
 
-import datetime
 import reprlib
 from typing import Any
 
@@ -18,24 +17,16 @@ class UserError(Exception):
 class _Short(reprlib.Repr):
     """repr() of bounded length, also of what repr() cannot do: whole numbers of thousands of digits."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxstring = self.maxother = 120
-        self.maxlevel = 2
-
     def repr_int(self, value: int, level: int) -> str:
         digits = int(value.bit_length() * 0.30103) + 1
         return repr(value) if digits <= 40 else f"a number of about {digits:,} digits"
 
-    def repr_date(self, value: datetime.date, level: int) -> str:
-        return str(value)
 
-    repr_datetime = repr_date
+_SHORT = _Short()
+_SHORT.maxstring = _SHORT.maxother = 120
+_SHORT.maxlevel = 2
 
 
 def shown(value: Any) -> str:
     """``value`` as an error quotes it: its repr(), shortened in the middle where it is long or deep."""
     return _SHORT.repr(value)
-
-
-_SHORT = _Short()

@@ -1,99 +1,75 @@
 """Writing whole files or nothing, and reading them without executing anything.
 
-Every writer fills a file beside its target, syncs it to disk and renames it, so that a reader
-never meets half a file, also after a kill or a power failure. What the system refuses, such as a full
-disk, becomes a UserError of one line. No reader here unpickles: tensors are safetensors, arrays are npz with
-``allow_pickle=False``, tables are CSV and everything else is JSON. (The official CIFAR archives that hold
-pickles have a reader of their own, `lib.data.pickled`, which runs nothing either.)
+Every writer fills a part beside its target, syncs it and renames it: a reader never meets half a file, also after a
+kill or a power failure. Equal content gives equal bytes, so that DVC sees no change. No reader unpickles: tensors are
+safetensors, arrays npz without Python objects, tables CSV and everything else JSON.
 """
 
 import errno
 import fcntl
 import glob
 import json
-import math
 import os
-import tempfile
-import zipfile
+import secrets
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+from zipfile import BadZipFile, ZipFile
+
+from safetensors import SafetensorError, safe_open
 
 from lib.runtime.errors import UserError
 
-LARGEST_HEADER = 100_000_000  # bytes
-LARGEST_ARRAYS = 16 * 2**30  # bytes, unpacked
-# RuntimeError: also NotImplementedError and RecursionError. MemoryError: a size that only the header claims.
-_DAMAGE = (
-    ValueError,
-    KeyError,
-    TypeError,
-    EOFError,
-    OSError,
-    RuntimeError,
-    MemoryError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-# torch's and safetensors' names, in the order in which a file holds them, so that each is aligned
-DTYPES = {
-    "int64": "I64",
-    "float64": "F64",
-    "float32": "F32",
-    "int32": "I32",
-    "bfloat16": "BF16",
-    "float16": "F16",
-    "int16": "I16",
-    "int8": "I8",
-    "uint8": "U8",
-    "bool": "BOOL",
+ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make the folder writable"),
+    **dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "move away the file that is in the place of a folder"),
+    errno.EFBIG: "raise the limit on a file's size (ulimit -f)",
 }
-FULL = (errno.ENOSPC, errno.EDQUOT)
-CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
-NOT_FOLDERS = (errno.ENOTDIR, errno.EEXIST)
+# What damaged files make their readers raise; RuntimeError for nesting too deep, MemoryError for a size only claimed.
+DAMAGE = (ValueError, LookupError, TypeError, EOFError, OSError, RuntimeError, MemoryError)
 
 
 @contextmanager
-def whole_file(path: Path, needs: int = 0) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on a clean exit it is synced and renamed to ``path``.
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield the path of an empty part beside ``path``; on a clean exit it is synced and renamed to ``path``.
 
-    Parts that killed writers of the same file left behind are removed. ``needs`` is the size in bytes where
-    it is known, for the message.
+    Parts that killed writers of the same file left behind are removed.
 
     Raises:
         UserError: the system refuses; what was at ``path`` before is still there.
     """
-    path = Path(path)
-    with writing(path, needs):
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    with writing(path):
         make_folder(path.parent)
         remove_leftovers(path.parent, path.name)
-        handle, part = _new_part(path)
+        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
+            # Locked until it is closed or this process dies. Without locks nothing is ever taken for a leftover.
+            with suppress(OSError):
+                fcntl.flock(handle, fcntl.LOCK_EX)
             yield part
-            with open(part, "rb") as file:
-                os.fsync(file.fileno())
-            os.chmod(part, 0o666 & ~_umask())
+            # The content is on disk before it has the name, and the name before anything builds on it.
+            os.fsync(handle)
             os.replace(part, path)
             sync_folder(path.parent)
-        except OSError as error:
-            error.fitted = part.stat().st_size if part.exists() else None
-            raise
         finally:
-            part.unlink(missing_ok=True)
             os.close(handle)
+            part.unlink(missing_ok=True)
 
 
 @contextmanager
-def writing(path: Path, needs: int = 0) -> Iterator[None]:
-    """Turn the system's refusal to write ``path`` into a UserError of one line; ``needs`` in bytes, if known."""
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusal to write ``path`` into a UserError of one line."""
     try:
         yield
     except OSError as error:
+        said, advice = error.strerror or type(error).__name__, ADVICE.get(error.errno or 0, "mend the folder")
         raise UserError(
-            f"cannot write {path}: {_refusal(error, needs)}, then run the same command again; "
-            "what was there before is kept"
+            f"cannot write {path}: {said[:1].lower()}{said[1:]}; {advice}, then run the same command again; what was "
+            "there before is kept"
         ) from None
 
 
@@ -125,35 +101,6 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
             part.unlink()
 
 
-def _new_part(path: Path) -> tuple[int, Path]:
-    """An empty file beside ``path``, locked until its handle is closed or its process dies."""
-    while True:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with suppress(OSError):  # a file system without locks: nothing is ever taken for a leftover
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.fstat(handle).st_nlink:
-            return handle, Path(name)
-        os.close(handle)  # another process took it for a leftover before it was locked
-
-
-def _refusal(error: OSError, needs: int) -> str:
-    """What the system said, and what to do about it."""
-    said = error.strerror or type(error).__name__
-    said = said[:1].lower() + said[1:]
-    fitted = getattr(error, "fitted", None)
-    if fitted is not None and error.errno in (*FULL, errno.EFBIG):
-        said += f" ({size(fitted)} fitted" + (f" of {size(needs)})" if needs else ")")
-    if error.errno in FULL:
-        return f"{said}; free some space"
-    if error.errno == errno.EFBIG:
-        return f"{said}; raise the limit on a file's size (ulimit -f)"
-    if error.errno in CLOSED:
-        return f"{said}; make the folder writable"
-    if error.errno in NOT_FOLDERS:
-        return f"{said}; move away the file that is in the place of a folder"
-    return f"{said}; mend the folder"
-
-
 def size(count: int) -> str:
     """Bytes as a person says them."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
@@ -162,15 +109,14 @@ def size(count: int) -> str:
     return "1 byte" if count == 1 else f"{count} bytes"
 
 
-def write_bytes(path: Path, fill: Callable[[BinaryIO], Any], needs: int = 0) -> None:
-    """Write ``path`` whole; ``fill`` receives an open binary file. ``needs``: its size in bytes, if known."""
-    with whole_file(path, needs) as part, open(part, "wb") as file:
+def write_bytes(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
+    """Write ``path`` whole; ``fill`` receives an open binary file."""
+    with whole_file(path) as part, open(part, "wb") as file:
         fill(file)
 
 
 def write_text(path: Path, text: str) -> None:
-    content = text.encode()
-    write_bytes(path, lambda file: file.write(content), len(content))
+    write_bytes(path, lambda file: file.write(text.encode()))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -179,92 +125,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     with _reading(path):
-        return json.loads(_existing(path).read_text())
-
-
-def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write named numpy arrays as a compressed npz; arrays of objects are refused."""
-    import numpy
-
-    for name, array in arrays.items():
-        if numpy.asarray(array).dtype.hasobject:
-            raise TypeError(f"array {name!r} holds Python objects, which only a pickle could store")
-    write_bytes(path, lambda file: numpy.savez_compressed(file, **arrays))
-
-
-def read_arrays(path: Path) -> dict[str, Any]:
-    """Every array of an npz file, by name."""
-    import numpy
-
-    with _reading(path):
-        with zipfile.ZipFile(_existing(path)) as archive:  # a file of one array, or a pickle, is no zip
-            if sum(member.file_size for member in archive.infolist()) > LARGEST_ARRAYS:
-                raise ValueError("arrays of a size that no stage writes")
-            for member in archive.infolist():
-                _require_array(archive, member)
-        with numpy.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-
-
-def _require_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """Refuse, before anything is unpacked, a member that is no array or whose header promises another size."""
-    from numpy.lib import format as npy
-
-    with archive.open(member) as file:
-        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
-        shape, _, kind = read_header(file)
-        if file.tell() + math.prod(shape) * kind.itemsize != member.file_size:
-            raise ValueError("an array of another size than its member")
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Write named torch tensors as safetensors; ``about`` is kept beside them as one JSON record.
-
-    The library's own writer is not used: killed, it leaves a file whose name nobody knows.
-    """
-    import torch
-
-    codes = {getattr(torch, name): code for name, code in DTYPES.items()}
-    order = sorted(tensors, key=lambda name: (list(codes).index(tensors[name].dtype), name))
-    header: dict[str, Any] = {"__metadata__": {"about": json.dumps(about, sort_keys=True)}}
-    end = 0
-    for name in order:
-        start, end = end, end + tensors[name].nbytes
-        header[name] = {
-            "dtype": codes[tensors[name].dtype],
-            "shape": list(tensors[name].shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the numbers that follow are aligned
-
-    def fill(file: BinaryIO) -> None:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            file.write(tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-
-    write_bytes(path, fill, 8 + len(text) + end)
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors of a safetensors file, by name, and the record kept beside them."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    with _reading(path, SafetensorError):
-        return load_file(_existing(path)), read_about(path)
-
-
-def read_about(path: Path) -> dict[str, Any]:
-    """The record beside the tensors, read from the file's header alone; torch is not imported."""
-    with _reading(path), open(_existing(path), "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if size > LARGEST_HEADER:
-            raise ValueError("a header of a size that no stage writes")
-        about = json.loads(json.loads(file.read(size))["__metadata__"]["about"])
-        if not isinstance(about, dict):
-            raise TypeError("a record that is no block of keys and values")
-        return about
+        return json.loads(path.read_bytes())
 
 
 def write_table(path: Path, frame: Any) -> None:
@@ -272,25 +133,59 @@ def write_table(path: Path, frame: Any) -> None:
     write_text(path, frame.to_csv(index=False))
 
 
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write named numpy arrays as a compressed npz; arrays of objects are refused."""
+    import numpy
+
+    named: dict[str, Any] = {name: numpy.asarray(arrays[name]) for name in sorted(arrays)}
+    if objects := [name for name, array in named.items() if array.dtype.hasobject]:
+        raise TypeError(f"{objects} hold Python objects, which only a pickle could store")
+    write_bytes(path, lambda file: numpy.savez_compressed(file, **named))
+
+
+def read_arrays(path: Path) -> dict[str, Any]:
+    """Every array of an npz file, by name."""
+    from numpy.lib.format import read_array  # numpy.load would hand out the bytes of what is no array
+
+    with _reading(path), ZipFile(path) as archive:
+        return {name.removesuffix(".npy"): read_array(archive.open(name)) for name in archive.namelist()}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Write named torch tensors as safetensors; ``about`` is kept beside them as one JSON record."""
+    from safetensors.torch import save  # not save_file, which fills a file of its own choice and renames it
+
+    named = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = save(named, {"about": json.dumps(about, sort_keys=True)})
+    write_bytes(path, lambda file: file.write(content))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors of a safetensors file, by name, and the record kept beside them."""
+    from safetensors.torch import load_file
+
+    about = read_about(path)
+    with _reading(path):
+        return load_file(path), about
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """The record beside the tensors, read from the file's header alone; torch is not imported."""
+    with _reading(path), safe_open(path, "numpy") as file:
+        about = json.loads(file.metadata()["about"])
+        if not isinstance(about, dict):
+            raise TypeError("a record that is no block of keys and values")
+        return about
+
+
 @contextmanager
-def _reading(path: Path, *damage: type[Exception]):
-    """Turn what reading a damaged file raises, or one that may not be read, into one line."""
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what reading a missing, closed or damaged file raises into one line."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; the stage that writes it has not run: dvc repro")
     try:
         yield
     except PermissionError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; make it readable") from None
-    except (*_DAMAGE, *damage):
+    except (*DAMAGE, BadZipFile, zlib.error, SafetensorError):
         raise UserError(f"{path} is not a whole file of this pipeline; delete it and run dvc repro") from None
-
-
-def _existing(path: Path) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; the stage that writes it has not run: dvc repro")
-    return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -8,10 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.data.sources import read_source
-from lib.data.store import IMAGES_FILE, save_data
 from lib.params.pretraining import Dataset
-from tests.faults.class_folders import SIZE
 
 OUTPUTS = ("data", "metrics", "plots", ".checkpoints")  # what stages write, in the working folder
 STARTS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen")
@@ -35,23 +32,19 @@ class Place:
     root: Path
     work: Path
     canary: Path
-    before: dict[str, tuple[int, int]] = field(default_factory=dict)
+    before: dict[Path, tuple[int, int]] = field(default_factory=dict)
 
     def seal(self) -> None:
         """From here on nothing outside the output folders may come, go or change."""
         self.before = self.listing()
         _started.clear()
 
-    def listing(self) -> dict[str, tuple[int, int]]:
-        found = {}
-        for folder, folders, files in os.walk(self.root):
-            if Path(folder) == self.work:
-                folders[:] = [name for name in folders if name not in OUTPUTS]
-            for name in (*folders, *files):
-                status = os.lstat(os.path.join(folder, name))
-                changed = 0 if name in folders else status.st_mtime_ns
-                found[os.path.join(folder, name)] = (status.st_size if name in files else 0, changed)
-        return found
+    def listing(self) -> dict[Path, tuple[int, int]]:
+        """Size and time of every file outside the output folders; of folders that they are there."""
+        outputs = [self.work / name for name in OUTPUTS]
+        every = [path for path in self.root.rglob("*") if not any(path.is_relative_to(folder) for folder in outputs)]
+        stats = [(path, path.is_dir(), os.lstat(path)) for path in every]
+        return {path: (0, 0) if folder else (stat.st_size, stat.st_mtime_ns) for path, folder, stat in stats}
 
     def check(self) -> None:
         assert self.before, "the test did not seal the place"
@@ -74,4 +67,8 @@ def make_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plac
 
 def download(images: Path) -> None:
     """What the download stage does."""
+    from lib.data.sources import read_source
+    from lib.data.store import IMAGES_FILE, save_data
+    from tests.faults.class_folders import SIZE
+
     save_data(IMAGES_FILE, read_source(Dataset(dataset="images", images_path=str(images), image_size=SIZE)))

@@ -1,311 +1,146 @@
-"""Writes are whole: beside, synced, renamed; and what the system refuses ends a stage with one line.
+"""Files are whole: written beside, synced, renamed. What the system refuses or damage is told in one line."""
 
-Full, read-only and vanished folders are file systems that only the tests' own processes see (`unshare`), a limit
-on a file's size (EFBIG) works everywhere. Before each fault the outputs hold earlier results; after it each must be
-the earlier one or the new one, whole, and the next run must go on as if nothing had been.
-"""
-
-import errno
+import io
 import os
-import re
+import pickle
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+import struct
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from lib.core.checkpoint import CheckpointStore, prune
+from lib.runtime import files
+from tests.faults.refusals import refused
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+WRITE = """
+import sys
+from pathlib import Path
 from lib.runtime.errors import UserError
-from lib.runtime.files import DTYPES, read_json, read_tensors, whole_file, write_json, write_tensors, writing
-from tests.faults.count import told, tried
-from tests.faults.runs import (
-    EVERYTHING,
-    LAST,
-    OUTPUTS,
-    PER_VARIANT,
-    TRANSFERRED,
-    copy,
-    one_line,
-    own_mounts,
-    present,
-    reference,
-    server,
-    strays,
-    template,
-    undisturbed,
-    written,
-)
+from lib.runtime.files import write_bytes
 
-mounting = pytest.mark.skipif(not own_mounts(), reason="this system lets nobody mount file systems of their own")
-SAMPLE = ("pretrain", "linear", "tsne")
-STAGES = tuple(OUTPUTS) if EVERYTHING else SAMPLE
-EARLIER = b"an earlier result\n"
-# The folders that a stage writes into.
-FOLDERS = {
-    "pretrain": (".checkpoints", "data/encoders", "plots/curves"),
-    "linear": ("metrics", "data/scores"),
-    "embed": ("data/embeddings",),
-    "tsne": ("plots/tsne", "data/tsne"),
-    "download": ("data",),
-    "transfer": ("data/filters", "plots/filters"),  # the first and the last of four
-    "overview": ("plots/tsne",),
-    "results": ("metrics", "plots"),
-}
-PLACES = [(stage, folder) for stage, folders in FOLDERS.items() for folder in folders]
-SOME_PLACES = (
-    PLACES if EVERYTHING else [("pretrain", ".checkpoints"), ("pretrain", "data/encoders"), ("linear", "metrics")]
-)
-FIRST_PLACES = [(stage, folders[0]) for stage, folders in FOLDERS.items()] if EVERYTHING else SOME_PLACES
-ROOM = 64_000_000  # bytes of a file system for one folder
+def fill(file):
+    file.write(bytes(500_000))
+    file.flush()
+    print("half", flush=True)
+    "wait" in sys.argv and sys.stdin.read()
+    file.write(bytes(500_000))
+
+try:
+    write_bytes(Path("a.json"), fill)
+except UserError as error:
+    print(error)
+"""
+EARLIER = '{"earlier": 1}\n'
+DTYPES = ["int64", "float64", "float32", "int32", "bfloat16", "float16", "int16", "int8", "uint8", "bool"]
 
 
-def named(stage: str) -> str:
-    return TRANSFERRED if stage == "transfer" else LAST if stage in PER_VARIANT else ""
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.fixture
-def project(tmp_path) -> Path:
-    return tmp_path / "project"
+def output(folder: Path, *command: str) -> list[str]:
+    """The lines that a command prints in ``folder``."""
+    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, text=True, capture_output=True, timeout=60)
+    assert done.returncode == 0, done
+    return done.stdout.splitlines()
 
 
-def prepare(project: Path, stage: str) -> None:
-    """A project in which the stages before this one have run, and its own outputs hold earlier results."""
-    undisturbed(stage, named(stage))
-    copy(reference(), project)
-    spoil(project, stage)
+# Whole or not at all
 
 
-def spoil(project: Path, stage: str) -> None:
-    for name in present(reference(), named(stage), stage):
-        (project / name).write_bytes(EARLIER)
-    for path in project.glob(f".checkpoints/{LAST}-*/*.pt") if stage == "pretrain" else ():
-        path.unlink()
-
-
-def check_refused(ended, project: Path, stage: str, words: str = "") -> str:
-    """One line that names a file and says what to do; every output is the earlier one or the new one."""
-    line = one_line(ended.output)
-    assert ended.status == 1, ended
-    found = re.fullmatch(
-        r"error: cannot write (\S+): (.+); .+, then run the same command again; "
-        r"what was there before is kept",
-        line,
-    )
-    assert found and words in found[2], line
-    whole = present(reference(), named(stage), stage)
-    for name in whole:
-        content = (project / name).read_bytes()
-        if name.startswith("plots/curves/") and content != EARLIER:  # so far; its columns of time and memory differ
-            assert re.fullmatch(rb"(epoch,.*\n([12],.*\n)+)?\n?", content), f"half of {name}: {line}"
-        else:
-            assert content in (EARLIER, whole[name]), f"half of {name}: {line}"
-        assert name != found[1] or content == EARLIER, line
-    assert strays(project) == []
-    tried("refused writes")
-    told(line)
-    return line
-
-
-def check_goes_on(project: Path, stage: str) -> str:
-    ended = server().run(project, stage, named(stage))
-    assert ended.status == 0 and "Traceback" not in ended.output, ended.output
-    assert written(project, named(stage), stage) == written(reference(), named(stage), stage)
-    assert strays(project) == []
-    return ended.output
-
-
-@pytest.mark.parametrize("stage", OUTPUTS if EVERYTHING else SAMPLE)
-def test_every_output_is_synced_before_it_is_renamed_and_its_folder_after(stage):
+def test_a_file_is_synced_before_it_is_renamed_and_its_folder_after(tmp_path, monkeypatch):
     """Then a power failure, too, leaves the earlier file or the new one."""
-    moments = undisturbed(stage, named(stage))
-    assert not [moment for moment in moments if moment.startswith("direct write")]
-    renamed = {moment.removeprefix("after replace ") for moment in moments if moment.startswith("after replace")}
-    assert {Path(name).name for name in written(reference(), named(stage), stage)} <= renamed
-    for index, moment in enumerate(moments):
-        if moment.startswith("before replace ") and not moment.endswith("previous.pt"):
-            name = moment.removeprefix("before replace ")
-            assert moments[index - 1] == f"before sync {name}.part", moments[index - 1 : index + 3]
-            assert moments[index + 1] == f"after replace {name}"
-            assert moments[index + 2].startswith("before sync ") and not moments[index + 2].endswith(".part")
+    moments, sync, replace = [], os.fsync, os.replace
 
+    def logged_sync(handle):
+        moments.append(f"sync {os.path.basename(os.readlink(f'/proc/self/fd/{handle}')).split('.')[-1]}")
+        sync(handle)
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_limit_on_the_size_of_files(stage, project):
-    prepare(project, stage)
-    sizes = [path.stat().st_size for name in present(reference(), named(stage), stage) for path in [reference() / name]]
-    limits = sorted({1, *(size - 1 for size in sizes[::2]), *(size // 2 for size in sizes[1::2])})
-    for limit in limits if EVERYTHING else [max(limits)]:
-        spoil(project, stage)
-        line = check_refused(server().run(project, stage, named(stage), limit=limit), project, stage, "file too large")
-        assert "(ulimit -f)" in line
-    check_goes_on(project, stage)
+    def logged_replace(part, path):
+        moments.append(f"rename to {path.name} of {part.stat().st_size} bytes")
+        replace(part, path)
 
-
-@contextmanager
-def file_system(place: Path, *options: str) -> Iterator[Path]:
-    """Mount something at ``place`` for the server alone; yields the path under which it is seen from here."""
-    place.mkdir(parents=True, exist_ok=True)
-    assert server().command("mount", *options, place), f"mount {' '.join(options)} failed"
-    try:
-        yield server().seen(place)
-    finally:
-        assert server().command("umount", place)
-
-
-def fill(folder: Path, left: int) -> Path:
-    """Take all space of the file system but ``left`` bytes; the file that takes it."""
-    state, filler = os.statvfs(folder), folder / "filler"
-    filler.write_bytes(bytes(state.f_bavail * state.f_frsize - left))
-    return filler
-
-
-@mounting
-@pytest.mark.parametrize(("stage", "folder"), SOME_PLACES)
-def test_a_full_disk(stage, folder, project):
-    prepare(project, stage)
-    model = reference() / f"data/encoders/{LAST}.safetensors"
-    kept = folder != ".checkpoints"  # of the other variants there are too many to copy, and none is read
-    state = 0 if kept else 3 * model.stat().st_size  # Adam's two moments are with the weights
-    earlier = sum(path.stat().st_size for path in (reference() / folder).rglob("*") if path.is_file()) if kept else 0
-    with file_system(project / folder, "-t", "tmpfs", "-o", f"size={ROOM + earlier + 3 * state}", "tmpfs") as seen:
-        assert not kept or server().command("cp", "-a", f"{reference() / folder}/.", project / folder)
-        spoil(server().seen(project), stage)
-        filler = fill(seen, left=3 * state // 2)
-        ended = server().run(project, stage, named(stage))
-        line = check_refused(ended, server().seen(project), stage, "no space left on device (")
-        assert " fitted" in line and "; free some space" in line
-        filler.unlink()
-        output = check_goes_on(server().seen(project), stage)
-        assert folder != ".checkpoints" or "going on from the checkpoint at epoch 1" in output
-
-
-@mounting
-@pytest.mark.parametrize(("stage", "folder"), FIRST_PLACES)
-def test_a_read_only_folder(stage, folder, project):
-    prepare(project, stage)
-    with file_system(project / folder, "--bind", str(project / folder)):
-        assert server().command("mount", "-o", "remount,bind,ro", project / folder)
-        line = check_refused(server().run(project, stage, named(stage)), project, stage, "read-only file system")
-        assert "; make the folder writable" in line
-    check_goes_on(project, stage)
-
-
-@pytest.mark.parametrize("fault", ["a file", *(["nothing"] if EVERYTHING else [])])
-def test_checkpoints_that_vanish_in_the_middle(fault, project):
-    """While a training is halted, their folder is moved away, and a file or nothing takes its place."""
-    prepare(project, "pretrain")
-    folder, kept = project / ".checkpoints", project / "kept"
-    run = server().start(project, "pretrain", LAST, "STOP", "pretrain step 5#1")
-    run.wait_for("epoch 1 of 2")
-    run.halted()
-    folder.rename(kept)
-    if fault == "a file":
-        folder.write_text("a file\n")
-    os.killpg(run.process, signal.SIGCONT)
-    ended = run.end()
-    if fault == "a file":
-        folder.unlink()
-        kept.rename(folder)
-        check_refused(ended, project, "pretrain")
-        assert "going on from the checkpoint at epoch 2, step 2 of 3" in check_goes_on(project, "pretrain")
-    else:
-        assert ended.status == 0 and (folder / next(kept.glob(f"{LAST}-*")).name / "final.pt").exists(), ended
-        assert "trained before" in check_goes_on(project, "pretrain")
-        tried("vanished checkpoints")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into any folder; read-only mounts stand in for this")
-@pytest.mark.parametrize(("stage", "folder"), SOME_PLACES)
-def test_a_folder_without_the_right_to_write(stage, folder, project):
-    prepare(project, stage)
-    (project / folder).mkdir(exist_ok=True)
-    (project / folder).chmod(0o555)
-    try:
-        check_refused(server().run(project, stage, named(stage)), project, stage, "ermission denied")
-    finally:
-        (project / folder).chmod(0o755)
-    check_goes_on(project, stage)
-
-
-@pytest.mark.parametrize(
-    ("stage", "folder"), [place for place in FIRST_PLACES if place[1] != "data"] if EVERYTHING else FIRST_PLACES[:1]
-)
-def test_a_file_in_the_place_of_a_folder(stage, folder, project):
-    """But for folders that also hold what the stage reads."""
-    prepare(project, stage)
-    kept = project / f"{folder}-kept"
-    (project / folder).rename(kept)
-    (project / folder).write_text("a file\n")
-    ended = server().run(project, stage, named(stage))
-    (project / folder).unlink()
-    kept.rename(project / folder)
-    line = check_refused(ended, project, stage, "")
-    assert "move away the file that is in the place of a folder" in line
-    check_goes_on(project, stage)
-
-
-def test_machine_settings_that_vanish(project, tmp_path):
-    """Gone while a training is halted: nothing changes. Gone before it is resumed: it goes on with the defaults."""
-    prepare(project, "pretrain")
-    (project / "machine.yaml").write_text("checkpoint_minutes: 0\n")
-    unset = {"ENGRAM_CHECKPOINT_MINUTES": None}
-    run = server().start(project, "pretrain", LAST, "STOP", "pretrain step 2#1", **unset)
-    run.wait_for("steps of 8 images on")
-    run.halted()
-    stopped = copy(project, tmp_path / "stopped")
-    (project / "machine.yaml").unlink()
-    os.killpg(run.process, signal.SIGCONT)
-    assert run.end().status == 0
-    assert written(project, LAST, "pretrain") == written(reference(), LAST, "pretrain")
-    (stopped / "machine.yaml").unlink()
-    ended = server().run(stopped, "pretrain", LAST, **unset)
-    assert ended.status == 0 and "going on from the checkpoint at epoch 1, step 2 of 3" in ended.output, ended
-    tried("vanished settings", 2)
-
-
-def test_parts_that_killed_writers_left_are_removed_and_those_in_use_are_not(tmp_path):
-    left, other = tmp_path / ".a.json.killed.part", tmp_path / ".b.json.killed.part"
-    left.write_text("half")
-    other.write_text("of another file")
-    with whole_file(tmp_path / "a.json") as first:
-        first.write_text("1\n")
-        write_json(tmp_path / "a.json", 2)
-        assert first.exists() and not left.exists() and other.exists()
-    assert read_json(tmp_path / "a.json") == 1 and other.exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.json.killed.part", "a.json"]
+    monkeypatch.setattr(files.os, "fsync", logged_sync)
+    monkeypatch.setattr(files.os, "replace", logged_replace)
+    files.write_text(tmp_path / "new" / "a.txt", "text")
+    assert moments == [f"sync {tmp_path.name}", "sync part", "rename to a.txt of 4 bytes", "sync new"]
 
 
 def test_an_error_while_writing_leaves_what_was_there(tmp_path):
-    path = tmp_path / "a.json"
-    write_json(path, 1)
-    for error in (KeyError("x"), KeyboardInterrupt(), UserError("x")):
-        with pytest.raises(type(error)), whole_file(path) as part:
+    files.write_json(tmp_path / "a.json", 1)
+    for error in (KeyError("x"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), files.whole_file(tmp_path / "a.json") as part:
             part.write_text("half")
             raise error
-    assert read_json(path) == 1 and [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    assert files.read_json(tmp_path / "a.json") == 1 and names(tmp_path) == ["a.json"]
+
+
+def test_a_writer_that_is_killed_leaves_the_earlier_file_and_the_next_one_removes_its_part(tmp_path):
+    (tmp_path / "a.json").write_text(EARLIER)
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITE, "wait"], cwd=tmp_path, env=ENVIRONMENT, stdin=-1, stdout=-1
+    ) as killed:
+        assert killed.stdout.readline() == b"half\n"
+        files.write_text(tmp_path / "b.json", "another file")
+        assert len(names(tmp_path)) == 3  # a part that is written to is nobody's leftover
+        killed.send_signal(signal.SIGKILL)
+        assert killed.wait(timeout=30) == -signal.SIGKILL
+    assert (tmp_path / "a.json").read_text() == EARLIER and len(names(tmp_path)) == 3
+    files.write_json(tmp_path / "a.json", 2)
+    assert names(tmp_path) == ["a.json", "b.json"] and files.read_json(tmp_path / "a.json") == 2
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    with files.whole_file(tmp_path / "a.json") as first:
+        first.write_text("1\n")
+        files.write_json(tmp_path / "a.json", 2)
+        assert first.exists() and files.read_json(tmp_path / "a.json") == 2
+    assert files.read_json(tmp_path / "a.json") == 1 and names(tmp_path) == ["a.json"]
+
+
+# What the system refuses
 
 
 @pytest.mark.parametrize(
-    ("code", "advice"),
+    ("fault", "words"),
     [
-        (errno.ENOSPC, "free some space"),
-        (errno.EDQUOT, "free some space"),
-        (errno.EROFS, "make the folder writable"),
-        (errno.EACCES, "make the folder writable"),
-        (errno.EPERM, "make the folder writable"),
-        (errno.EFBIG, r"raise the limit on a file's size \(ulimit -f\)"),
-        (errno.EIO, "mend the folder"),
-        (errno.ENOTDIR, "move away the file that is in the place of a folder"),
+        (
+            'mount -t tmpfs -o size=600k tmpfs .; cd "$PWD"; echo old > a.json',
+            "no space left on device; free some space",
+        ),
+        ('echo old > a.json; mount --bind . .; mount -o remount,bind,ro .; cd "$PWD"', "; make the folder writable"),
+        ("echo old > a.json; ulimit -f 1000", "file too large; raise the limit on a file's size (ulimit -f)"),
     ],
+    ids=["full disk", "read-only folder", "limit on a file's size"],
 )
-def test_what_the_system_refuses_is_told_in_one_line(code, advice, tmp_path):
-    with pytest.raises(UserError, match=rf"^cannot write .*/x: [a-z].*; {advice}, then run the same command again; "):
-        with writing(tmp_path / "x"):
-            raise OSError(code, os.strerror(code))
-    tried("refused writes")
+def test_a_write_that_the_system_refuses(fault, words, tmp_path):
+    """The file systems are the test's own: nobody else sees them."""
+    own = ["unshare", "--map-root-user", "--mount"] if "mount" in fault else []
+    if own and subprocess.run([*own, "true"], capture_output=True).returncode:
+        pytest.skip("this system lets nobody mount file systems of their own")
+    command = f'set -e; {fault}; "$0" -c "$1"; cat a.json; ls -A'
+    *_, line, earlier, listing = output(tmp_path, *own, "sh", "-c", command, sys.executable, WRITE)
+    assert line.startswith("cannot write a.json: ") and words in line
+    assert line.endswith(", then run the same command again; what was there before is kept")
+    assert (earlier, listing) == ("old", "a.json")
+
+
+def test_a_file_in_the_place_of_a_folder(tmp_path):
+    (tmp_path / "data").write_text("a file")
+    for path in (tmp_path / "data/a.json", tmp_path / "data/below/a.json"):
+        refused(lambda: files.write_json(path, 1), "; move away the file that is in the place of a folder, then run ")
+    assert (tmp_path / "data").read_text() == "a file"
+
+
+# What is written
 
 
 def test_tensors_are_as_the_library_reads_them(tmp_path):
@@ -315,41 +150,101 @@ def test_tensors_are_as_the_library_reads_them(tmp_path):
         for name in DTYPES
         for rows in (0, 1, 5)
     }
-    tensors |= {
-        "scalar": torch.tensor(7.5),
-        "strided": torch.arange(12.0).view(3, 4).T,
-        "channels last": torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last),
+    tensors["scalar"] = torch.tensor(7.5, requires_grad=True)
+    tensors["strided"] = torch.arange(12.0).view(3, 4).T
+    tensors["channels last"] = torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    files.write_tensors(path, tensors, about)
+    for found in (load_file(path), files.read_tensors(path)[0]):
+        assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
+        assert all(found[name].dtype == tensors[name].dtype for name in tensors)
+    assert files.read_tensors(path)[1] == files.read_about(path) == about
+
+
+def test_equal_content_gives_equal_bytes(tmp_path):
+    tensors = {f"t{index}": torch.full((2, index), float(index)) for index in range(9)}
+    arrays = {f"a{index}": numpy.full((2, index), index) for index in range(9)}
+    about = {"b": 1, "a": [1]}
+    backwards = [dict(reversed(each.items())) for each in (tensors, arrays, about)]
+    for number, (some, others, record) in enumerate([(tensors, arrays, about), backwards]):
+        files.write_tensors(tmp_path / f"{number}.safetensors", some, record)
+        files.write_arrays(tmp_path / f"{number}.npz", others)
+    for kind in ("safetensors", "npz"):
+        assert (tmp_path / f"0.{kind}").read_bytes() == (tmp_path / f"1.{kind}").read_bytes()
+
+
+def test_the_record_is_read_without_torch(tmp_path):
+    files.write_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(3)}, {"a": 1})
+    code = (
+        "import sys; from pathlib import Path; from lib.runtime.files import read_about; "
+        "print(read_about(Path('x.safetensors')), 'torch' in sys.modules)"
+    )
+    assert output(tmp_path, sys.executable, "-c", code) == ["{'a': 1} False"]
+
+
+# What is read
+
+
+READERS = {
+    ".npz": [files.read_arrays],
+    ".safetensors": [files.read_about, files.read_tensors],
+    ".json": [files.read_json],
+}
+NOT_WHOLE = "is not a whole file of this pipeline; delete it and run dvc repro"
+
+
+def test_a_damaged_file_is_refused_in_one_line(tmp_path):
+    files.write_arrays(tmp_path / "a.npz", {"h": numpy.arange(60.0).reshape(20, 3), "latents": numpy.array(["h"])})
+    files.write_tensors(tmp_path / "a.safetensors", {"x": torch.rand(10, 3)}, {"data": {"a": 1}})
+    files.write_json(tmp_path / "a.json", {"a": [1, 2]})
+    nested = b"[" * 200_000
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("h.npy", "no array")
+    further = {
+        ".npz": [(tmp_path / "b.npz").read_bytes()],
+        ".json": [nested, b"\xff"],
+        ".safetensors": [
+            struct.pack("<Q", size) + content for size, content in ((2**62, b""), (200_000, nested), (2, b"{}"))
+        ],
     }
-    write_tensors(path, tensors, about)
-    found = load_file(path)
-    assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
-    assert all(found[name].dtype == tensors[name].dtype for name in tensors)
-    assert read_tensors(path)[1] == about
+    for suffix, readers in READERS.items():
+        path = tmp_path / f"a{suffix}"
+        whole = path.read_bytes()
+        for content in [*(whole[:length] for length in range(0, len(whole) - 2, 7)), *further[suffix]]:
+            path.write_bytes(content)
+            for reader in readers:
+                refused(lambda: reader(path), NOT_WHOLE)
+        path.unlink()
+        refused(lambda: readers[0](path), f"a{suffix} does not exist; the stage that writes it has not run: dvc repro")
 
 
-def test_any_flipped_bit_of_a_checkpoint_is_noticed(tmp_path):
-    """torch.load compares no checksums, and one bit can tell it that a tensor is a folder; the store compares."""
-    store = CheckpointStore("simclr", "key", root=tmp_path)
-    state = {"weights": torch.arange(200.0), "position": {"epoch": 3, "sums": [0.5]}}
-    with store.held():
-        store.save(state)
-        whole = store.latest.read_bytes()
-        assert store.load() is not None
-        for index in range(0, len(whole), 1 if EVERYTHING else 7):
-            store.latest.write_bytes(whole[:index] + bytes([whole[index] ^ 16]) + whole[index + 1 :])
-            assert store.load() is None, f"byte {index} of {len(whole)}"
-            tried("flipped bits")
+class Payload:
+    """Creates the file when it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self):
+        return open, (str(self.canary), "w")
 
 
-@mounting
-def test_prune_that_is_refused(tmp_path):
-    project = copy(template(), tmp_path / "project")
-    store = CheckpointStore("simclr", "key", root=project / ".checkpoints")
-    with store.held():
-        store.finish({"value": 1})
-    with file_system(store.folder, "--bind", str(store.folder)):
-        assert server().command("mount", "-o", "remount,bind,ro", store.folder)
-        ended = server().run(project, "lib.core.checkpoint")
-    assert ended.status == 1 and one_line(ended.output).startswith("error: cannot write .checkpoints/simclr-key: read-")
-    assert store.load() == {"value": 1} and prune(project / ".checkpoints") == [store.folder]
-    tried("refused writes")
+def test_a_pickle_in_the_place_of_tensors_or_arrays_never_runs(tmp_path):
+    canary = tmp_path / "canary"
+    payload = Payload(canary)
+    objects = numpy.array([payload], dtype=object)
+    for write, careless in (
+        (lambda file: pickle.dump(payload, file), pickle.load),
+        (lambda file: torch.save({"x": payload}, file), lambda file: torch.load(file, weights_only=False)),
+        (lambda file: numpy.save(file, objects), lambda file: numpy.load(file, allow_pickle=True)),
+        (lambda file: numpy.savez(file, h=objects), lambda file: numpy.load(file, allow_pickle=True)["h"]),
+    ):
+        write(content := io.BytesIO())
+        for suffix, readers in READERS.items():
+            (tmp_path / f"a{suffix}").write_bytes(content.getvalue())
+            for reader in readers:
+                refused(lambda: reader(tmp_path / f"a{suffix}"), NOT_WHOLE)
+        assert not canary.exists()
+        content.seek(0)
+        careless(content)  # the payload is armed
+        canary.unlink()
+    with pytest.raises(TypeError, match="Python objects"):
+        files.write_arrays(tmp_path / "b.npz", {"h": objects})
