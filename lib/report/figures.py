@@ -61,9 +61,8 @@ def save_figure(path: Path, draw: Callable[..., Figure], *arguments: Any) -> Non
         figure = draw(*arguments)
         figure.savefig(drawn, format="png", metadata={"Software": None})
     picture = Image.open(drawn).convert("RGB")
-    if not any(
-        numpy.ndim(image.get_array()) == 3 for axes in figure.axes for image in axes.images
-    ):  # no true colors in it
+    images = [numpy.asarray(image.get_array()) for axes in figure.axes for image in axes.images]
+    if all(image.ndim == 2 for image in images):  # no true colors in it
         picture = picture.quantize(256, dither=Image.Dither.NONE)
     write_bytes(path, lambda file: picture.save(file, format="PNG", optimize=True))
 
