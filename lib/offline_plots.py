@@ -1,11 +1,11 @@
-"""Set-up of ``dvc plots show`` without internet: ``python -m lib.offline_plots``.
+"""Set-up of ``dvc plots show`` without internet: ``python -m lib offline-plots``.
 
 DVC's own page loads its chart library from the web. The page that ``plots.html_template`` in .dvc/config
 names, .dvc/plots.html, loads it from a file beside itself instead. This writes that file from the
 installed package vl-convert-python; git ignores it. Where it is missing the page says how to get it.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from lib.runtime.errors import UserError
@@ -25,15 +25,11 @@ def chart_library() -> str:
         from vl_convert import javascript_bundle
     except ImportError:
         raise UserError("vl-convert-python is not installed; run pip install -r requirements.txt") from None
-    return f"(() => {{{javascript_bundle(vl_version=VEGA_LITE)}}})();\n"
+    library = javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]  # its stub is wrong
+    return f"(() => {{{library}}})();\n"
 
 
-def main() -> None:
-    try:
-        write_text(LIBRARY_FILE, chart_library())
-    except UserError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()
+def main(arguments: list[str]) -> None:
+    about = "Make the charts of dvc plots show work offline."
+    argparse.ArgumentParser(prog="python -m lib offline-plots", description=about).parse_args(arguments)
+    write_text(LIBRARY_FILE, chart_library())

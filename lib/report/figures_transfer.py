@@ -6,7 +6,7 @@ from typing import Any
 import numpy
 from matplotlib.figure import Figure
 
-from lib.report.figures import COLORS, DASHES, MARKED, MARKERS
+from lib.report.figures import draw_line
 
 ACROSS = 16  # filters in a line
 
@@ -17,21 +17,11 @@ def transfer_figure(rows: Sequence[dict[str, Any]], variant: str) -> Figure:
     axes = figure.subplots()
     for number, arm in enumerate(dict.fromkeys(row["arm"] for row in rows)):
         points = [(row["epoch"], row["validation_top1"]) for row in rows if row["arm"] == arm]
-        axes.plot(
-            *zip(*points),
-            label=arm,
-            linewidth=1.8,
-            markersize=4.5,
-            markevery=max(1, len(points) // MARKED),
-            color=COLORS[number % len(COLORS)],
-            marker=MARKERS[number % len(MARKERS)],
-            linestyle=DASHES[number % len(DASHES)],
-        )
+        epochs, accuracies = zip(*points)
+        draw_line(axes, epochs, accuracies, number, arm)
     axes.set_title(f"Classifiers by their first layer ({variant})", loc="left")
     axes.set_xlabel("epoch")
     axes.set_ylabel("accuracy on validation images, %")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.25)
     axes.legend(loc="lower right", handlelength=3.5)
     return figure
 

@@ -1,36 +1,31 @@
 """Scatter pictures of two-dimensional embeddings, colored by class."""
 
 import colorsys
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import matplotlib
 import numpy
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lib.runtime.files import write_bytes
+from lib.report.figures import readable, save_figure
 
 # Petroff 2021, "Accessible color sequences for data visualization", ten colors: told apart under the common
 # color vision deficiencies.
 TEN_COLORS = (
-    "#3f90da",
-    "#ffa90e",
-    "#bd1f01",
-    "#94a4a2",
-    "#832db6",
-    "#a96b59",
-    "#e76300",
-    "#b9ac70",
-    "#717581",
-    "#92dadd",
+    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
+    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
 )
 GOLDEN_RATIO = 0.618034
 LIGHTNESSES = (0.45, 0.62, 0.3)
 LEGEND_CLASSES = 20  # no eye tells more colors apart
 INK_POINTS = 30_000.0  # summed marker area in square points that fills a panel of 6 inches without clogging it
-DOTS_PER_INCH = 150
+BESIDE = ("labels", "indices", "classes")  # what a file of embeddings holds beside latents
+MOST_PANELS = 12  # with more latents than this the overview shows the main ones
+OVERVIEW_POINTS = 1000
 
 
 def class_colors(count: int) -> list[str]:
@@ -47,51 +42,68 @@ def scatter(axes: Axes, coordinates: numpy.ndarray, labels: numpy.ndarray, class
     colors = numpy.array(class_colors(len(classes)))
     inches = min(axes.get_window_extent().size) / axes.figure.dpi
     size = numpy.clip(INK_POINTS * (inches / 6) ** 2 / max(1, len(labels)), 1.0, 40.0)
-    axes.scatter(*coordinates.T, c=colors[labels], s=size, linewidths=0, alpha=0.8)
+    axes.scatter(coordinates[:, 0], coordinates[:, 1], c=colors[labels], s=size, linewidths=0, alpha=0.8)
     axes.set(xticks=[], yticks=[], aspect="equal", adjustable="datalim")
     axes.margins(0.03)
-    for spine in axes.spines.values():
-        spine.set_color("#cccccc")
+    axes.spines[:].set(visible=True, color="#cccccc")
 
 
 def remarks(coordinates: numpy.ndarray, classes: Sequence[str]) -> str:
     """What a title has to add: a collapsed latent (points [N, 2] all at one place), a legend left out."""
-    collapsed = not numpy.ptp(coordinates, axis=0).any()
-    return (" - collapsed: all rows equal" if collapsed else "") + legend_remark(classes)
+    collapsed = "" if numpy.ptp(coordinates, axis=0).any() else " - collapsed: all rows equal"
+    return collapsed + (f" ({len(classes)} classes, no legend)" if len(classes) > LEGEND_CLASSES else "")
 
 
-def legend_remark(classes: Sequence[str]) -> str:
-    return f" ({len(classes)} classes, no legend)" if len(classes) > LEGEND_CLASSES else ""
-
-
-def class_legend(figure: Figure, classes: Sequence[str], **place) -> None:
-    """Add a legend of class names to the figure; ``place`` goes to its ``legend``.
-
-    With more than `LEGEND_CLASSES` there is none.
-    """
+def class_legend(figure: Figure, classes: Sequence[str], **place: Any) -> None:
+    """Add a legend of class names, but for more than `LEGEND_CLASSES`; ``place`` goes to the figure's ``legend``."""
     if len(classes) > LEGEND_CLASSES:
         return
     marks = [
         Line2D([], [], linestyle="", marker="o", markersize=7, color=color, label=name)
-        for color, name in zip(class_colors(len(classes)), classes)
+        for color, name in zip(class_colors(len(classes)), readable(classes))
     ]
-    figure.legend(handles=marks, frameon=False, handletextpad=0.2, **place)
+    figure.legend(handles=marks, handletextpad=0.2, **place)
 
 
 def draw_tsne(
     path: Path, coordinates: numpy.ndarray, labels: numpy.ndarray, classes: Sequence[str], title: str
 ) -> None:
-    """Write a PNG of points [N, 2] colored by labels [N], with the class names beside it.
+    """Write a PNG of points [N, 2] colored by labels [N], with the class names beside it."""
+    save_figure(path, _tsne_figure, coordinates, labels, classes, title)
 
-    Names and title are shown letter by letter, also a dollar sign, which could start a formula.
+
+def _tsne_figure(coordinates: numpy.ndarray, labels: numpy.ndarray, classes: Sequence[str], title: str) -> Figure:
+    beside = 0.65 + 0.085 * max(map(len, readable(classes))) if len(classes) <= LEGEND_CLASSES else 0.15
+    figure = Figure(figsize=(6.2 + beside, 6.5), dpi=150)
+    axes = figure.subplots()
+    scatter(axes, coordinates, labels, classes)
+    class_legend(figure, classes, loc="outside right center")
+    heading = title + remarks(coordinates, classes)
+    axes.set_title(heading, loc="left", fontsize=12 if len(heading) <= 75 else 9, fontweight="normal")
+    return figure
+
+
+def overview_figure(maps: Mapping[str, Mapping[str, numpy.ndarray]]) -> Figure:
+    """One panel for each latent of each variant, of the same points; ``maps``: arrays of a t-SNE file by variant.
+
+    Where there are more than `MOST_PANELS`, each variant has its main latent alone.
     """
-    longest = max(len(name) for name in classes)
-    beside = 0.65 + 0.085 * longest if len(classes) <= LEGEND_CLASSES else 0.15
-    with matplotlib.rc_context({"text.parse_math": False}):
-        figure = Figure(figsize=(6.2 + beside, 6.5), dpi=DOTS_PER_INCH)
-        axes = figure.add_axes((0.1 / (6.2 + beside), 0.1 / 6.5, 6.0 / (6.2 + beside), 6.0 / 6.5))
-        scatter(axes, coordinates, labels, classes)
-        class_legend(figure, classes, loc="center left", bbox_to_anchor=(6.15 / (6.2 + beside), 0.47), fontsize=10)
-        heading = title + remarks(coordinates, classes)
-        figure.text(0.1 / (6.2 + beside), 6.2 / 6.5, heading, fontsize=12 if len(heading) <= 75 else 9, va="bottom")
-        write_bytes(path, lambda file: figure.savefig(file, format="png"))
+    latents = {variant: [name for name in arrays if name not in BESIDE] for variant, arrays in maps.items()}
+    every = sum(map(len, latents.values())) <= MOST_PANELS
+    shown = [(variant, name) for variant, names in latents.items() for name in (names if every else names[:1])]
+    columns = math.ceil(math.sqrt(len(shown)))
+    side = min(4.0, 10.5 / columns)
+    figure = Figure(figsize=(1.6 + side * columns, 0.4 + side * -(-len(shown) // columns)))
+    panels = figure.subplots(-(-len(shown) // columns), columns, squeeze=False).ravel()
+    for panel, (variant, name) in zip(panels, shown):
+        arrays = maps[variant]
+        classes = arrays["classes"].tolist()
+        scatter(panel, arrays[name][:OVERVIEW_POINTS], arrays["labels"][:OVERVIEW_POINTS], classes)
+        label = variant if len(latents[variant]) == 1 else f"{variant} · {name}"
+        panel.set_title(label, loc="left", fontsize=10 if columns < 4 else 8)
+        panel.text(0.02, 0.97, remarks(arrays[name], ()).strip(" -"), transform=panel.transAxes, va="top")
+    for panel in panels[len(shown) :]:
+        panel.set_visible(False)
+    class_legend(figure, classes, loc="outside right upper", fontsize=9)
+    figure.suptitle(remarks(numpy.eye(2), classes).strip(" ()"), fontsize=10)
+    return figure

@@ -1,192 +1,106 @@
-"""Keep a finished run as a dated record: ``python -m lib.report.record NAME --title "..." --about "..."``.
+"""Keep a finished run: ``python -m lib record NAME --title "..." --about "..."``.
 
-Copies the generated tables and pictures to docs/results/NAME with the settings they came from and the arrays behind
-them, writes a page that shows them, and puts the table and the pictures into README.md between two markers.
+Copies results.csv, params.yaml and the pictures to docs/results/NAME with a page that shows them, and puts the accuracy
+table and chart into README.md between two markers, where it has them.
 """
 
 import argparse
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path, PureWindowsPath
 
-from lib.params.evaluation import transfer_variants
-from lib.params.pretraining import dataset_params, load_params, variant_names
+from lib.params.experiment import read_experiment
+from lib.report.show import say
+from lib.report.tables import LEGEND, accuracy_columns, markdown_table, read_results, summary
 from lib.runtime.errors import UserError
-from lib.runtime.files import write_text
+from lib.runtime.files import size, write_text
 
 RECORDS = Path("docs/results")
-README = Path("README.md")
 BEGIN, END = "<!-- record: begin -->", "<!-- record: end -->"
-LOCK = "dvc.lock"
-COPIED = (
-    "params.yaml",
-    "metrics/results.csv",
-    "metrics/results.md",
-    "plots/curves.csv",
-    "plots/curves.png",
-    "plots/accuracy.png",
-    "plots/confusion.png",
-    "plots/tsne/overview.png",
-)
-MOST_PLANES = 12  # t-SNE pictures that a record has one by one
-LONG = 30  # lines of a table that README.md shows whole
+RESULTS, PAGE = "metrics/results.csv", "metrics/results.md"
 PICTURES = {
-    "curves.png": "Loss and kNN accuracy on the validation images while training",
-    "accuracy.png": "Test accuracy of every latent, by probe and by nearest neighbours",
-    "overview.png": "t-SNE of the same test images for every latent: an illustration, not evidence",
-    "confusion.png": "Confusion of the probe on the test images",
+    "plots/accuracy.png": "Accuracy on the test images",
+    "plots/curves.png": "Loss and kNN accuracy on the validation images while training",
+    "plots/confusion.png": "Confusion of the probe on the test images",
+    "plots/tsne/overview.png": "t-SNE of the same test images: an illustration, not evidence",
 }
-FOLDERS = {  # of further pictures
-    "transfer/": "Classifiers that start from a variant's filters, and the filters",
-    "willshaw/": "What a Willshaw memory recalls of the codes",
-}
+LARGEST = 400_000  # bytes of a picture that git keeps for ever
 
 
-def write_record(name: str, title: str, about: str, root: Path = Path(), notes: str = "", by_dvc: bool = True) -> Path:
-    """Copy the run in ``root`` to docs/results/``name``; returns the folder. All checks come before the first write.
+def write_record(name: str, title: str, about: str, root: Path = Path(), notes: str = "") -> list[str]:
+    """Copy the run in ``root`` to docs/results/``name``; returns lines that say what was done.
 
-    ``notes``: Markdown that the page has before its table. ``by_dvc``: whether DVC ran the stages, so that dvc.lock
-    has the run's checksums; else the page says that it does not.
+    ``notes``: Markdown that the page has before its tables. All checks come before the first write.
 
     Raises:
-        UserError: ``name`` is no plain folder name, a file of the run is missing, code differs from the commit or
-            has none, ``images_path`` is absolute, or README.md has no markers.
+        UserError: ``name`` is no plain folder name, the run is not finished, its code differs from the commit or has
+            none, or ``images_path`` is absolute.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UserError(
-            f"{name!r} is not a usable name; allowed: letters, digits, ., _ and -, for example 2026-01-31-digits"
-        )
-    commit, readme = _commit(root), _readme_around(root / README)
-    files = _files(root, by_dvc)
+        raise UserError(f"{name!r} is not a usable name; allowed: letters, digits, ., _ and -, as in 2026-01-31-digits")
+    commit = _commit(root)
+    _require_finished(root)
     folder = root / RECORDS / name
-    for source, target in files.items():
-        (folder / target).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(root / source, folder / target)
-    results = (root / "metrics/results.md").read_text().removeprefix("# Results\n\n")
-    write_text(folder / "README.md", _page(title, about, commit, results, files, notes))
-    write_text(root / README, readme[0] + _block(name, title, about, results) + readme[1])
-    return folder
+    kept = [picture for picture in PICTURES if (root / picture).stat().st_size <= LARGEST]
+    lines = [f"left out, larger than {size(LARGEST)}: {picture}" for picture in PICTURES if picture not in kept]
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in ("params.yaml", RESULTS, *kept):
+        shutil.copyfile(root / source, folder / Path(source).name)
+    made = (
+        f"Made with the code of commit {commit} (the last that changed lib, stages or dvc.yaml). "
+        "Settings: [params.yaml](params.yaml); all numbers: [results.csv](results.csv)."
+    )
+    tables = (root / PAGE).read_text().removeprefix("# ").replace(f"../{LEGEND}", f"../../../{LEGEND}").strip()
+    shown = "\n\n".join(f"![{PICTURES[picture]}]({Path(picture).name})" for picture in kept)
+    parts = [f"# {title}", about, made, notes.strip(), tables, "## Pictures", shown]
+    write_text(folder / "README.md", "\n\n".join(part for part in parts if part) + "\n")
+    return [*lines, f"written: {folder}", _write_block(root, name, title, about)]
 
 
-def _files(root: Path, by_dvc: bool) -> dict[str, str]:
-    """Every file of the run that a record keeps, and its place in the record."""
-    wanted = (*COPIED, LOCK) if by_dvc else COPIED
-    files = {path: Path(path).name for path in wanted if path != "metrics/results.md"}
-    absent = [path for path in wanted if not (root / path).is_file()]
-    if not absent:
-        raw = load_params(root / "params.yaml")
-        _refuse_absolute(dataset_params(raw).images_path)
-        for variant in transfer_variants(raw, variant_names(raw)):
-            own = {
-                f"metrics/transfer/{variant}.json": f"transfer/{variant}.json",
-                f"plots/transfer/{variant}.csv": f"transfer/{variant}.csv",
-                f"plots/transfer/{variant}.png": f"transfer/{variant}.png",
-                f"plots/filters/{variant}.png": f"transfer/{variant}-filters.png",
-            }
-            files |= own
-            absent += [path for path in own if not (root / path).is_file()]
-        planes: dict[str, str] = {}
-        for variant in variant_names(raw):
-            pictures = sorted((root / "plots/tsne" / variant).glob("*.png"))
-            own = {
-                f"metrics/{variant}.json": f"metrics/{variant}.json",
-                f"data/scores/{variant}.json": f"scores/{variant}.json",
-                f"data/scores/{variant}.npz": f"scores/{variant}.npz",
-                f"data/tsne/{variant}.npz": f"tsne/{variant}.npz",
-            }
-            files |= own
-            planes |= {path.relative_to(root).as_posix(): f"tsne/{variant}/{path.name}" for path in pictures}
-            absent += [path for path in own if not (root / path).is_file()]
-            absent += [] if pictures else [f"plots/tsne/{variant}/*.png"]
-        files |= {
-            path.relative_to(root).as_posix(): f"willshaw/{path.name}"  # made by a command, not by a stage
-            for path in sorted((root / "plots/willshaw").glob("*.*"))
-            if path.stem in variant_names(raw)
-        }
-        files |= planes if len(planes) <= MOST_PLANES else {}  # the overview has them all
-    if absent:
-        raise UserError(f"{absent[0]} does not exist; a record needs a finished run: dvc repro")
-    return files
-
-
-def _refuse_absolute(images_path: str) -> None:
-    if Path(images_path).expanduser().is_absolute() or PureWindowsPath(images_path).is_absolute():
+def _require_finished(root: Path) -> None:
+    for path in (RESULTS, PAGE, *PICTURES):
+        if not (root / path).is_file():
+            raise UserError(f"{path} does not exist; a record needs a finished run: dvc repro")
+    experiment = read_experiment(root / "params.yaml")
+    images = experiment.dataset.images_path
+    if Path(images).expanduser().is_absolute() or PureWindowsPath(images).is_absolute():
         raise UserError(
             "params.yaml: images_path is absolute, and a record must not name one machine's folders; "
             "put a link beside params.yaml, set images_path to its name and run dvc repro"
         )
+    if set(read_results(root / RESULTS)["variant"]) != set(experiment.variants):
+        raise UserError(f"{RESULTS} has other variants than params.yaml; a record needs a finished run: dvc repro")
 
 
-def _page(title: str, about: str, commit: str, results: str, files: dict[str, str], notes: str) -> str:
-    lock = (
-        f"[{LOCK}]({LOCK})" if LOCK in files else f"the stages were run one by one, without DVC, so there is no {LOCK}"
-    )
-    made = (
-        f"Made with the code of commit {commit} (the last that changed lib, stages or dvc.yaml). Settings: "
-        f"[params.yaml](params.yaml), {lock}; numbers: [results.csv](results.csv), [curves.csv](curves.csv), "
-        "[metrics](metrics); predictions and planes of the test images: [scores](scores), [tsne](tsne)."
-    )
-    for folder, heading in FOLDERS.items():
-        shown = sorted(target for target in files.values() if target.startswith(folder) and target.endswith(".png"))
-        if shown:
-            shown = "\n\n".join(f"![{Path(target).stem}]({target})" for target in shown)
-            results += f"\n## {heading}\n\n{shown}\n"
-    pictures = "\n\n".join(f"![{words}]({picture})\n\n{words}." for picture, words in PICTURES.items())
-    large = [target for target in files.values() if target.startswith("tsne/") and target.endswith(".png")]
-    names = ", ".join(f"[{Path(target).parent.name} · {Path(target).stem}]({target})" for target in large)
-    noted = f"{notes.strip()}\n\n" if notes.strip() else ""
-    alone = f"Each t-SNE picture by itself is in [tsne](tsne): {names}.\n" if large else ""
-    page = f"# {title}\n\n{about}\n\n{made}\n\n{noted}{results}\n## RawDataset\n\n{pictures}\n\n{alone}"
-    return page.rstrip("\n") + "\n"
-
-
-def _readme_around(readme: Path) -> tuple[str, str]:
-    """The text up to the first marker and from the second on, each with its marker."""
+def _write_block(root: Path, name: str, title: str, about: str) -> str:
+    """The main latents' accuracies into README.md between its markers."""
+    readme = root / "README.md"
     text = readme.read_text() if readme.is_file() else ""
     begin, end = text.find(BEGIN), text.find(END)
-    if begin < 0 or end < begin or text.count(BEGIN) > 1 or text.count(END) > 1:
-        raise UserError(
-            f"{readme} lacks the markers; put {BEGIN} and after it {END}, each once, where the table belongs"
-        )
-    return text[: begin + len(BEGIN)], text[end:]
-
-
-def _block(name: str, title: str, about: str, results: str) -> str:
+    if not 0 <= begin < end:
+        return f"README.md has no {BEGIN} and {END} for a table to stand between: left as it is"
+    table = summary(read_results(root / RESULTS))
+    main = table[table["group"].isna() | ~table.duplicated("group")]
     place = f"{RECORDS.as_posix()}/{name}"
-    table, rest = _without_other_latents(results.split("\n\n## ", 1)[0])
-    chosen = ("curves.png",) if rest else ("curves.png", "overview.png")  # that of so many latents is too tall
-    pictures = "\n\n".join(f"![{PICTURES[picture]}]({place}/{picture})" for picture in chosen)
-    return (
-        f"\n**{title}.** {about}\n\n{table}\n\n{pictures}\n\n"
-        f"How to read each column{rest}, the runs and all pictures: [{place}]({place}/README.md).\n"
+    picture = next(iter(PICTURES))
+    block = (
+        f"\n**{title}.** {about}\n\n{markdown_table(main, accuracy_columns(table))}\n\n"
+        f"![{PICTURES[picture]}]({place}/{Path(picture).name})\n\n"
+        f"[What each column means]({LEGEND}); runs, further latents, pictures: [{place}]({place}/README.md).\n"
     )
-
-
-def _without_other_latents(table: str) -> tuple[str, str]:
-    """A long table without the rows that only latents beside the main ones have; and what to say of them."""
-    lines = table.split("\n")
-    others = {line for line in lines if re.match(r"\| [^|]* · [^|]* \| - \| - \|", line)}
-    studied = any(re.match(r"\| [^|]* · [^|]* \| [0-9]", line) for line in lines)  # only then main latents can be told
-    if len(lines) <= LONG or not others or not studied:
-        return table, ""
-    return "\n".join(line for line in lines if line not in others), f", {len(others)} other latents"
+    write_text(readme, text[: begin + len(BEGIN)] + block + text[end:])
+    return "written: the table in README.md"
 
 
 def _commit(root: Path) -> str:
     """The last commit that changed the code that is there now."""
     changed = _git(root, "status", "--porcelain")
-    if changed:
-        raise UserError(
-            f"{changed.split()[-1]} differs from the last commit; a record needs code that can be found "
-            "again: commit it and run dvc repro"
-        )
     commit = _git(root, "log", "-1", "--format=%h of %cs")
-    if not commit:
+    if changed or not commit:
         raise UserError(
-            "no commit holds lib, stages and dvc.yaml; a record needs code that can be found again: commit "
-            "them and run dvc repro"
+            f"{changed.split()[-1] if changed else 'lib'} differs from the last commit; a record needs code that can "
+            "be found again: commit it and run dvc repro"
         )
     return commit
 
@@ -202,22 +116,14 @@ def _git(root: Path, *arguments: str) -> str:
         ) from None
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Keep the finished run as a record under docs/results.")
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lib record", description="Keep the run under docs/results.")
     parser.add_argument("name", help="folder, for example 2026-01-31-digits")
     parser.add_argument("--title", required=True)
     parser.add_argument("--about", required=True, help="what was run, on what, and what to beware of")
     parser.add_argument("--notes", type=Path, help="a file of Markdown for the record's page: what was found")
-    parser.add_argument("--without-dvc", action="store_true", help="the stages were run by hand: no dvc.lock")
-    arguments = parser.parse_args()
-    try:
-        if arguments.notes and not arguments.notes.is_file():
-            raise UserError(f"{arguments.notes} does not exist; --notes is a file of Markdown")
-        notes = arguments.notes.read_text() if arguments.notes else ""
-        print(
-            write_record(
-                arguments.name, arguments.title, arguments.about, notes=notes, by_dvc=not arguments.without_dvc
-            )
-        )
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    given = parser.parse_args(arguments)
+    if given.notes and not given.notes.is_file():
+        raise UserError(f"{given.notes} does not exist; --notes is a file of Markdown")
+    notes = given.notes.read_text() if given.notes else ""
+    say("\n".join(write_record(given.name, given.title, given.about, notes=notes)))

@@ -1,5 +1,6 @@
 """What the report knows of one variant: the one reader of the files that earlier stages wrote."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,148 +8,120 @@ from typing import Any
 import numpy
 import pandas
 
+from lib.params.pretraining import Optimizer, Pretraining
 from lib.runtime.errors import UserError
 from lib.runtime.files import read_about, read_arrays, read_json
 
-
-@dataclass(frozen=True)
-class Code:
-    """Of a binary code, by `lib.evaluate.centroid.code_numbers`: percent, units, a share, bits, percent."""
-
-    centroid: float
-    centroid_code: float
-    active: int
-    usage_entropy: float
-    pattern_entropy: float
-    unused: float
-
-
-@dataclass(frozen=True)
-class Latent:
-    """Accuracies of one latent in percent, on test images but for ``validation``, the probe's top-1.
-
-    ``lr`` and ``weight_decay`` are the probe's setting that validation chose. ``code`` is missing if it is no code.
-    """
-
-    name: str
-    top1: float
-    top5: float
-    knn: float
-    validation: float
-    lr: float
-    weight_decay: float
-    width: int
-    code: Code | None
-
-
-@dataclass(frozen=True)
-class Study:
-    """The study's own protocol: percent in the best of ``epochs`` epochs, picked on the test images."""
-
-    top1: float
-    top5: float
-    epochs: int
+KINDS = ("trained with labels", "trained without labels", "untrained")  # ceilings, what is compared, floors
+CODE = ("active", "centroid", "centroid_code", "usage_entropy", "pattern_entropy", "unused")  # of binary codes
 
 
 @dataclass(frozen=True)
 class Record:
-    """One variant. ``labels`` [M] and ``predictions`` [M] are of the test images and the main latent.
+    """One variant. ``rows``: its numbers, one row per latent, the main one first; ``kind``: one of `KINDS`.
 
-    ``grid`` is what the probe's setting was chosen from, by name. ``protocol`` tells in words how the numbers
-    came about. ``curve`` has one row per epoch: epoch, loss, its parts, knn, lr, images_per_second, seconds,
-    memory_gb, device.
+    ``labels`` [M] and ``predictions`` [M] are of the test images and the main latent; ``curve`` has a row per epoch.
     """
 
     variant: str
-    latents: list[Latent]
-    study: Study | None
-    linear: dict[str, Any]
-    grid: dict[str, list[float]]
-    protocol: dict[str, str]
+    pretraining: Pretraining
+    kind: str
+    rows: list[dict[str, Any]]
     classes: list[str]
     labels: numpy.ndarray
     predictions: numpy.ndarray
-    pretraining: dict[str, Any]
-    data: dict[str, Any]
-    encoder: str  # the shared one, or the method's own
-    parameters: int
-    supervised: bool  # whether its encoder learned from labels
     curve: pandas.DataFrame
 
-    @property
-    def main(self) -> Latent:
-        return self.latents[0]
 
-    @property
-    def finetuned(self) -> bool:
-        """Whether top-1 and top-5 are of a fine-tuned network; ``validation`` is the frozen probe's in any case."""
-        return self.linear["mode"] == "finetune"
-
-    @property
-    def test_images(self) -> int:
-        return len(self.labels)
-
-    def label(self, latent: Latent) -> str:
-        """The variant's name, with the latent's where there are several."""
-        return self.variant if len(self.latents) == 1 else f"{self.variant} · {latent.name}"
+Groups = dict[str, list[Record]]  # replicates, which differ in their seed alone, by the name of the first of them
 
 
-def read_record(variant: str, root: Path = Path(".")) -> Record:
-    """Everything about ``variant`` below the project's folder ``root``."""
+def replicates(records: Iterable[Record]) -> Groups:
+    """The groups in the order of their first variants."""
+    found: Groups = {}
+    for record in records:
+        found.setdefault(record.pretraining.replicate_key(), []).append(record)
+    return {members[0].variant: members for members in found.values()}
+
+
+def ranked(groups: Groups) -> Groups:
+    """Ceilings first, floors last, and within each kind by the mean accuracy of the main latent."""
+
+    def place(name: str) -> tuple[int, float]:
+        members = groups[name]
+        return KINDS.index(members[0].kind), -float(numpy.mean([record.rows[0]["top1"] for record in members]))
+
+    return {name: groups[name] for name in sorted(groups, key=place)}
+
+
+def read_record(variant: str, root: Path = Path()) -> Record:
+    """Everything about ``variant`` below the project's folder ``root``.
+
+    Raises:
+        UserError: a file is missing, damaged, or of another version.
+    """
     scores = read_json(root / f"data/scores/{variant}.json")
     arrays = read_arrays(root / f"data/scores/{variant}.npz")
     about = read_about(root / f"data/encoders/{variant}.safetensors")
+    curve = root / f"plots/curves/{variant}.csv"
+    if not curve.is_file():
+        raise UserError(f"{curve} does not exist; the stage that writes it has not run: dvc repro")
     try:
-        return _record(variant, scores, arrays, about, _read_curve(root / f"plots/curves/{variant}.csv"))
-    except KeyError as missing:
+        params = Pretraining.from_json(about["pretraining"])
+        rows = [_row(variant, latent, scores, about, params) for latent in scores["latents"]]
+        kind = KINDS[2 if not params.epochs else 0 if about["supervised"] else 1]
+        labels, predictions = arrays["labels"], arrays[rows[0]["latent"]]
+        return Record(variant, params, kind, rows, scores["classes"], labels, predictions, pandas.read_csv(curve))
+    except (KeyError, TypeError) as error:
         raise UserError(
-            f"the files of variant {variant} under data/ lack {missing}; "
-            f"an older version wrote them: dvc repro -f linear@{variant}"
+            f"the files of variant {variant} under data/ are of another version ({error}); "
+            f"dvc repro -f linear@{variant}"
         ) from None
 
 
-def _record(
-    variant: str,
-    scores: dict[str, Any],
-    arrays: dict[str, numpy.ndarray],
-    about: dict[str, Any],
-    curve: pandas.DataFrame,
-) -> Record:
-    latents = [
-        Latent(
-            name,
-            found["top1"],
-            found["top5"],
-            found["knn"],
-            found["validation_probe"],
-            found["lr"],
-            found["weight_decay"],
-            found["width"],
-            Code(**found["code"]) if "code" in found else None,
-        )
-        for name, found in scores["latents"].items()
-    ]
-    study = scores["study"]
-    return Record(
-        variant=variant,
-        latents=latents,
-        study=Study(study["top1"], study["top5"], len(study["curve"])) if study else None,
-        linear=scores["linear"],
-        grid=scores["grid"],
-        protocol=scores["protocol"],
-        classes=scores["classes"],
-        labels=arrays["labels"],
-        predictions=arrays[latents[0].name],
-        pretraining=about["pretraining"],
-        data=about["data"],
-        encoder=about.get("encoder", about["pretraining"]["encoder"]),
-        parameters=about["parameters"]["total"],
-        supervised=about.get("supervised", False),
-        curve=curve,
-    )
+def _row(variant: str, latent: str, scores: Any, about: Any, params: Pretraining) -> dict[str, Any]:
+    """The columns of results.csv but for the group; accuracies in percent; what does not apply is None."""
+    numbers, data = scores["latents"][latent], about["data"]
+    study = (scores["study"] if latent == next(iter(scores["latents"])) else None) or {}
+    return {
+        "variant": variant,
+        "latent": latent,
+        "seed": params.seed,
+        **{key: numbers[key] for key in ("top1", "top5", "knn")},
+        "validation_top1": numbers["validation_probe"],
+        "validation_knn": numbers["validation_knn"],
+        "study_top1": study.get("top1"),
+        "study_top5": study.get("top5"),
+        "study_epochs": scores["linear"]["study_epochs"] if study else None,
+        "probe_strength": numbers["strength"],
+        "mode": scores["linear"]["mode"],
+        "dataset": f"images ({data['source']})" if data["dataset"] == "images" else data["dataset"],
+        "train_images": scores["images"]["train"],
+        "test_images": scores["images"]["test"],
+        "classes": len(scores["classes"]),
+        "encoder": about.get("encoder") or params.encoder,
+        "epochs": params.epochs,
+        "batch_size": params.batch_size if params.epochs else None,
+        "gamma": params.gamma,
+        "optimizer": optimizer_words(params.optimizer) if params.epochs else None,
+        "parameters": about["parameters"]["total"],
+        "width": numbers["width"],
+        **{key: numbers.get("code", {}).get(key) for key in CODE},
+    }
 
 
-def _read_curve(path: Path) -> pandas.DataFrame:
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; the stage that writes it has not run: dvc repro")
-    return pandas.read_csv(path)
+def optimizer_words(optimizer: Optimizer) -> str:
+    """For example ``adam 0.001, cosine, 1 warm-up epoch``."""
+    words = f"{optimizer.name} {optimizer.lr:g}, {optimizer.schedule}"
+    if optimizer.warmup_epochs:
+        words += f", {optimizer.warmup_epochs:g} warm-up epoch{'' if optimizer.warmup_epochs == 1 else 's'}"
+    return words
+
+
+def confusion_counts(records: Iterable[Record]) -> numpy.ndarray:
+    """Test images [C, C] of the main latent's probe, summed: rows are the actual class, columns the predicted."""
+    records = list(records)
+    counts = numpy.zeros((len(records[0].classes),) * 2, dtype=int)
+    for record in records:
+        numpy.add.at(counts, (record.labels, record.predictions), 1)
+    return counts

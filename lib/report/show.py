@@ -1,71 +1,62 @@
-"""The accuracy table in the terminal: ``python -m lib.report.show``."""
+"""The accuracy table in the terminal: ``python -m lib show``."""
 
-import csv
+import argparse
+import os
+import shutil
 import sys
+import textwrap
 from pathlib import Path
 
-from lib.runtime.errors import UserError
+import pandas
 
-RESULTS_FILE = Path("metrics/results.csv")
-COLUMNS = {
-    "model": "model",
-    "study_top1": "best top-1",
-    "study_top5": "best top-5",
-    "top1": "probe top-1",
-    "top5": "probe top-5",
-    "validation_top1": "val. top-1",
-    "knn": "kNN",
-}
+from lib.report.tables import accuracy_columns, cells, read_results, summary, title
+
+RESULTS = Path("metrics/results.csv")
+HEADER = 14  # characters of a header's line
+SPELLED = str.maketrans({"±": "+-", "·": "."})  # where the terminal has no such characters
 
 
-def show_table(path: Path = RESULTS_FILE) -> None:
-    """Print the accuracies of results.csv in percent: a rich table in a terminal, else plain columns."""
-    rows = _rows(path)
-    if sys.stdout.isatty():
-        _show_rich(rows)
-    else:
-        print(plain(rows))
+def show(path: Path = RESULTS, width: int | None = None) -> str:
+    """The table of results.csv as aligned text; the last columns are left out where ``width`` has no room for them."""
+    frame = read_results(path)
+    table = summary(frame)
+    columns = accuracy_columns(table)
+    columns.pop("study_top5", None)
+    every, rows = len(columns), _aligned(table, columns)
+    while width and len(rows[0]) > width and len(columns) > 2:
+        columns.popitem()
+        rows = _aligned(table, columns)
+    lines = [textwrap.fill(title(frame), width or 1000), "percent of test images", "", *rows]
+    if len(columns) < every:
+        lines.append(f"{every - len(columns)} more in a wider terminal, or in metrics/results.md")
+    return "\n".join(lines)
 
 
-def plain(rows: list[list[str]]) -> str:
-    """Columns aligned with spaces: names to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows)
+def _aligned(table: pandas.DataFrame, columns: dict[str, str]) -> list[str]:
+    """Headers of several lines, a rule, and the rows; names to the left, numbers to the right."""
+    heads = [textwrap.wrap(name, HEADER) for name in columns.values()]
+    height = max(map(len, heads))
+    lines = [[""] * (height - len(head)) + head for head in heads]
+    rows = [*map(list, zip(*lines)), *cells(table, columns)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    text = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    return [*text[:height], "-" * len(text[0]), *text[height:]]
 
 
-def _rows(path: Path) -> list[list[str]]:
-    if not Path(path).is_file():
-        raise UserError(f"{path} does not exist; the stage that writes it has not run: dvc repro")
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    names = COLUMNS
-    if any(row["protocol"].startswith("finetune") for row in rows):
-        names = {key: name.replace("probe", "fine-tuned").replace("val.", "probe val.") for key, name in names.items()}
-    return [list(names.values()), *([_cell(row[key]) for key in COLUMNS] for row in rows)]
-
-
-def _cell(text: str) -> str:
+def say(text: str) -> None:
+    """Print, whatever the encoding of the other end, and without a word if it has been closed."""
+    encoding = sys.stdout.encoding or "ascii"
     try:
-        return f"{float(text):.2f}"
-    except ValueError:
-        return text or "-"
-
-
-def _show_rich(rows: list[list[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, title="accuracy in percent", title_justify="left")
-    for number, name in enumerate(rows[0]):
-        table.add_column(name, justify="right" if number else "left", no_wrap=not number)
-    for row in rows[1:]:
-        table.add_row(*row, style="dim" if row[0].endswith("(published)") else None)
-    Console().print(table)
-
-
-if __name__ == "__main__":
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(SPELLED).encode(encoding, "backslashreplace").decode(encoding)
     try:
-        show_table()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+
+
+def main(arguments: list[str]) -> None:
+    about = "The accuracies of the finished run. What the columns mean: docs/reading-the-table.md"
+    argparse.ArgumentParser(prog="python -m lib show", description=about).parse_args(arguments)
+    say(show(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else None))

@@ -1,183 +1,175 @@
-"""The results table: its rows as a frame, and as markdown with the protocols in words below it."""
+"""The results as one tidy frame, its replicates as means, and both as text."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+import numpy
 import pandas
 
-from lib.params.pretraining import Optimizer
-from lib.report.published import ROWS, Published
-from lib.report.records import Latent, Record
-from lib.report.words import code_explanations, counted, explanations
+from lib.report import published
+from lib.report.records import CODE, Groups, Record, confusion_counts, replicates
+from lib.runtime.errors import UserError
 
-ACCURACY = {
-    "model": "Model",
-    "study_top1": "Best top-1",
-    "study_top5": "Best top-5",
-    "top1": "Probe top-1",
-    "top5": "Probe top-5",
-    "validation_top1": "Validation top-1",
-    "knn": "kNN top-1",
-}
-RUN = {
-    "model": "Model",
-    "dataset": "Dataset",
-    "encoder": "Encoder",
-    "epochs": "Epochs",
-    "batch_size": "Batch",
-    "seed": "Seed",
-    "gamma": "Gamma",
-    "optimizer": "Optimiser",
-    "parameters": "Parameters",
-    "seconds_per_epoch": "s/epoch",
-    "memory_gb": "Memory, GB",
-    "device": "Device",
-    "protocol": "Protocol",
-}
-CODES = {
-    "model": "Model",
-    "units": "Units",
-    "active": "Active",
-    "centroid": "Nearest centroid",
-    "centroid_code": "Nearest centroid's code",
-    "usage_entropy": "Entropy of use",
-    "pattern_entropy": "Entropy of codes, bits",
-    "unused": "Unused units, %",
-}
-# what the first columns are called when the whole network was fine-tuned
-FINETUNED = {
-    "top1": "Fine-tuned top-1",
-    "top5": "Fine-tuned top-5",
-    "validation_top1": "Frozen probe, validation top-1",
-}
-SETTING = ("probe_lr", "probe_weight_decay")
-PERCENT = ("study_top1", "study_top5", "top1", "top5", "validation_top1", "knn")
-COLUMNS = ("model", "variant", "latent", *PERCENT, *SETTING, *(key for key in RUN if key != "model"))
+PERCENT = ("top1", "top5", "knn", "validation_top1", "validation_knn", "study_top1", "study_top5")
+MEASURED = (*PERCENT, *CODE)  # what a mean and a deviation over seeds are taken of
+WHOLE = (
+    "seed",
+    "study_epochs",
+    "train_images",
+    "test_images",
+    "classes",
+    "epochs",
+    "batch_size",
+    "parameters",
+    "width",
+)
+MANY_CLASSES = 20  # from here on top-5 tells something
+STUDY = "Study protocol (best test epoch)"
+MEASURES = {"top1": "probe top-1", "knn": "kNN top-1", "study_top1": STUDY.lower()}  # of the charts
+LEGEND = "docs/reading-the-table.md"
+RUN = {"model": "Model", "seeds": "Seeds", "dataset": "Data", "encoder": "Encoder", "epochs": "Epochs"}
+RUN |= {"batch_size": "Batch", "gamma": "Gamma", "optimizer": "Optimizer", "parameters": "Parameters"}
+RUN |= {"study_epochs": "Study protocol, epochs"}
+CODES = {"model": "Model", "n": "n", "width": "Units", "active": "Active", "centroid": "Nearest centroid"}
+CODES |= {"centroid_code": "Nearest centroid's code", "usage_entropy": "Entropy of use"}
+CODES |= {"pattern_entropy": "Entropy of codes, bits", "unused": "Unused units, %"}
 
 
 def result_rows(records: Sequence[Record]) -> pandas.DataFrame:
-    """One row per variant in the given order, then one per published model, then the further latents.
+    """One row per variant and latent, the main latent first; accuracies in percent; what does not apply is missing."""
+    rows = [
+        {"group": name, **row}
+        for name, members in replicates(records).items()
+        for record in members
+        for row in record.rows
+    ]
+    numbers = dict.fromkeys((*MEASURED, "probe_strength", "gamma"), "float64")
+    return pandas.DataFrame(rows).astype(numbers | dict.fromkeys(WHOLE, "Int64"))
 
-    What does not apply is missing. Percent columns are in percent, ``seconds_per_epoch`` is the median.
+
+def read_results(path: Path) -> pandas.DataFrame:
+    """`result_rows` back from its file. A variant may be called nan or NA."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; the stage that writes it has not run: dvc repro")
+    words = dict.fromkeys(("group", "variant", "latent"), str)
+    return pandas.read_csv(path, dtype=words, keep_default_na=False, na_values=[""])
+
+
+def summary(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """One row per group and latent of `result_rows`: the mean over seeds, ``<column>_sd`` beside it, ``n``, ``seeds``.
+
+    The deviation is that of a sample (n - 1), missing for one seed. Main latents come first, then the published rows
+    where the data are CIFAR-10's own, then further latents.
     """
-    rows = [_row(record, record.main) for record in records]
-    rows += [_published(row) for row in ROWS]
-    rows += [_row(record, latent) for record in records for latent in record.latents[1:]]
-    frame = pandas.DataFrame(rows, columns=list(COLUMNS))
-    whole = dict.fromkeys(("epochs", "batch_size", "seed", "parameters"), "Int64")
-    return frame.astype(
-        {**whole, **dict.fromkeys((*PERCENT, *SETTING, "gamma", "seconds_per_epoch", "memory_gb"), "float64")}
+    grouped = frame.groupby(["group", "latent"], sort=False)
+    table, measured = grouped.first(), grouped[list(MEASURED)]
+    table[list(MEASURED)] = measured.mean()
+    table = table.join(measured.std().add_suffix("_sd"))
+    table["n"] = grouped.size()
+    table["seeds"] = grouped["seed"].agg(_distinct)
+    table = table.reset_index()
+    several = table.groupby("group")["latent"].transform("size") > 1
+    table["model"] = (table["group"] + " · " + table["latent"]).where(several, table["group"])
+    further = table.duplicated("group")
+    theirs = published.ROWS if published.DATASET in set(frame["dataset"]) else ()
+    parts = (table[~further], pandas.DataFrame(theirs), table[further])
+    return pandas.concat([part for part in parts if len(part)], ignore_index=True)
+
+
+def title(frame: pandas.DataFrame) -> str:
+    """Data, encoders, epochs, images and seeds of a run in one line."""
+    first, epochs = frame.iloc[0], _distinct(frame["epochs"][frame["epochs"] > 0]) or "0"
+    return (
+        f"{_distinct(frame['dataset'])}: encoder {_distinct(frame['encoder'])}; {epochs} epoch{'s' * (epochs != '1')}; "
+        f"{first['train_images']:,} training and {first['test_images']:,} test images; "
+        f"seed {_distinct(sorted(frame['seed']))}"
     )
 
 
-def markdown(records: Sequence[Record]) -> str:
-    """The whole results page: accuracies, runs, and what the columns mean."""
-    frame = result_rows(records)
-    runs = frame.head(len(records) + len(ROWS))
-    runs = runs.assign(model=runs["model"].where(runs["latent"].isna(), runs["variant"]))
-    accuracy = ACCURACY | (FINETUNED if any(record.finetuned for record in records) else {})
+def measures(table: pandas.DataFrame) -> dict[str, str]:
+    """What the charts show, by column of `summary`."""
+    tuned = {"top1": "fine-tuned top-1"} if (table["mode"] == "finetune").any() else {}
+    return {key: name for key, name in (MEASURES | tuned).items() if table[key].notna().any()}
+
+
+def accuracy_columns(table: pandas.DataFrame) -> dict[str, str]:
+    """Headers of the accuracy table by column of `summary`; the study's protocol, where it was run, last."""
+    word = "Fine-tuned" if (table["mode"] == "finetune").any() else "Probe"
+    columns = {"model": "Model", "n": "n", "top1": f"{word} top-1", "top5": f"{word} top-5", "knn": "kNN top-1"}
+    columns |= {"validation_top1": "Validation top-1", "study_top1": f"{STUDY} top-1", "study_top5": f"{STUDY} top-5"}
+    telling = {"n": table["n"].max() > 1, "top5": table["classes"].max() >= MANY_CLASSES}
+    return {key: name for key, name in columns.items() if telling.get(key, table[key].notna().any())}
+
+
+def markdown(frame: pandas.DataFrame) -> str:
+    """The results page of `result_rows`: accuracies, runs, and binary codes where there are any."""
+    table = summary(frame)
+    runs = table[table["group"].isna() | ~table.duplicated("group")]
+    codes = table[table["active"].notna()]
     parts = [
-        "# Results",
-        "Accuracies in percent.",
-        _table(frame, accuracy),
-        "## How to read the columns",
-        "\n".join(f"- {line}" for line in explanations(records)),
+        f"# {title(frame)}",
+        f"Percent of test images; ± is the standard deviation over n seeds. [What each column means](../{LEGEND}).",
+        markdown_table(table, accuracy_columns(table)),
         "## Runs",
-        _table(runs, RUN),
+        markdown_table(runs.assign(model=runs["group"].fillna(runs["model"])), RUN),
     ]
-    codes = _codes(records)
-    if len(codes):
-        lines = "\n".join(f"- {line}" for line in code_explanations(records))
-        parts += ["## Binary codes", _table(codes, CODES), lines]
+    parts += ["## Binary codes", markdown_table(codes, CODES)] if len(codes) else []
     return "\n\n".join(parts) + "\n"
 
 
-def _codes(records: Sequence[Record]) -> pandas.DataFrame:
-    """One row for each latent that is a binary code."""
-    return pandas.DataFrame(
-        [
-            {"model": record.label(latent), "units": latent.width, **asdict(latent.code)}
-            for record in records
-            for latent in record.latents
-            if latent.code
-        ]
-    )
+def markdown_table(table: pandas.DataFrame, columns: Mapping[str, str]) -> str:
+    """Columns of numbers are aligned to the right."""
+    numbers = {*MEASURED, *WHOLE, "n", "gamma"}
+    lines = [columns.values(), ["---:" if key in numbers else "---" for key in columns], *cells(table, columns)]
+    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
 
 
-def cell(key: str, value: object) -> str:
-    """One value as text; ``-`` where there is none."""
+def cells(table: pandas.DataFrame, columns: Iterable[str]) -> list[list[str]]:
+    """Rows of `summary` as text: the mean, ``±`` and the deviation; ``-`` where there is nothing."""
+    return [[_cell(row, key) for key in columns] for _, row in table.iterrows()]
+
+
+def _cell(row: pandas.Series, key: str) -> str:
+    value, deviation = row[key], row.get(f"{key}_sd")
     if pandas.isna(value):
         return "-"
-    if key in PERCENT or key in ("centroid", "centroid_code"):
-        return f"{value:.2f}"
-    if key == "parameters":
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
-    return str(value)
+    form = ".2f" if key in PERCENT or key.startswith("centroid") else ".3g" if isinstance(value, float) else ""
+    form = ",.0f" if key in WHOLE else form
+    return f"{value:{form}}" + ("" if pandas.isna(deviation) else f" ± {deviation:{form}}")
 
 
-def _row(record: Record, latent: Latent) -> dict[str, object]:
-    params = record.pretraining
-    study = record.study if latent is record.main else None
-    return {
-        "model": record.label(latent),
-        "variant": record.variant,
-        "latent": latent.name,
-        "study_top1": study and study.top1,
-        "study_top5": study and study.top5,
-        "top1": latent.top1,
-        "top5": latent.top5,
-        "validation_top1": latent.validation,
-        "knn": latent.knn,
-        "probe_lr": latent.lr,
-        "probe_weight_decay": latent.weight_decay,
-        "protocol": f"{record.linear['mode']}, {counted(record.linear['epochs'], 'epoch')}",
-        "dataset": _dataset(record),
-        "encoder": record.encoder,
-        "epochs": params["epochs"],
-        "batch_size": params["batch_size"],
-        "seed": params["seed"],
-        "gamma": params["gamma"],
-        "optimizer": optimizer_words(Optimizer(**params["optimizer"])),
-        "parameters": record.parameters,
-        "seconds_per_epoch": round(float(record.curve["seconds"].median()), 3),
-        "memory_gb": float(record.curve["memory_gb"].max()) if "memory_gb" in record.curve else None,
-        "device": ", then ".join(dict.fromkeys(record.curve["device"].dropna().astype(str))),
-    }
+def accuracy_table(table: pandas.DataFrame, order: Iterable[str]) -> pandas.DataFrame:
+    """The bars of ``dvc plots show``: `summary` with a row per measure, groups in ``order``, ``value`` in percent."""
+    parts = []
+    for key, measure in measures(table).items():
+        part = table[["model", "group", "latent", key, f"{key}_sd", "n"]].dropna(subset=["group", key])
+        part.insert(3, "measure", measure)
+        parts.append(part.rename(columns={key: "value", f"{key}_sd": "sd"}).round(4))
+    places = {name: place for place, name in enumerate(order)}
+    bars = pandas.concat(parts).astype({"n": int})
+    return bars.sort_values("group", key=lambda names: names.map(places), kind="stable")
 
 
-def optimizer_words(optimizer: Optimizer) -> str:
-    """For example ``adam 0.001, cosine, 1 warm-up epoch``."""
-    warmup = [counted(optimizer.warmup_epochs, "warm-up epoch")] if optimizer.warmup_epochs else []
-    return ", ".join([f"{optimizer.name} {optimizer.lr:g}", optimizer.schedule, *warmup])
+def curves_table(groups: Groups) -> pandas.DataFrame:
+    """Every epoch of every variant; a column that a variant does not have is empty there."""
+    frames = {(name, record.variant): record.curve for name, members in groups.items() for record in members}
+    return pandas.concat(frames, names=["group", "variant", None]).reset_index(level=[0, 1])
 
 
-def _dataset(record: Record) -> str:
-    """Its name; for a user's own images also where they came from."""
-    name = record.data["dataset"]
-    return f"{name} ({record.data['source']})" if name == "images" else name
+def confusion_table(groups: Groups) -> pandas.DataFrame:
+    """Columns group, actual, predicted, images and percent (of the actual class); replicates are summed.
+
+    Empty cells are left out, except on the diagonal, so that each class is there on both axes.
+    """
+    rows = []
+    for name, members in groups.items():
+        counts, classes = confusion_counts(members), members[0].classes
+        for actual, predicted in zip(*numpy.nonzero(counts + numpy.eye(len(counts), dtype=int))):
+            images = counts[actual, predicted]
+            percent = round(100 * images / max(1, counts[actual].sum()), 2)
+            rows.append((name, classes[actual], classes[predicted], images, percent))
+    return pandas.DataFrame(rows, columns=["group", "actual", "predicted", "images", "percent"])
 
 
-def _published(row: Published) -> dict[str, object]:
-    return {
-        "model": f"{row.model} (published)",
-        "variant": row.model,
-        "study_top1": row.top1,
-        "study_top5": row.top5,
-        "protocol": f"best of {counted(row.study_epochs, 'epoch')}",
-        "dataset": row.dataset,
-        "encoder": row.encoder,
-        "epochs": row.epochs,
-        "batch_size": row.batch_size,
-        "gamma": row.gamma,
-        "optimizer": optimizer_words(row.optimizer),
-    }
-
-
-def _table(frame: pandas.DataFrame, columns: dict[str, str]) -> str:
-    """A markdown table; columns of numbers are aligned to the right."""
-    body = [[cell(key, row[key]) for key in columns] for _, row in frame.iterrows()]
-    words = [key in ("model", "dataset", "encoder", "optimizer", "device", "protocol") for key in columns]
-    lines = [list(columns.values()), ["---" if word else "---:" for word in words], *body]
-    return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
+def _distinct(values: Iterable[object]) -> str:
+    return ", ".join(dict.fromkeys(map(str, values)))

@@ -1,0 +1,156 @@
+"""Curves, accuracies and confusions as pictures, each at most a page tall."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+import pandas
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lib.report.figures import COLORS, draw_line, readable
+from lib.report.records import Groups, Record, confusion_counts, ranked
+from lib.report.tables import measures
+
+LOOKS = {"top1": ("#0072B2", "o"), "knn": ("#56B4E9", "s"), "study_top1": ("#E69F00", "^")}
+LINES = 5  # curves that one panel tells apart
+PAGE = 11.5  # inches
+ROW = 0.2  # inches of a row of the accuracy chart
+CONFUSION_LABELS = 20  # with more classes their names would overlap
+
+
+def curves_figure(groups: Groups) -> Figure:
+    """Training loss and kNN accuracy on the validation images, by epoch: two panels for up to `LINES` of a family.
+
+    Losses share an axis only within a family, whose objective is one. Gray behind them are the others; a band is one
+    standard deviation over seeds to each side, a dotted line the best untrained encoder.
+    """
+    curves = {name: _mean_curve(members) for name, members in ranked(groups).items()}
+    trained = [name for name in curves if groups[name][0].pretraining.epochs]
+    panels_of = _families({name: groups[name][0] for name in trained})
+    across = 1 if len(panels_of) <= 3 else 2
+    down = max(1, -(-len(panels_of) // across))
+    figure = Figure(figsize=(9 * across - 4 * (across - 1), min(PAGE, 0.4 + 2.4 * down)))
+    panels = figure.subplots(down, 2 * across, squeeze=False)
+    floor = max((curves[name]["knn"]["mean"].max() for name in curves if name not in trained), default=math.nan)
+    for number, (title, family, shown) in enumerate(panels_of):
+        loss, knn = panels[number // across, 2 * (number % across) :][:2]
+        for panel, column, behind in ((loss, "loss", family), (knn, "knn", trained)):
+            _draw_curves(panel, {name: curves[name][column] for name in behind}, shown)
+        knn.axhline(floor, color="0.35", linestyle=":", linewidth=1.2)
+        knn.sharey(panels[0, 1])
+        knn.sharex(panels[0, 0])
+        loss.sharex(panels[0, 0])
+        loss.set_title(f"{title}: loss", loc="left")
+        knn.set_title("kNN on validation images, %", loc="left")
+        knn.legend(handlelength=3.5, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    for panel in panels.ravel()[2 * len(panels_of) :]:
+        panel.remove()
+    figure.supxlabel("epoch" if trained else "no variant was trained", fontsize=10)
+    return figure
+
+
+def _mean_curve(members: Sequence[Record]) -> dict[str, pandas.DataFrame]:
+    """Mean and standard deviation over seeds of loss and knn, by epoch, where there is a value."""
+    epochs = pandas.concat([record.curve for record in members]).groupby("epoch")
+    return {column: epochs[column].agg(["mean", "std"]).dropna(subset=["mean"]) for column in ("loss", "knn")}
+
+
+def _families(firsts: dict[str, Record]) -> list[tuple[str, list[str], list[str]]]:
+    """Title, names of a whole family, and those of it to show together; the family of the best comes first."""
+    families: dict[tuple[str, ...], list[str]] = {}
+    for name, record in firsts.items():
+        params, first_part = record.pretraining, record.curve.columns[2]
+        families.setdefault((params.method, str(params.options.get("loss")), first_part), []).append(name)
+    methods = [method for method, *_ in families]
+    parts = []
+    for (method, *_), family in families.items():
+        for start in range(0, len(family), LINES):
+            shown = family[start : start + LINES]
+            parts.append((method if methods.count(method) == 1 else ", ".join(shown), family, shown))
+    return parts
+
+
+def _draw_curves(panel: Axes, curves: dict[str, pandas.DataFrame], shown: Sequence[str]) -> None:
+    for name, curve in curves.items():
+        if name not in shown:
+            panel.plot(curve["mean"], color="0.85", linewidth=1, zorder=1)
+    for number, name in enumerate(shown):
+        mean, deviation = curves[name]["mean"], curves[name]["std"]
+        draw_line(panel, mean.index, mean, number, name)
+        color = COLORS[number % len(COLORS)]
+        panel.fill_between(mean.index, mean - deviation, mean + deviation, color=color, alpha=0.2, linewidth=0)
+
+
+def accuracy_figure(groups: Groups, table: pandas.DataFrame) -> Figure:
+    """Every measure of every latent as a point with its deviation over seeds, and a line at chance.
+
+    ``table`` is `lib.report.tables.summary`. Where not all latents fit on a page, the main ones are shown.
+    """
+    rows = _accuracy_rows(groups, table)
+    figure = Figure(figsize=(9, 1.2 + ROW * len(rows)))
+    axes = figure.subplots()
+    for key, name in measures(table).items():
+        points = rows[rows[key].notna()]
+        color, marker = LOOKS[key]
+        look: dict[str, Any] = {"color": color, "marker": marker, "markersize": 5.5, "linestyle": "", "elinewidth": 1.5}
+        axes.errorbar(points[key], points.index, xerr=points[f"{key}_sd"].fillna(0), label=name, **look)
+    for place, row in rows[rows["top1"].notna()].iterrows():
+        text = f"{row['top1']:.1f}" + ("" if pandas.isna(row["top1_sd"]) else f" ± {row['top1_sd']:.1f}")
+        where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8}
+        axes.annotate(text, (1.01, place), color=LOOKS["top1"][0], **where)
+    chance = 100 / table["classes"].max()
+    axes.axvline(chance, color="0.35", linestyle=":", linewidth=1.2, label=f"chance ({chance:.3g} %)")
+    axes.set_yticks(rows.index, rows["model"])
+    for tick, heading in zip(axes.get_yticklabels(), rows["top1"].isna()):
+        tick.set_fontweight("bold" if heading else "normal")
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(alpha=0.25)
+    axes.set_xlabel("accuracy on test images, %")
+    figure.legend(loc="outside upper center", ncols=4, fontsize=9)
+    return figure
+
+
+def _accuracy_rows(groups: Groups, table: pandas.DataFrame) -> pandas.DataFrame:
+    """The rows of the chart, best first; a heading, a row without numbers, where the kind changes."""
+    every = table["group"].count() * ROW <= PAGE - 2
+    parts, kind = [], ""
+    for name, members in ranked(groups).items():
+        if members[0].kind != kind:
+            kind = members[0].kind
+            parts.append(pandas.DataFrame({"model": [kind]}))
+        latents = table[table["group"] == name]
+        parts.append(latents if every else latents[:1])
+    return pandas.concat(parts, ignore_index=True)
+
+
+def confusion_figure(groups: Groups) -> Figure:
+    """One matrix per group, best first: percent of each actual class that the main latent's probe calls what."""
+    groups = ranked(groups)
+    names = readable(next(iter(groups.values()))[0].classes)
+    columns = len(groups) if len(groups) <= 3 else math.ceil(math.sqrt(len(groups)))
+    down = -(-len(groups) // columns)
+    side = min(4.2, 12 / columns, (PAGE - 1) / down)
+    figure = Figure(figsize=(1.6 + side * columns, 0.7 + side * down))
+    panels = figure.subplots(down, columns, squeeze=False)
+    for number, (panel, (name, members)) in enumerate(zip(panels.flat, groups.items())):
+        counts = confusion_counts(members)
+        percent = 100 * counts / counts.sum(1, keepdims=True).clip(1)
+        image = panel.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+        panel.set_title(name, loc="left", fontsize=10 if columns < 4 else 8)
+        panel.spines[:].set_visible(False)
+        ticks = range(len(names)) if len(names) <= CONFUSION_LABELS else ()
+        panel.set_xticks(ticks, names if ticks and number // columns == down - 1 else [""] * len(ticks), rotation=90)
+        panel.set_yticks(ticks, names if ticks and not number % columns else [""] * len(ticks))
+        panel.tick_params(labelsize=min(9, 28 * side / max(10, len(names))))
+        for row, column in zip(*numpy.nonzero(percent >= 0.5)) if ticks and side > 2.5 else ():
+            color, size = "white" if percent[row, column] > 55 else "0.15", min(8, 18 * side / len(names))
+            panel.text(column, row, f"{percent[row, column]:.0f}", ha="center", va="center", fontsize=size, color=color)
+    for panel in panels.flat[len(groups) :]:
+        panel.set_visible(False)
+    figure.supxlabel("predicted", fontsize=10)
+    figure.supylabel("actual", fontsize=10)
+    figure.colorbar(image, ax=panels[:, -1].tolist(), shrink=0.6, label="% of the actual class")
+    return figure

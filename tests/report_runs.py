@@ -1,0 +1,86 @@
+"""Made-up runs: the files that the stages before the report leave for one variant."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pandas
+import torch
+
+from lib.params.pretraining import Monitor, Optimizer, Pretraining, Shared
+from lib.runtime.files import write_arrays, write_json, write_table, write_tensors
+
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+TEST_IMAGES = 400
+CODE = {"centroid": 33.217, "centroid_code": 30.5, "active": 26, "usage_entropy": 0.6123, "pattern_entropy": 13.0071}
+CODE["unused"] = 12.5
+
+
+def write_run(
+    root: Path,
+    variant: str,
+    method: str = "simclr",
+    *,
+    seed: int = 0,
+    epochs: int = 12,
+    wrong: float = 0.3,
+    latents: tuple[str, ...] = ("h",),
+    parts: tuple[str, ...] = ("nt_xent",),
+    loss: float = 5.0,
+    dataset: str = "cifar10",
+    classes: list[str] = CLASSES,
+    study: bool = True,
+    mode: str = "probe",
+    supervised: bool = False,
+    code: dict[str, float] | None = None,
+    **pretraining: Any,
+) -> None:
+    """``wrong``: the share of test images that the main latent's probe gets wrong."""
+    draw = numpy.random.default_rng([seed, *variant.encode()])
+    labels = numpy.arange(TEST_IMAGES) % len(classes)
+    predictions, numbers = {}, {}
+    for number, name in enumerate(latents):
+        miss = draw.random(TEST_IMAGES) < wrong + 0.05 * number
+        predictions[name] = numpy.where(miss, draw.integers(0, len(classes), TEST_IMAGES), labels)
+        top1 = round(100 * float((predictions[name] == labels).mean()), 2)
+        numbers[name] = {
+            "top1": top1,
+            "top5": 97.25,
+            "knn": top1 - 8.5,
+            "validation_probe": top1 + 1,
+            "validation_knn": top1 - 8,
+            "strength": 0.01,
+            "width": 512,
+        }
+    if code:
+        numbers[latents[0]]["code"] = code
+    scores = {
+        "classes": classes,
+        "images": {"fitting": 900, "validation": 100, "train": 1000, "test": TEST_IMAGES},
+        "linear": {"mode": mode, "study_epochs": 2 if study else 0},
+        "latents": numbers,
+        "study": {"top1": numbers[latents[0]]["top1"] - 4, "top5": 98.0} if study else None,
+    }
+    write_json(root / f"data/scores/{variant}.json", scores)
+    write_arrays(root / f"data/scores/{variant}.npz", {"labels": labels, **predictions})
+    shared = {"encoder": "small", "batch_size": 256, "micro_batch_size": 0, "gamma": None, "optimizer": Optimizer()}
+    shared |= {"augment": Shared().augment, "monitor": Monitor(), "options": {}, "image_size": 32, **pretraining}
+    params = Pretraining(variant=variant, method=method, epochs=epochs, seed=seed, **shared)
+    about = {
+        "pretraining": params.as_json(),
+        "supervised": supervised,
+        "parameters": {"encoder": 1_361_000, "total": 24_615_616},
+        "data": {"dataset": dataset, "source": "folder mine"},
+    }
+    write_tensors(root / f"data/encoders/{variant}.safetensors", {"weight": torch.zeros(1)}, about)
+    epoch = numpy.arange(1, epochs + 1) if epochs else numpy.zeros(1, dtype=int)
+    curve = {"epoch": epoch, "loss": loss * (1 + 0.5 / (1 + epoch) + 0.02 * draw.random(len(epoch)))}
+    curve |= dict.fromkeys(parts, curve["loss"])
+    near = 100 * (1 - wrong) * (1 - 0.4 / (1 + epoch)) + draw.random(len(epoch))
+    curve |= {"embedding_std": 0.7, "knn": numpy.where(epoch % 3 == 0, near, numpy.nan), "lr": 0.001}
+    if not epochs:
+        curve["loss"] = numpy.nan
+    write_table(root / f"plots/curves/{variant}.csv", pandas.DataFrame(curve))
+    shown = {"labels": labels[:200], "indices": numpy.arange(200), "classes": numpy.array(classes)}
+    planes = {name: draw.normal(size=(200, 2)) + 3 * labels[:200, None] for name in latents}
+    write_arrays(root / f"data/tsne/{variant}.npz", {**planes, **shown})
