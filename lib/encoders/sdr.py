@@ -15,6 +15,8 @@ FILTERS, POOL = 3, 3
 class SDR(nn.Module):
     """Shape: images [B, inputs, S, S] -> map [B, 3 width, s, s], s = (S - 2) // 3."""
 
+    name = "sdr"
+
     def __init__(self, inputs: int = 3, width: float = 1.0) -> None:
         super().__init__()
         self.width = max(1, round(FILTERS * width))
@@ -28,14 +30,7 @@ class SDR(nn.Module):
 
     def about(self) -> dict[str, Any]:
         """The stem and what follows it, for the exported file."""
-        return {
-            "stem_kernel": 3,
-            "stem_stride": 1,
-            "stem_padding": 0,
-            "padding_mode": "zeros",
-            "max_pool": True,
-            "width": self.width,
-        }
+        return {"stem_kernel": 3, "stem_stride": 1, "stem_padding": 0, "max_pool": True, "width": self.width}
 
 
 def build(inputs: int = 3, width: float = 1.0) -> SDR:

@@ -18,13 +18,15 @@ class Shallow(nn.Module):
     With two layers -> [B, 512 width, t, t], t = (s - 2) // 2 with pooling, s - 2 without.
     """
 
+    name = "shallow"
+
     def __init__(self, pool: bool = True, inputs: int = 3, width: float = 1.0, layers: int = 1) -> None:
         super().__init__()
         self.widths = [round(filters * width) for filters in FILTERS[:layers]]
         self.width = self.widths[-1]
         self.conv1 = nn.Conv2d(inputs, self.widths[0], SIZE[0])
         if layers == 2:
-            self.conv2 = nn.Conv2d(*self.widths, SIZE[1])
+            self.conv2 = nn.Conv2d(self.widths[0], self.widths[1], SIZE[1])
         self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
         self.relu = nn.ReLU(inplace=True)
 
@@ -37,16 +39,9 @@ class Shallow(nn.Module):
         return inputs
 
     def about(self) -> dict[str, Any]:
-        """The stem and what follows it, for the exported file."""
-        return {
-            "stem_kernel": SIZE[0],
-            "stem_stride": 1,
-            "stem_padding": 0,
-            "padding_mode": "zeros",
-            "max_pool": isinstance(self.pool, nn.MaxPool2d),
-            "widths": self.widths,
-            "kernels": list(SIZE[: len(self.widths)]),
-        }
+        """What the exported file records of the network."""
+        pooled = isinstance(self.pool, nn.MaxPool2d)
+        return {"widths": self.widths, "kernels": list(SIZE[: len(self.widths)]), "padding": 0, "max_pool": pooled}
 
 
 def map_side(pixels: int, layers: int, pool: bool = True) -> int:

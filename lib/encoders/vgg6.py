@@ -1,10 +1,9 @@
-"""VGG-6 on the patches of an image, and the maps that predict a patch's code from the code of one above it.
+"""VGG-6 on the patches of an image, for methods that contrast patches (docs/methods.md, 9 and 10).
 
-For methods that contrast patches (docs/methods.md, 9 and 10). Patches are cut out first and go through the network
-one by one: no code sees a pixel outside its patch, not even through padding. There is no BatchNorm, which would
-tell one patch about the others.
+Patches are cut out first and go through the network one by one: no code sees a pixel outside its patch, not even
+through padding. There is no BatchNorm, which would tell one patch about the others.
 
-B images of S x S pixels, P patches each, in a grid of G x G; D channels; K the most rows ahead of a prediction.
+B images of S x S pixels in a grid of G x G patches; D channels.
 """
 
 from typing import Any
@@ -16,8 +15,6 @@ from torch.nn import functional
 from lib.runtime.errors import UserError
 
 GRID = 7  # G, whatever S is: patches of S / 4 pixels every S / 8
-SKIP = 1  # neighbouring rows share pixels, so the nearest row that is predicted is the next but one
-FURTHEST = GRID - 1 - SKIP  # rows ahead, counted after those skipped
 CHANNELS = (1, 2, 2, 4, 8, 8)  # of the six layers, as multiples of the first's
 POOLED = (False, True, False, True, True, True)
 LUMA = (0.2989, 0.587, 0.114)
@@ -37,17 +34,21 @@ class VGG6(nn.Module):
         local: each layer's input is detached, so that no gradient passes from a layer to those below it.
     """
 
+    name = "vgg6"
+    luma: Tensor
+
     def __init__(self, channels: int, gray: bool, local: bool) -> None:
         super().__init__()
-        self.widths = tuple(channels * factor for factor in CHANNELS)
+        self.widths = [channels * factor for factor in CHANNELS]
         self.width = self.widths[-1]
         self.gray, self.local = gray, local
-        inputs = (1 if gray else 3, *self.widths[:-1])
-        self.layers = nn.ModuleList(nn.Conv2d(*sizes, kernel_size=3, padding=1) for sizes in zip(inputs, self.widths))
+        inputs = [1 if gray else 3, *self.widths[:-1]]
+        layers = [nn.Conv2d(*sizes, kernel_size=3, padding=1) for sizes in zip(inputs, self.widths)]
+        self.layers = nn.ModuleList(layers)
         self.register_buffer("luma", torch.tensor(LUMA).view(3, 1, 1), persistent=False)
-        for layer in self.layers:
+        for layer in layers:
             nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.get_parameter("bias"))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         parts = [self._codes(part) for part in images.split(IMAGES_AT_ONCE)]
@@ -66,15 +67,7 @@ class VGG6(nn.Module):
 
     def about(self) -> dict[str, Any]:
         """What the exported file records of the network."""
-        return {
-            "layers": len(self.layers),
-            "widths": list(self.widths),
-            "kernel": 3,
-            "padding_mode": "zeros",
-            "grid": GRID,
-            "gray": self.gray,
-            "local": self.local,
-        }
+        return {"widths": self.widths, "kernel": 3, "padding": 1, "grid": GRID, "gray": self.gray, "local": self.local}
 
 
 def patches(images: Tensor) -> Tensor:
@@ -92,42 +85,3 @@ def patches(images: Tensor) -> Tensor:
     stride = size // 8
     cut = images.unfold(2, 2 * stride, stride).unfold(3, 2 * stride, stride)  # [B, C, G, G, S / 4, S / 4]
     return cut.permute(0, 2, 3, 1, 4, 5).flatten(0, 2).contiguous(memory_format=torch.channels_last)
-
-
-class Ahead(nn.Module):
-    """A linear map without bias for each number of rows ahead: the code it predicts there, from each patch above.
-
-    Weights start at the size 1 / D, so that the scores (`lib.losses.cpc`) start of the order of one whatever the
-    width.
-    """
-
-    def __init__(self, width: int, furthest: int) -> None:
-        super().__init__()
-        self.maps = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(furthest))
-        for layer in self.maps:
-            nn.init.normal_(layer.weight, std=1 / width)
-
-    def forward(self, codes: Tensor) -> Tensor:
-        """Codes [B, 7, 7, D] -> all predictions of an image in one row, [B, (places of each map together) * D]."""
-        rows = [layer(codes[:, : GRID - SKIP - distance]).flatten(1) for distance, layer in enumerate(self.maps, 1)]
-        return torch.cat(rows, 1)
-
-
-def places_ahead(furthest: int) -> tuple[int, ...]:
-    """How many patches have one that is 1, 2, ... rows ahead."""
-    return tuple((GRID - SKIP - distance) * GRID for distance in range(1, furthest + 1))
-
-
-def pairs(predicted: Tensor, codes: Tensor, furthest: int) -> tuple[Tensor, Tensor]:
-    """The predictions of all distances, one after the other, and the codes that are truly there: [B, P, D] each.
-
-    P is the sum of `places_ahead`.
-
-    Args:
-        predicted: what `Ahead` returned, [B, P * D].
-        codes: of all patches, [B, 49 * D].
-        furthest: how many maps there are.
-    """
-    grid = codes.unflatten(1, (GRID * GRID, -1))
-    there = torch.cat([grid[:, -places:] for places in places_ahead(furthest)], 1)
-    return predicted.view(there.shape), there

@@ -1,68 +1,247 @@
-"""Contrastive predictive coding on patches of an image (van den Oord et al. 2018; docs/methods.md, 9).
+"""Contrastive predictive coding on patches of an image: CPC, Hinge-CPC and CLAPP (docs/methods.md, 9 and 10).
 
 From the code of a patch, linear maps predict the codes of patches in the rows below it, and each prediction must
-find its patch among patches of other images. A code is its own context, as in Greedy InfoMax, so there is no
-recurrent network over the patches.
+tell its patch from patches of other images: by InfoNCE (van den Oord et al. 2018) or by a hinge (Illing et al.
+2021). A code is its own context, as in Greedy InfoMax, so there is no recurrent network over the patches. Hinge-CPC
+is ``loss: hinge``; CLAPP is that with ``local: true``.
+
+B images, P places in each, D features, n negatives of each prediction. The places of all K distances are laid out one
+after the other and compared at once; ``places`` is how many each distance has, and each has its own mean.
 """
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
-from lib.encoders.vgg6 import FURTHEST, VGG6, Ahead, pairs, places_ahead
-from lib.losses.cpc import any_place, false_scores, info_nce, true_scores
-from lib.methods.base import Method, Named
+from lib.encoders.vgg6 import GRID, VGG6
+from lib.methods.base import Method, Named, at_least_fp32, require_effect
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
+from lib.runtime.chunks import chunks
+from lib.runtime.seeds import send
+
+SKIP = 1  # neighboring rows share pixels, so the nearest row that is predicted is the next but one
+FURTHEST = GRID - 1 - SKIP  # rows ahead, counted after those skipped
+
+
+def true_logits(predicted: Tensor, codes: Tensor) -> Tensor:
+    """u of each prediction and the patch that it is about, their plain product: [B, P, D] each -> [B, P]."""
+    return (at_least_fp32(predicted) * at_least_fp32(codes)).sum(2)
+
+
+def false_logits(predicted: Tensor, codes: Tensor, negatives: Tensor) -> Tensor:
+    """u of each prediction and each of its n ``negatives`` [B, P, n], numbered as in codes [B * P, D]: [B, P, n]."""
+    rows, predicted = at_least_fp32(codes).flatten(0, 1), at_least_fp32(predicted)
+    images, places, count = negatives.shape
+    # The n codes of every prediction are laid out for it, B P n D numbers in all: some places at a time fit a cache.
+    parts = chunks(places, images * count * rows.shape[1])
+    with torch.autocast(rows.device.type, enabled=False):
+        # `embedding` adds up a code's gradients in one order; those of rows[...] come in the order of the threads
+        logits = [(embedding(negatives[:, part], rows) @ predicted[:, part, :, None]).squeeze(3) for part in parts]
+    return torch.cat(logits, 1)
+
+
+def draw_negatives(images: int, count: int, places: tuple[int, ...], where: str) -> Tensor:
+    """``count`` patches of other images for each prediction, int64 [B, P, count], of the same distance.
+
+    With replacement, on the CPU from torch's global generator, so that every device sees the same. ``where``: any
+    place of any other image, each as likely; or the same, the very place of ``count`` other images, which are the
+    same for all places of a distance. The image itself is left out, and with it the true patch.
+    """
+    drawn, start, own = [], 0, torch.arange(images)[:, None, None]
+    for size in places:
+        step = torch.randint(1, images, (images, size if where == "any" else 1, count))
+        place = torch.randint(size, step.shape) if where == "any" else torch.arange(size)[:, None]
+        drawn.append((own + step) % images * sum(places) + start + place)
+        start += size
+    return torch.cat(drawn, 1)
+
+
+def info_nce(true: Tensor, false: Tensor, places: tuple[int, ...] = ()) -> Tensor:
+    """Mean of -log softmax at the true patch, in nats, of each distance: [K]; all logits equal: log(1 + n).
+
+    Args:
+        true: logits [B, P] of the true patches.
+        false: logits [B, P, n] of the others; the true one is in the denominator beside them.
+        places: of each distance; one distance if not given.
+    """
+    true, false = at_least_fp32(true), at_least_fp32(false)
+    return by_distance(torch.cat([true[:, :, None], false], 2).logsumexp(2) - true, places).mean(0)
+
+
+def hinge(true: Tensor, false: Tensor, places: tuple[int, ...] = (), same: Tensor | None = None) -> Tensor:
+    """True patches above 1, others below -1: mean of max(0, 1 - u) plus mean of max(0, 1 + u), of each distance [K].
+
+    Synchronous: every prediction meets its true patch and others at once. With ``same``, bool [B], asynchronous: the
+    predictions of an image meet either their true patches (``same``) or others, each mean is over the images of its
+    kind, and a kind without images adds 0. With all logits 0 both forms cost exactly 2. Arguments as of `info_nce`.
+    """
+    pulled = by_distance(torch.relu(1 - at_least_fp32(true)), places)  # [B, K]
+    pushed = by_distance(torch.relu(1 + at_least_fp32(false)).mean(2), places)
+    if same is None:
+        return (pulled + pushed).mean(0)
+    return _mean_of(pulled, same) + _mean_of(pushed, ~same)
+
+
+def by_distance(values: Tensor, places: tuple[int, ...]) -> Tensor:
+    """Means over the places of each distance: [B, P] -> [B, K]; [B, 1] without ``places``."""
+    return torch.stack([part.mean(1) for part in values.split(places or values.shape[1], 1)], 1)
+
+
+def _mean_of(values: Tensor, chosen: Tensor) -> Tensor:
+    """Over the chosen rows of [B, K]; 0 if there is none, without asking the device."""
+    return (values * chosen[:, None]).sum(0) / chosen.sum().clamp(min=1)
 
 
 @dataclass(frozen=True)
-class Options:
+class CPCOptions:
     """``channels`` of the first layer, the last has 8 times as many; ``furthest``, rows ahead of the last prediction;
-    ``negatives`` of each prediction; ``gray``, whether only brightness is seen.
+    ``gray``, whether only brightness is seen.
+
+    ``negatives`` of each prediction, drawn from ``places``: any of other images, or the very place of the true one.
+    ``form`` of the hinge: in a step an image's predictions meet true patches or others (asynchronous), or both.
+    ``local``: every layer predicts its own codes and learns from its own loss; no gradient passes between layers.
+    ``asymmetric``: maps of their own for the way from predicted to predicting code, so that no weight is used in
+    both directions.
     """
 
+    loss: str = param("info_nce", choices=("info_nce", "hinge"))
     channels: int = param(128, low=4, high=512)
     furthest: int = param(FURTHEST, low=1, high=FURTHEST)
     negatives: int = param(16, low=1, high=4096)
+    places: str = param("any", choices=("any", "same"))
+    form: str = param("asynchronous", choices=("asynchronous", "synchronous"))
+    local: bool = param(False)
+    asymmetric: bool = param(False)
     gray: bool = param(True)
 
 
+class Ahead(nn.Module):
+    """A linear map without bias for each number of rows ahead: the code it predicts there, from each patch above.
+
+    Weights start at the size 1 / D, so that logits start of the order of one whatever the width.
+    """
+
+    def __init__(self, width: int, furthest: int) -> None:
+        super().__init__()
+        maps = [nn.Linear(width, width, bias=False) for _ in range(furthest)]
+        self.maps = nn.ModuleList(maps)
+        for layer in maps:
+            nn.init.normal_(layer.weight, std=1 / width)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Codes [B, 7, 7, D] -> all predictions of an image in one row, [B, P * D]."""
+        rows = [layer(codes[:, : GRID - SKIP - distance]).flatten(1) for distance, layer in enumerate(self.maps, 1)]
+        return torch.cat(rows, 1)
+
+
+def places_ahead(furthest: int) -> tuple[int, ...]:
+    """How many patches have one that is 1, 2, ... rows ahead."""
+    return tuple((GRID - SKIP - distance) * GRID for distance in range(1, furthest + 1))
+
+
+def pairs(predicted: Tensor, codes: Tensor, places: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """What `Ahead` predicts [B, P * D], and the codes [B, 49 * D] that are truly there: [B, P, D] each."""
+    grid = codes.unflatten(1, (GRID * GRID, -1))
+    there = torch.cat([grid[:, -count:] for count in places], 1)
+    return predicted.view(there.shape), there
+
+
 class CPC(Method):
-    """An encoder of patches, one latent ``h``, the mean of their codes, and the maps that predict."""
+    """An encoder of patches and the maps that predict.
 
-    Options = Options
-    losses = ("cpc",)
-    part = "encoders/vgg6"
-    own_encoder = "vgg6"
+    Latents are the means of an image's codes: ``h``, the last layer's; where each layer learns by itself, those of
+    all, the last first. Adam moves every weight alone, so one for all layers is the same as one for each.
+    """
+
+    Options = CPCOptions
     views = 1
+    encoder: VGG6
 
-    def __init__(self, options: Options, params: Pretraining) -> None:
+    @classmethod
+    def reads(cls, options: CPCOptions) -> frozenset[str]:
+        return frozenset()  # its encoder is its own
+
+    def __init__(self, options: CPCOptions, params: Pretraining) -> None:
         super().__init__(options, params)
-        self.ahead = Ahead(self.encoder.width, options.furthest)
+        if options.loss == "info_nce":
+            require_effect(options, params.variant, ("form",), "loss info_nce", "set loss to hinge")
+        widths = {f"layer{number}": width for number, width in enumerate(self.encoder.widths, 1)}
+        self.names = list(widths) if options.local else list(widths)[-1:]  # of the layers that have a loss
+        self.ways = ("ahead", "back") if options.asymmetric else ("ahead",)
+        self.places = places_ahead(options.furthest)
+        self.maps = nn.ModuleDict(
+            {f"{name}_{way}": Ahead(widths[name], options.furthest) for name in self.names for way in self.ways}
+        )
 
     def network(self, params: Pretraining) -> nn.Module:
-        return VGG6(self.options.channels, self.options.gray, local=False)
+        return VGG6(self.options.channels, self.options.gray, self.options.local)
 
     def embed(self, views: list[Tensor]) -> Named:
-        """The codes of an image's patches and all predictions made from them, each in one row."""
-        codes = self.encoder(views[0])[-1]  # [B, 7, 7, D]
-        return {"codes": codes.flatten(1), "ahead": self.ahead(codes)}
+        """For each layer that has a loss, the codes of an image's patches and all predictions, each in one row.
+
+        With asymmetric maps, predictions ``ahead`` teach the predicted codes and ``back`` the predicting ones.
+        """
+        embeddings = {}
+        for name, codes in self._codes(views[0]).items():
+            embeddings[name] = codes.flatten(1)
+            predicting = {"ahead": codes.detach() if self.options.asymmetric else codes, "back": codes}
+            for way in self.ways:
+                embeddings[f"{name}_{way}"] = self.maps[f"{name}_{way}"](predicting[way])
+        return embeddings
 
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
-        """The mean over the distances, which are the parts."""
-        places = places_ahead(self.options.furthest)
-        predicted, codes = pairs(embeddings["ahead"], embeddings["codes"], self.options.furthest)
-        false = false_scores(predicted, codes, any_place(codes, self.options.negatives, places))
-        errors = info_nce(true_scores(predicted, codes), false, places)
-        return errors.mean(), {f"ahead{distance}": error for distance, error in enumerate(errors, 1)}
+        """The sum over the layers of the mean over the distances.
+
+        Parts are the layers' losses, or the distances' where one layer alone learns; and ``score``, the mean size of
+        the logits of true patches at the last layer: they have no bound, and a hinge may be met by growth alone.
+        """
+        last = embeddings[self.names[-1]]
+        same: list[Tensor | None] = [None, None]
+        if self.options.loss == "hinge":
+            # An image's coin is one for all layers; each direction tosses its own. The synchronous form tosses too, so
+            # that with one seed both have the same negatives.
+            same = [send(torch.rand(len(last)) < 0.5, last.device) for _ in self.ways]
+        errors: Named = {}
+        for name in self.names:
+            codes = embeddings[name]
+            errors[name], score = self._one_way(embeddings[f"{name}_ahead"], codes, same[0])
+            if self.options.asymmetric:
+                errors[name] = errors[name] + self._one_way(embeddings[f"{name}_back"], codes.detach(), same[1])[0]
+        parts = {name: error.mean() for name, error in errors.items()}
+        total = torch.stack(list(parts.values())).sum()
+        if not self.options.local:
+            parts = {f"ahead{distance}": error for distance, error in enumerate(errors[self.names[-1]], 1)}
+        return total, {**parts, "score": score}
+
+    def _one_way(self, predicted: Tensor, codes: Tensor, same: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The loss of each distance [K], and the mean size of the logits of true patches []."""
+        options, places = self.options, self.places
+        ahead, there = pairs(predicted, codes, places)
+        negatives = send(draw_negatives(len(there), options.negatives, places, options.places), there.device)
+        true, false = true_logits(ahead, there), false_logits(ahead, there, negatives)
+        score = by_distance(true.detach().abs(), places).mean()
+        if options.loss == "info_nce":
+            return info_nce(true, false, places), score
+        return hinge(true, false, places, same if options.form == "asynchronous" else None), score
+
+    def allow_end_to_end_gradient(self) -> None:
+        self.encoder.local = False
 
     def latents(self, images: Tensor) -> Named:
-        return {"h": self.encoder(images)[-1].mean((1, 2))}
+        means = {name: codes.mean((1, 2)) for name, codes in self._codes(images).items()}
+        last = means.pop(self.names[-1])
+        return {self.names[-1] if means else "h": last, **means}
 
     def project(self, latents: Named) -> Named:
         """None: the loss acts on patches, not on an image's latent."""
         return {}
+
+    def _codes(self, images: Tensor) -> Named:
+        """Of the layers that have a loss: [B, 7, 7, D] by name."""
+        return dict(zip(self.names, self.encoder(images)[-len(self.names) :]))
 
 
 METHOD = CPC

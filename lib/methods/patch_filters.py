@@ -4,6 +4,9 @@ One small square is cut from each image, and all 7x7 patches in it, which overla
 one another and far from the patches of other images. With a second layer, the first half of the steps trains
 the first; then it stays, and patches of its map train the second. What the first layer is worth shows when a
 classifier starts from it (`lib.evaluate.transfer`), what both are worth in the latents.
+
+B images with P patches each, embeddings of D numbers; A = B P (P - 1) / 2 pairs (anchor, positive), each unordered
+pair once, its first patch the anchor.
 """
 
 from dataclasses import dataclass
@@ -11,12 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 from lib.encoders.shallow import Shallow, map_side
-from lib.losses.patch_triplets import patch_triplets
-from lib.methods.base import Method, Named, pool
+from lib.methods.base import Method, Named, at_least_fp32, pool
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
+from lib.runtime.chunks import chunks
 from lib.runtime.errors import UserError
 
 PATCH = {1: 7, 2: 4}  # by layer: rows of a patch, in pixels and in places of the first layer's map
@@ -24,8 +28,57 @@ MOST = 4  # patches in a row of the square: pairs of patches grow with the fourt
 SQUARE = 8  # pixels, for the first layer where a second asks for larger squares
 
 
+def patch_triplets(patches: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """Mean over triples of d(a, p) - d(a, n) + margin, of patches [B, P, D]; and the share of pairs that have one.
+
+    With squared Euclidean distances d, a negative n of another image is semi-hard for the pair (a, p) if
+    d(a, p) < d(a, n) < d(a, p) + margin. Each pair has one of them, chosen at random from torch's global generator;
+    a pair without does not count. Where none has one, as where all patches are equal, loss and gradient are 0.
+    """
+    count, each, _ = patches.shape
+    first, second = torch.triu_indices(each, each, 1, device=patches.device)
+    distances = squared_distances(at_least_fp32(patches).flatten(0, 1))  # [B P, B P]
+    starts = torch.arange(count, device=patches.device)[:, None] * each
+    anchors, positives = (starts + first).flatten(), (starts + second).flatten()
+    near = _picked(distances, anchors, positives)  # [A]
+    # a few pairs at a time: A x B P numbers are never held at once
+    parts = [
+        semi_hard(distances.detach()[anchors[part]], near.detach()[part], anchors[part] // each, each, margin)
+        for part in chunks(len(anchors), len(distances))
+    ]
+    chosen, exists = map(torch.cat, zip(*parts))
+    losses = (near - _picked(distances, anchors, chosen) + margin).relu()
+    return (losses * exists).sum() / exists.sum().clamp(min=1), exists.float().mean()
+
+
+def squared_distances(rows: Tensor) -> Tensor:
+    """[N, N] of rows [N, D], not below 0."""
+    with torch.autocast(rows.device.type, enabled=False):
+        length = rows.square().sum(1)
+        return (length[:, None] + length - 2 * rows @ rows.T).clamp(min=0)
+
+
+def semi_hard(distances: Tensor, near: Tensor, images: Tensor, each: int, margin: float) -> tuple[Tensor, Tensor]:
+    """A random semi-hard negative of every pair: the patch [A], and whether there is one [A].
+
+    Args:
+        distances: [A, B P], of the pairs' anchors to all patches; ``near`` [A], to their positives.
+        images: int64 [A], the image of each pair; ``each`` of its patches follow one another.
+    """
+    owner = torch.arange(distances.shape[1], device=distances.device) // each
+    allowed = (distances > near[:, None]) & (distances < near[:, None] + margin) & (owner != images[:, None])
+    ticket = torch.rand(distances.shape, device=distances.device).masked_fill_(~allowed, -1)
+    best, chosen = ticket.max(1)
+    return chosen, best >= 0
+
+
+def _picked(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """``values[rows, columns]``, whose gradients add up in one order whatever the number of threads."""
+    return embedding(rows * values.shape[1] + columns, values.view(-1, 1))[:, 0]
+
+
 @dataclass(frozen=True)
-class Options:
+class FilterOptions:
     """``margin`` of the triplets in squared distance; ``max_pool``: the largest of a patch's 2x2 responses;
     ``layers`` of filters."""
 
@@ -40,26 +93,25 @@ class PatchFilters(Method):
     With two layers there is also ``first``, the mean of the first one's.
     """
 
-    Options = Options
-    losses = ("patch_triplets",)
-    part = "encoders/shallow"
-    own_encoder = "shallow"
+    Options = FilterOptions
     views = 1
+    encoder: Shallow
+    learning: Tensor  # [], the layer that learns, from 1
 
-    def __init__(self, options: Options, params: Pretraining) -> None:
+    @classmethod
+    def reads(cls, options: FilterOptions) -> frozenset[str]:
+        return frozenset()  # its encoder is its own
+
+    def __init__(self, options: FilterOptions, params: Pretraining) -> None:
         super().__init__(options, params)
-        allowed = [
-            pixels
-            for pixels in range(PATCH[1], 64)
-            if 1 < map_side(pixels, options.layers - 1, options.max_pool) - PATCH[options.layers] + 1 <= MOST
-        ]
+        places = {pixels: map_side(pixels, options.layers - 1, options.max_pool) for pixels in range(PATCH[1], 64)}
+        allowed = [pixels for pixels, side in places.items() if 1 < side - PATCH[options.layers] + 1 <= MOST]
         if params.augment.crop_pixels not in allowed:
             raise UserError(
-                f"params.yaml: augment.crop_pixels of {params.variant} is {params.augment.crop_pixels}; "
-                f"allowed for the method {params.method} with layers {options.layers}: {allowed[0]} to "
-                f"{allowed[-1]}"
+                f"params.yaml: augment.crop_pixels of {params.variant} is {params.augment.crop_pixels}; allowed for "
+                f"the method {params.method} with layers {options.layers}: {allowed[0]} to {allowed[-1]}"
             )
-        self.register_buffer("learning", torch.ones((), dtype=torch.int64))  # the layer that learns, from 1
+        self.register_buffer("learning", torch.ones((), dtype=torch.int64))
         self.now = 1  # the same, known without asking the device
         self.register_load_state_dict_post_hook(_resume)
 
@@ -73,7 +125,8 @@ class PatchFilters(Method):
             with torch.no_grad():
                 inputs = self.encoder(inputs, layer=1)
         elif self.options.layers == 2:
-            inputs = _middle(inputs, SQUARE)
+            start = (inputs.shape[-1] - SQUARE) // 2  # the first layer has the middle of the larger square
+            inputs = inputs[..., start : start + SQUARE, start : start + SQUARE]
         size = PATCH[self.now]
         patches = inputs.unfold(2, size, 1).unfold(3, size, 1)  # [B, C, P', P', size, size], P = P' P'
         patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
@@ -98,12 +151,6 @@ class PatchFilters(Method):
 
     def project(self, latents: Named) -> Named:
         return {}
-
-
-def _middle(images: Tensor, pixels: int) -> Tensor:
-    """The square of so many pixels in the middle of images [B, 3, s, s]."""
-    start = (images.shape[-1] - pixels) // 2
-    return images[..., start : start + pixels, start : start + pixels]
 
 
 def _resume(method: PatchFilters, _: Any) -> None:
