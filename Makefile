@@ -51,10 +51,10 @@ plan: install
 # A training for each GPU, or else for each core. dvc ends with 255 where it fails, at which xargs would stop the others.
 parallel: install
 	@dvc repro resolve download
-	@gpus=$$(echo "$${CUDA_VISIBLE_DEVICES-$$(nvidia-smi --query-gpu=index --format=csv,noheader 2> /dev/null)}" | tr ',\n' '  '); \
-	cores=$$(python -c 'import os; print(*getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0))'); \
-	slot=$$(xargs --process-slot-var=SLOT true < /dev/null 2> /dev/null && echo --process-slot-var=SLOT); \
-	set -- $${gpus:-$$cores}; export GPUS="$$gpus" PLACES="$$*" ENGRAM_THREADS=$${ENGRAM_THREADS:-1} OMP_NUM_THREADS=1; \
+	@set -- $$(echo "$${CUDA_VISIBLE_DEVICES-$$(nvidia-smi --query-gpu=index --format=csv,noheader 2> /dev/null)}" | tr , ' '); \
+	export GPUS="$$*" ENGRAM_THREADS=$${ENGRAM_THREADS:-1} OMP_NUM_THREADS=1; \
+	test "$$GPUS" || set -- $$(python -c 'import os; print(*getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0))'); \
+	export PLACES="$$*"; slot=$$(xargs --process-slot-var=SLOT true < /dev/null 2> /dev/null && echo --process-slot-var=SLOT); \
 	ls data/variants | sed -n 's/\.json$$//p' | xargs -P $(or $(J),$$#) $$slot -I{} sh -c 'set -- $$PLACES; \
 		shift $$(($${SLOT:-0} % $$#)); pin=$$(command -v taskset) && pin="$$pin -c $$1"; \
 		test -z "$$GPUS" || { export CUDA_VISIBLE_DEVICES=$$1; pin=; }; \
