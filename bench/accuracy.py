@@ -35,17 +35,12 @@ def ours(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
 
 def leftthomas(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     """The recipe as it comes, with the same small encoder; its rate is constant, so it has no last epoch."""
-    data = as_the_recipe(load_data(IMAGES_FILE))
+    data = peers.as_the_recipe(load_data(IMAGES_FILE))
     torch.manual_seed(0)
     images = data.train_images.permute(0, 2, 3, 1).contiguous().numpy()
     training = peers.Training(peers.leftthomas(), images, settings, machine.device)
     monitor = knn_monitor(data, engram.simclr("cpu"), replace(machine, precision="fp32"))
     return _race(training.step, lambda: monitor(training.model), len(training.loader), 1000, data)
-
-
-def as_the_recipe(data: ImageData) -> ImageData:
-    """The same images, to be normalized by the recipe's constants, with which its network is trained."""
-    return replace(data, about={**data.about, "mean": list(peers.MEAN), "std": list(peers.STD)})
 
 
 def _race(

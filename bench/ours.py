@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from bench.images import CLASSES, image_data
+from bench.images import CLASSES, image_data, pairs
 from bench.timing import once, steady
 from lib.core.trainer import Pretrainer
 from lib.data.store import ImageData
 from lib.evaluate.features import extract
 from lib.evaluate.knn import knn_scores
-from lib.losses.ntxent import nt_xent
 from lib.methods import build_method
+from lib.methods.simclr import nt_xent
 from lib.params.experiment import read_experiment
 from lib.params.pretraining import Pretraining
 from lib.runtime.machine import Machine
@@ -67,12 +67,6 @@ def loss(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
     """NT-Xent and its gradient."""
     first, second = pairs(settings["rows"])
     return steady(lambda: nt_xent(first, second, 0.5).backward(), settings)
-
-
-def pairs(rows: int) -> list[torch.Tensor]:
-    """Two views [rows / 2, 128] of random embeddings of length one, which want a gradient."""
-    views = torch.randn(2, rows // 2, 128, generator=torch.Generator().manual_seed(0))
-    return [view.requires_grad_() for view in torch.nn.functional.normalize(views, dim=2)]
 
 
 def embed(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:

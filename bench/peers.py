@@ -7,7 +7,7 @@ is the same network as ours, so that implementations are compared and not archit
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,9 +19,9 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from bench.images import CLASSES, SIZE, pixels
-from bench.ours import pairs
+from bench.images import CLASSES, SIZE, pairs, pixels
 from bench.timing import forever, once, steady
+from lib.data.store import ImageData
 from lib.encoders import build_encoder
 from lib.methods.base import projector
 from lib.runtime.machine import Machine
@@ -126,6 +126,11 @@ class Training:
         loss.backward()
         self.optimizer.step()
         return loss.item()
+
+
+def as_the_recipe(data: ImageData) -> ImageData:
+    """The same images, to be normalized by the recipe's constants, with which its network is trained."""
+    return replace(data, about={**data.about, "mean": list(MEAN), "std": list(STD)})
 
 
 def _step(recipe: Callable[[], Recipe], settings: dict[str, Any], machine: Machine) -> dict[str, Any]:

@@ -11,9 +11,7 @@ import torch
 
 from bench import peers
 from bench.__main__ import parse
-from bench.accuracy import as_the_recipe
-from bench.images import image_data
-from bench.ours import pairs
+from bench.images import image_data, pairs
 from bench.plan import ROWS, SECTIONS, USUAL, name_of
 from bench.report import document, ratios, spread
 from lib.views.augment import normalize
@@ -75,7 +73,7 @@ def test_every_arm_is_defined_in_its_module_and_has_a_name_of_its_own():
 
 
 def test_the_peer_is_judged_on_images_as_it_was_trained_on():
-    data = as_the_recipe(image_data(4, 2))
+    data = peers.as_the_recipe(image_data(4, 2))
     picture = data.train_images[:1]
     plain = peers.PLAIN(picture[0].permute(1, 2, 0).numpy())
     torch.testing.assert_close(normalize(picture, data.mean, data.std)[0], plain)
