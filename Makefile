@@ -8,8 +8,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 .NOTPARALLEL:
 
 help:
-	@echo 'make demo      install, run the whole pipeline on small embedded data, show the table'
-	@echo 'make install   only the environment, in $(VENV)'
+	@echo 'make demo      install (make install: only that), run the pipeline on small embedded data, show the table'
 	@echo 'make plan      what dvc repro would run, why, and about how long; S="gamma=0.1 epochs=50" asks for a change'
 	@echo 'make parallel  train the variants side by side, J=2 at once, then run the rest'
 	@echo 'make prune     remove the checkpoints of finished trainings'
@@ -39,11 +38,9 @@ demo: install
 	@python -m lib preset demo
 	@dvc repro
 	@python -m lib show
-	@echo
-	@echo "The table is metrics/results.md; the pictures are plots/tsne/overview.png, plots/curves.png, plots/accuracy.png."
-	@echo "All of it in a browser: . $(VENV)/bin/activate && dvc plots show --open"
-	@echo "params.yaml, metrics/ and plots/ now hold the demo. python -m lib preset study returns to the study's settings;"
-	@echo "git clean -fdq metrics plots dvc.lock removes the demo's results, unless you have committed them."
+	@echo "The table: metrics/results.md. Pictures: plots/tsne/overview.png, plots/curves.png, plots/accuracy.png. All of it"
+	@echo "in a browser: . $(VENV)/bin/activate; dvc plots show --open. Back to the study's settings: python -m lib preset study;"
+	@echo "without the demo's results, unless you have committed them: git clean -fdq metrics plots dvc.lock"
 
 plan: install
 	@python -m lib plan $(S:%=-S %)
@@ -56,7 +53,7 @@ parallel: install
 	test "$$GPUS" || set -- $$(python -c 'import os; print(*getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0))'); \
 	export PLACES="$$*"; slot=$$(xargs --process-slot-var=SLOT true < /dev/null 2> /dev/null && echo --process-slot-var=SLOT); \
 	ls data/variants | sed -n 's/\.json$$//p' | xargs -P $(or $(J),$$#) $$slot -I{} sh -c 'set -- $$PLACES; \
-		shift $$(($${SLOT:-0} % $$#)); pin=$$(command -v taskset) && pin="$$pin -c $$1"; \
+		shift $$(($${SLOT:-0} % $$#)); pin=$$(test $$ENGRAM_THREADS = 1 && command -v taskset) && pin="$$pin -c $$1"; \
 		test -z "$$GPUS" || { export CUDA_VISIBLE_DEVICES=$$1; pin=; }; \
 		$$pin dvc --wait-for-lock repro -s pretrain@{} || exit 1' || \
 	{ echo "error: a training failed (above); make parallel goes on with it, and then with the rest"; exit 1; }
