@@ -1,94 +1,81 @@
-# make demo, make test; VENV=path reuses an environment that is already there
+# make demo, make test; VENV=path uses an environment that is there already, PYTHON=python3.12 makes one with it
 VENV ?= .venv
 PYTHON ?= python3
-TEST_PROCESSES ?= 2
-BIN := $(abspath $(VENV))/bin
-STAMP := $(VENV)/.engram-requirements.txt
+BIN := $(if $(filter /%,$(firstword $(VENV))),$(VENV),$(CURDIR)/$(VENV))/bin
 export PATH := $(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
-
-.PHONY: help install demo test faults test-oldest test-newest prune bench plan parallel scaling
+.PHONY: help check install install-test demo plan parallel prune test test-slow test-all lint bench
+.NOTPARALLEL:
 
 help:
-	@echo "make demo     install, run the whole pipeline on small embedded data, show the table"
-	@echo "make test     install, run the tests, two files at a time; TEST_PROCESSES=4 for four"
-	@echo "make faults   the fault tests in full: over 100 kills, full disks, bad files; about 20 minutes"
-	@echo "make test-oldest, make test-newest"
-	@echo "              the tests with the oldest or newest light dependencies that pyproject.toml allows;"
-	@echo "              TESTS=\"tests/test_report.py\" narrows them"
-	@echo "make install  only the environment, in $(VENV)"
-	@echo "make plan     what dvc repro would run, why, and about how long; S=\"gamma=0.1 epochs=50\" asks for a change"
-	@echo "make parallel train the variants side by side, then run the rest; J=2 says how many at once"
-	@echo "make prune    remove the checkpoints of finished trainings"
-	@echo "make scaling  the tests that take minutes: remotes, queue, machines that fail (docs/scaling.md)"
-	@echo "make bench    install the peers too, measure them beside this project; BENCH=\"data step\" or --quick narrows it,"
-	@echo "              BENCH=\"--device cuda\" measures a GPU"
+	@echo 'make demo      install (make install: only that), run the pipeline on small embedded data, show the table'
+	@echo 'make plan      what dvc repro would run, why, and about how long; S="gamma=0.1 epochs=50" asks for a change'
+	@echo 'make parallel  train the variants side by side, J=2 at once, then run the rest'
+	@echo 'make prune     remove the checkpoints of finished trainings'
+	@echo 'make test      the tests, in under five minutes; make test-all: also kills, remotes and several processes'
+	@echo 'make lint      ruff and mypy'
+	@echo 'make bench     speed and memory beside other implementations; BENCH="step data" narrows it'
 
-install: $(STAMP) .dvc/vega.js
+# What would stop the pipeline after gigabytes are installed is said before anything is made.
+check:
+	@python="$(BIN)/python"; test -x "$$python" || python="$(PYTHON)"; \
+	found=$$("$$python" -c 'import sys; print(sys.version.split()[0]); sys.exit(sys.version_info < (3, 11))' 2> /dev/null) || \
+	{ echo "error: Engram needs Python 3.11 or newer, and $$python is $${found:-not there}:" \
+		"add PYTHON=python3.12, and remove $(VENV) if it was made with another"; exit 1; }
+	@found=$$(git rev-parse --git-dir 2>&1) || { echo "error: DVC needs a git repository: run git init first ($$found)"; exit 1; }
 
-$(STAMP): requirements.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing what requirements.txt asks for into $(VENV), if it is not there yet"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	@cp requirements.txt $(STAMP)
+# Installs $(1).txt, unless the environment holds it as it is now.
+holds = cmp -s $(1).txt "$(VENV)/.engram-$(1).txt" || { echo "installing $(1).txt into $(VENV)"; \
+	python -m pip install --quiet --disable-pip-version-check -r $(1).txt && cp $(1).txt "$(VENV)/.engram-$(1).txt"; }
 
-.dvc/vega.js: $(STAMP) lib/offline_plots.py
-	@$(BIN)/python -m lib.offline_plots
+install: check
+	@test -s "$(VENV)/.engram-requirements.txt" || "$(BIN)/python" -m pip --version > /dev/null 2>&1 || \
+		"$(PYTHON)" -m venv "$(VENV)"
+	@$(call holds,requirements)
+	@test -s .dvc/vega.js || python -m lib offline-plots
 
 demo: install
-	@python -m lib.preset demo
+	@python -m lib preset demo
 	@dvc repro
-	@python -m lib.report.show
-	@echo
-	@echo "The table:    metrics/results.md   (numbers: dvc metrics show)"
-	@echo "The pictures: plots/tsne/overview.png, plots/curves.png, plots/accuracy.png, plots/confusion.png"
-	@echo "              dvc plots show --open (after: . $(VENV)/bin/activate)"
-	@echo "params.yaml, metrics/ and plots/ now hold the demo. To return to the study's settings:"
-	@echo "              python -m lib.preset study"
-	@echo "and, to remove the demo's results (unless you have committed them):"
-	@echo "              git clean -fdq metrics plots dvc.lock"
-
-# Two processes of one thread each: kernels of several threads in several processes would wait for one another. The
-# tests that are about threads ask for them.
-test: install
-	@OMP_NUM_THREADS=1 python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
-
-scaling: install
-	@ENGRAM_TEST_SCALING=1 python -m pytest -rs --durations 8 tests/test_scaling.py tests/test_scaling_table.py \
-		tests/test_scaling_slow.py
-
-faults: install
-	@FAULTS=all FAULTS_LINES=.pytest_cache/refused.txt python -m pytest tests/faults \
-		--durations 12 -o tmp_path_retention_policy=failed
-
-# An environment of its own for each end of the ranges, made anew when the ranges change.
-.venv.oldest/tried.txt .venv.newest/tried.txt: .venv.%/tried.txt: pyproject.toml requirements.txt tests/versions.py
-	@$(PYTHON) -m venv .venv.$*
-	@$(PYTHON) -m tests.versions $* > .venv.$*/asked.txt
-	@echo "installing the $* allowed versions of the light dependencies into .venv.$*"
-	@.venv.$*/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -r .venv.$*/asked.txt
-	@.venv.$*/bin/python -m pip freeze > $@
-
-test-oldest test-newest: test-%: .venv.%/tried.txt
-	@.venv.$*/bin/python -m pip check
-	@PATH=$(CURDIR)/.venv.$*/bin:$(PATH) python -m lib.offline_plots
-	@PATH=$(CURDIR)/.venv.$*/bin:$(PATH) python -m pytest $(TESTS)
-
-BENCH_STAMP := $(VENV)/.engram-requirements-bench.txt
-
-$(BENCH_STAMP): requirements-bench.txt requirements.txt
-	@echo "installing what requirements-bench.txt asks for into $(VENV), if it is not there yet"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.txt
-	@cp requirements-bench.txt $(BENCH_STAMP)
-
-bench: install $(BENCH_STAMP)
-	@python -m bench.run $(BENCH)
+	@python -m lib show
+	@echo "The table: metrics/results.md. Pictures: plots/tsne/overview.png, plots/curves.png, plots/accuracy.png. All of it"
+	@echo "in a browser: . $(VENV)/bin/activate; dvc plots show --open. Back to the study's settings: python -m lib preset study;"
+	@echo "without the demo's results, unless you have committed them: git clean -fdq metrics plots dvc.lock"
 
 plan: install
-	@python -m lib.plan $(foreach setting,$(S),-S $(setting))
+	@python -m lib plan $(S:%=-S %)
 
+# A training for each GPU, or else for each core. dvc ends with 255 where it fails, at which xargs would stop the others.
 parallel: install
-	@python -m lib.side_by_side $(if $(J),-j $(J))
+	@dvc repro resolve download
+	@set -- $$(echo "$${CUDA_VISIBLE_DEVICES-$$(nvidia-smi --query-gpu=index --format=csv,noheader 2> /dev/null)}" | tr , ' '); \
+	export GPUS="$$*" ENGRAM_THREADS=$${ENGRAM_THREADS:-1} OMP_NUM_THREADS=1; \
+	test "$$GPUS" || set -- $$(python -c 'import os; print(*getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))(0))'); \
+	export PLACES="$$*"; slot=$$(xargs --process-slot-var=SLOT true < /dev/null 2> /dev/null && echo --process-slot-var=SLOT); \
+	ls data/variants | sed -n 's/\.json$$//p' | xargs -P $(or $(J),$$#) $$slot -I{} sh -c 'set -- $$PLACES; \
+		shift $$(($${SLOT:-0} % $$#)); pin=$$(test $$ENGRAM_THREADS = 1 && command -v taskset) && pin="$$pin -c $$1"; \
+		test -z "$$GPUS" || { export CUDA_VISIBLE_DEVICES=$$1; pin=; }; \
+		$$pin dvc --wait-for-lock repro -s pretrain@{} || exit 1' || \
+	{ echo "error: a training failed (above); make parallel goes on with it, and then with the rest"; exit 1; }
+	@dvc repro
 
 prune: install
-	@python -m lib.core.checkpoint
+	@python -m lib prune
+
+install-test: install
+	@$(call holds,requirements-test)
+
+test: install-test
+	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+
+test-slow: install-test
+	@OMP_NUM_THREADS=1 python -m pytest -m slow --durations 8
+
+test-all: test test-slow
+
+lint: install-test
+	@ruff check && ruff format --check && mypy
+
+bench: install
+	@$(call holds,requirements-bench)
+	@python -m bench $(BENCH)

@@ -1,34 +1,28 @@
-"""Stand-ins for CIFAR-10, of its sizes. What is timed does not depend on what the pictures show."""
+"""Stand-ins: random pixels in CIFAR-10's sizes, random embeddings. What is timed does not depend on what they show."""
 
 import numpy
 import torch
+from torch.nn import functional
 
 from lib.data.store import ImageData
 
-SIZE, CLASSES, SEED = 32, 10, 0
-ABOUT = "random pixels, 32x32 RGB, as many as CIFAR-10 has"
+SIZE, CLASSES = 32, 10
 
 
-def pixels(count: int, channels_last: bool) -> numpy.ndarray:
-    """uint8 [count, 32, 32, 3], as PIL reads them, or [count, 3, 32, 32]."""
-    shape = (count, SIZE, SIZE, 3) if channels_last else (count, 3, SIZE, SIZE)
-    return numpy.random.default_rng(SEED).integers(0, 256, shape, dtype=numpy.uint8)
-
-
-def labels(count: int) -> numpy.ndarray:
-    """int64 [count]: the classes in turn."""
-    return numpy.arange(count) % CLASSES
+def pixels(count: int) -> numpy.ndarray:
+    """Random uint8 [count, 32, 32, 3], as PIL reads them."""
+    return numpy.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), dtype=numpy.uint8)
 
 
 def image_data(train: int, test: int) -> ImageData:
-    """The stand-in as the pipeline's own data, a tenth of train for validation."""
-    images, every = torch.from_numpy(pixels(train + test, channels_last=False)), torch.from_numpy(labels(train + test))
+    """The stand-in as the pipeline's own data, a tenth of train for validation; the classes come in turn."""
+    images = torch.from_numpy(pixels(train + test)).permute(0, 3, 1, 2).contiguous()
+    labels = torch.arange(train + test) % CLASSES
     about = {"classes": [str(label) for label in range(CLASSES)], "mean": [0.5] * 3, "std": [0.25] * 3}
-    return ImageData(images[:train], every[:train], images[train:], every[train:], torch.arange(0, train, 10), about)
+    return ImageData(images[:train], labels[:train], images[train:], labels[train:], torch.arange(0, train, 10), about)
 
 
-def latents(count: int, width: int) -> numpy.ndarray:
-    """float32 [count, width]: ten Gaussian clouds that overlap, a stand-in for a trained network's latents."""
-    stream = numpy.random.default_rng(SEED)
-    centers = stream.normal(size=(CLASSES, width))
-    return (centers[labels(count)] + 2 * stream.normal(size=(count, width))).astype(numpy.float32)
+def pairs(rows: int) -> list[torch.Tensor]:
+    """Two views [rows / 2, 128] of random embeddings of length one, which want a gradient."""
+    views = torch.randn(2, rows // 2, 128, generator=torch.Generator().manual_seed(0))
+    return [view.requires_grad_() for view in functional.normalize(views, dim=2)]
