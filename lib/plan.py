@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.params.experiment import parse_experiment
-from lib.params.spec import PARAMS_FILE, load_yaml, read_yaml, read_yaml_text
+from lib.params.spec import PARAMS_FILE, load_yaml, read_yaml
 from lib.preset import differences, with_settings
 from lib.resolve import VARIANTS, resolve
 from lib.runtime.errors import UserError
@@ -71,7 +71,7 @@ def plan(settings: list[str]) -> tuple[list[Stage], list[str]]:
     Raises:
         UserError: a bad setting or params.yaml, or DVC cannot read the project.
     """
-    raw = read_yaml(with_settings(read_yaml_text(PARAMS_FILE), settings), "params.yaml")
+    raw = read_yaml(with_settings(PARAMS_FILE.read_text(), settings), "params.yaml")
     experiment = parse_experiment(raw)
     variants, stages = resolve(experiment), stages_of(load_yaml(Path("dvc.yaml")), raw)
     recorded = load_yaml(Path("dvc.lock"))["stages"] if Path("dvc.lock").is_file() else {}
@@ -168,7 +168,7 @@ def main(arguments: list[str]) -> None:
     if not running:
         print("nothing to do")
         return
-    raw = read_yaml(with_settings(read_yaml_text(PARAMS_FILE), settings), "params.yaml")
+    raw = read_yaml(with_settings(PARAMS_FILE.read_text(), settings), "params.yaml")
     epochs = {name: params.epochs for name, params in parse_experiment(raw).variants.items()}
     times = [seconds(stage, epochs) for stage in running]
     rows = [

@@ -12,7 +12,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from lib.params.experiment import parse_experiment
-from lib.params.spec import PARAMS_FILE, load_yaml, nearest, read_yaml, read_yaml_text
+from lib.params.spec import PARAMS_FILE, load_yaml, nearest, read_yaml
 from lib.runtime.errors import UserError, shown
 from lib.runtime.files import write_text
 
@@ -26,7 +26,7 @@ def preset_names(folder: Path = FOLDER) -> list[str]:
 
 def describe(name: str, folder: Path = FOLDER) -> str:
     """The first line of a preset, which says what it is for."""
-    return read_yaml_text(folder / f"{name}.yaml").partition("\n")[0].lstrip("# ")
+    return (folder / f"{name}.yaml").read_text().partition("\n")[0].lstrip("# ")
 
 
 def with_settings(text: str, settings: list[str]) -> str:
@@ -80,12 +80,12 @@ def apply_preset(name: str, settings: list[str], params: Path = PARAMS_FILE, fol
     """
     if name not in preset_names(folder):
         raise UserError(f"there is no preset {shown(name)}; presets: {', '.join(preset_names(folder))}")
-    text = with_settings(read_yaml_text(folder / f"{name}.yaml"), settings)
+    text = with_settings((folder / f"{name}.yaml").read_text(), settings)
     raw = read_yaml(text, "params.yaml")
     parse_experiment(raw)
-    before = read_yaml_text(params) if params.is_file() else ""
+    before = params.read_text() if params.is_file() else ""
     lines = differences(load_yaml(params), raw) if before else []
-    if before and before not in [text, *(read_yaml_text(folder / f"{other}.yaml") for other in preset_names(folder))]:
+    if before and before not in [text, *((folder / f"{other}.yaml").read_text() for other in preset_names(folder))]:
         write_text(params.with_name(BACKUP.name), before)
         lines.append(f"the params.yaml before, which was no preset, is kept as {BACKUP}")
     write_text(params, text)
