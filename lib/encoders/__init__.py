@@ -1,23 +1,42 @@
 """Networks that map images to a final feature map; each name is a file of this folder.
 
-An encoder is an ``nn.Module`` with ``forward(images [B, 3, S, S]) -> map [B, C, s, s]``, the attribute
-``width`` (C) and ``about()``, a record of its stem and padding for the exported file. Pooling the map
-into latents is the method's choice. ``build`` of each file takes the number of input channels and a factor
-of all its own channels, for methods that share the image out among several encoders.
+``build`` of each file takes the number of input channels and a factor of all its own channels, for methods that share
+the image out among several encoders. Pooling the map into latents is the method's choice.
 
-``resnet`` is what the ResNets share.
-``vgg6`` has no ``build``: methods that contrast patches bring it themselves, with their own options, and it returns
-the codes of every layer.
+``resnet`` is what the ResNets share. ``vgg6`` has no ``build``: methods that contrast patches bring it themselves,
+with their own options, and it returns the codes of every layer.
 """
 
 from importlib import import_module
+from typing import Any
 
 from torch import nn
 
 
+class Encoder(nn.Module):
+    """Shape: images [B, inputs, S, S] -> map [B, width, s, s]. ``conv1`` is its stem."""
+
+    name: str
+    width: int
+    conv1: nn.Conv2d
+
+    def about(self) -> dict[str, Any]:
+        """What its weights do not tell, for the exported file: the stem, the padding, the pooling behind the stem."""
+        return {
+            "stem_kernel": self.conv1.kernel_size[0],
+            "stem_stride": self.conv1.stride[0],
+            "stem_padding": self.conv1.padding[0],
+            "padding_mode": self.conv1.padding_mode,
+            "max_pool": False,
+            "width": self.width,
+        }
+
+
 def build_encoder(name: str, inputs: int = 3, width: float = 1.0) -> nn.Module:
-    """The encoder in ``lib/encoders/<name>.py``, freshly initialized from torch's global generator.
+    """The encoder in ``lib/encoders/<name>.py``, freshly initialized from torch's global generator, and its ``name``.
 
     It reads ``inputs`` channels, and each of its layers has ``width`` times the channels that the file names.
     """
-    return import_module(f"lib.encoders.{name}").build(inputs, width)
+    encoder = import_module(f"lib.encoders.{name}").build(inputs, width)
+    encoder.name = name
+    return encoder

@@ -8,17 +8,19 @@ from typing import Any
 from torch import Tensor, nn
 from torchvision.models import resnet
 
+from lib.encoders import Encoder
+
 BASE = 64  # channels of torchvision's stem and first stage
 
 
-class ResNetMap(resnet.ResNet):
+class ResNetMap(resnet.ResNet, Encoder):
     """A ResNet that returns its last feature map; all its channels grow with those of its stem.
 
     Shape:
         images [B, 3, S, S] -> map [B, width, S / stride, S / stride].
     """
 
-    def __init__(self, block: type[nn.Module], layers: list[int], stem: nn.Conv2d) -> None:
+    def __init__(self, block: type[resnet.BasicBlock | resnet.Bottleneck], layers: list[int], stem: nn.Conv2d) -> None:
         self.base = stem.out_channels
         super().__init__(block, layers)
         self.conv1 = stem
@@ -28,28 +30,18 @@ class ResNetMap(resnet.ResNet):
         del self.avgpool, self.fc
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
 
-    def _make_layer(self, block: type[nn.Module], planes: int, *rest: Any, **more: Any) -> nn.Sequential:
+    def _make_layer(
+        self, block: type[resnet.BasicBlock | resnet.Bottleneck], planes: int, *rest: Any, **more: Any
+    ) -> nn.Sequential:
         if planes == BASE:  # the first stage, behind the stem
             self.inplanes = self.base
         return super()._make_layer(block, planes * self.base // BASE, *rest, **more)
 
-    def _forward_impl(self, images: Tensor) -> Tensor:
+    def _forward_impl(self: Any, images: Tensor) -> Tensor:
         features = self.relu(self.bn1(self.conv1(images)))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             features = stage(features)
         return features
-
-    def about(self) -> dict[str, Any]:
-        """The stem and what follows it, for the exported file."""
-        stem = self.conv1
-        return {
-            "stem_kernel": stem.kernel_size[0],
-            "stem_stride": stem.stride[0],
-            "stem_padding": stem.padding[0],
-            "padding_mode": stem.padding_mode,
-            "max_pool": False,
-            "width": self.width,
-        }
 
 
 def cifar_stem(inputs: int, width: float) -> nn.Conv2d:

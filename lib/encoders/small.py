@@ -5,16 +5,16 @@ channels; multiples of 32 are what CPU kernels are fast at) follow, and a 1x1 co
 map, because a linear probe gains from width and this is where width is cheap.
 """
 
-from typing import Any
-
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, conv1x1
+
+from lib.encoders import Encoder
 
 STAGES = (64, 128, 256)
 WIDTH = 512
 
 
-class SmallResNet(nn.Module):
+class SmallResNet(Encoder):
     """Shape: images [B, inputs, S, S] -> map [B, 512 width, S / 8, S / 8]."""
 
     def __init__(self, inputs: int = 3, width: float = 1.0) -> None:
@@ -32,17 +32,6 @@ class SmallResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.widen(self.stages(self.relu(self.bn1(self.conv1(images)))))
-
-    def about(self) -> dict[str, Any]:
-        """The stem and what follows it, for the exported file."""
-        return {
-            "stem_kernel": 4,
-            "stem_stride": 2,
-            "stem_padding": 1,
-            "padding_mode": "zeros",
-            "max_pool": False,
-            "width": self.width,
-        }
 
 
 def _block(inputs: int, outputs: int) -> BasicBlock:

@@ -4,14 +4,33 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lib.losses.barlow_twins import barlow_twins, cross_correlation
-from lib.methods.base import WIDEST, Method, Named, expander, pool
+from lib.methods.base import WIDEST, Method, Named, expander, full_precision
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
 
+EPSILON = 1e-5  # added to the variance, as BatchNorm does
+
+
+@full_precision
+def barlow_twins(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Two views' units should correlate with themselves and with no other: embeddings [N, D] each.
+
+    Returns:
+        Invariance, the sum of (1 - C_dd)^2, and redundancy, the sum over d != e of C_de^2, where C_de is the
+        correlation over the batch of unit d of one view with unit e of the other.
+    """
+    correlation = _standardize(first).T @ _standardize(second) / len(first)  # [D, D]
+    itself = correlation.diagonal()
+    return (1 - itself).square().sum(), correlation.square().sum() - itself.square().sum()
+
+
+def _standardize(embeddings: Tensor) -> Tensor:
+    """Units with mean 0 and biased variance 1 over the batch."""
+    return (embeddings - embeddings.mean(0)) / (embeddings.var(0, correction=0) + EPSILON).sqrt()
+
 
 @dataclass(frozen=True)
-class Options:
+class BarlowTwinsOptions:
     """``redundancy``: weight of the off-diagonal sum; ``scale``: of the whole; ``expander``: width in units."""
 
     redundancy: float = param(0.0051, low=0)
@@ -20,23 +39,19 @@ class Options:
 
 
 class BarlowTwins(Method):
-    """An encoder, one pooled latent ``h`` and the expander's output ``y``."""
+    """One latent ``h`` and the expander's output ``y``, as it is."""
 
-    Options = Options
-    losses = ("barlow_twins",)
+    Options = BarlowTwinsOptions
 
-    def __init__(self, options: Options, params: Pretraining) -> None:
+    def __init__(self, options: BarlowTwinsOptions, params: Pretraining) -> None:
         super().__init__(options, params)
         self.expander = expander(self.encoder.width, options.expander)
-
-    def latents(self, images: Tensor) -> Named:
-        return {"h": pool(self.encoder(images))}
 
     def project(self, latents: Named) -> Named:
         return {"y": self.expander(latents["h"]).float()}
 
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
-        invariance, redundancy = barlow_twins(cross_correlation(embeddings["y_a"], embeddings["y_b"]))
+        invariance, redundancy = barlow_twins(embeddings["y_a"], embeddings["y_b"])
         total = self.options.scale * (invariance + self.options.redundancy * redundancy)
         return total, {"invariance": invariance, "redundancy": redundancy}
 

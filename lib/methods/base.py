@@ -5,13 +5,16 @@ micro-batches, and a loss is tested without a network. Whatever a method remembe
 that a checkpoint holds it without knowing it.
 """
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from functools import wraps
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lib.encoders import build_encoder
 from lib.params.pretraining import Pretraining
@@ -20,6 +23,8 @@ from lib.runtime.errors import UserError
 WIDEST = 16_384  # units of a layer: two such layers in a row are a gigabyte
 
 Named = dict[str, Tensor]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,10 @@ class DataFacts:
 
 
 class Method(nn.Module):
-    """Base of every method. A subclass sets ``Options`` and defines ``loss``, ``latents`` and ``project``."""
+    """Base of every method. A subclass sets ``Options`` and defines ``project`` and ``loss``.
+
+    As it stands it has one latent, ``h``: the encoder's map, pooled.
+    """
 
     Options: ClassVar[type]  # a frozen dataclass of `lib.params.spec.param`s
     views: int = 2  # augmented views of each image in a step
@@ -44,16 +52,17 @@ class Method(nn.Module):
 
     @classmethod
     def reads(cls, options: Any) -> frozenset[str]:
-        """Which shared numbers a variant with these options reads, beside those of every training: of encoder, gamma."""
+        """Which shared numbers, of encoder and gamma, a variant reads with these options; all read the others."""
         return frozenset({"encoder"})
 
     def __init__(self, options: Any, params: Pretraining) -> None:
         super().__init__()
-        self.options = options
-        self.encoder = self.network(params)
+        self.options, self.params = options, params
+        self.encoder: Any = self.network(params)
 
     def network(self, params: Pretraining) -> nn.Module:
-        """What images go through first; ``self.options`` is set. A method with a network of its own overrides this."""
+        """What images go through first, with ``name``, ``width`` and ``about()``; ``self.options`` is set."""
+        assert params.encoder, "a method that does not read the shared encoder brings a network of its own"
         return build_encoder(params.encoder)
 
     def embed(self, views: list[Tensor]) -> Named:
@@ -74,7 +83,7 @@ class Method(nn.Module):
 
     def latents(self, images: Tensor) -> Named:
         """What evaluation sees: images [B, 3, S, S] -> {name: [B, D]}; the main latent first."""
-        raise TypeError(f"{type(self).__name__} does not define latents")
+        return {"h": pool(self.encoder(images))}
 
     def project(self, latents: Named) -> Named:
         """Where the loss acts: {name: [B, D]} -> {name: [B, P]}, L2-normalized if it compares directions alone."""
@@ -98,9 +107,48 @@ class Method(nn.Module):
         """Called before fine-tuning: a method that stops gradients inside its encoder lets them pass."""
 
 
+class MomentumMethod(Method):
+    """A projection ``z`` of the latent, and a momentum (EMA) encoder and projector beside the online ones.
+
+    They start equal, have no gradient, and follow the online parameters by a moving average after each step.
+    Parameters only: in training, BatchNorm in them normalizes a batch by that batch's own statistics, and its
+    running statistics come from its own forward passes. Evaluation sees the online encoder.
+    """
+
+    def __init__(self, options: Any, params: Pretraining, head: Callable[[int], nn.Module]) -> None:
+        """``head`` builds the projector from the encoder's width."""
+        super().__init__(options, params)
+        self.projector = head(self.encoder.width)
+        self.momentum_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.momentum_projector = copy.deepcopy(self.projector).requires_grad_(False)
+
+    def project(self, latents: Named) -> Named:
+        return {"z": l2_normalize(self.projector(latents["h"]))}
+
+    @torch.no_grad()
+    def momentum_projection(self, images: Tensor) -> Tensor:
+        """What momentum encoder and projector make of images [B, 3, S, S]: [B, P], a constant to the loss."""
+        return self.momentum_projector(pool(self.momentum_encoder(images))).float()
+
+    def update_momentum(self, momentum: float) -> None:
+        """One step of the momentum encoder and projector towards the online ones."""
+        update_ema(self.momentum_encoder, self.encoder, momentum)
+        update_ema(self.momentum_projector, self.projector, momentum)
+
+
+@torch.no_grad()
+def update_ema(average: nn.Module, online: nn.Module, momentum: float) -> None:
+    """average <- momentum * average + (1 - momentum) * online, parameter by parameter; buffers stay.
+
+    With momentum 1 nothing moves, with 0 the parameters become equal, both exactly. With ``online`` at rest, n
+    steps from average_0 lead to online + momentum^n (average_0 - online).
+    """
+    get_ema_multi_avg_fn(momentum)(list(average.parameters()), list(online.parameters()), None)
+
+
 def named_by_view(views: list[Named]) -> Named:
     """What `embed_view` made of each view, in one: ``z`` of the two is ``z_a`` and ``z_b``."""
-    return {f"{name}_{side}": rows for side, view in zip("ab", views) for name, rows in view.items()}
+    return {f"{name}_{side}": values for side, view in zip("ab", views) for name, values in view.items()}
 
 
 def projector(width: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -112,30 +160,41 @@ def projector(width: int, hidden: int, outputs: int) -> nn.Sequential:
 
 def expander(width: int, units: int) -> nn.Sequential:
     """The head of methods without negatives: linear, BatchNorm, ReLU, twice, then linear without bias."""
-    return nn.Sequential(
-        nn.Linear(width, units),
-        nn.BatchNorm1d(units),
-        nn.ReLU(inplace=True),
-        nn.Linear(units, units),
-        nn.BatchNorm1d(units),
-        nn.ReLU(inplace=True),
-        nn.Linear(units, units, bias=False),
-    )
+    layers: list[nn.Module] = []
+    for inputs in (width, units):
+        layers += [nn.Linear(inputs, units), nn.BatchNorm1d(units), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Linear(units, units, bias=False))
 
 
 def pool(features: Tensor) -> Tensor:
     """Global average pooling in fp32: [B, C, H, W] -> [B, C]."""
-    return features.float().mean(dim=(2, 3))
+    return at_least_fp32(features).mean(dim=(2, 3))
 
 
-def l2_normalize(rows: Tensor) -> Tensor:
+def l2_normalize(embeddings: Tensor) -> Tensor:
     """Embeddings of length one, in fp32: [B, D] -> [B, D]."""
-    return functional.normalize(rows.float(), dim=1)
+    return functional.normalize(at_least_fp32(embeddings), dim=1)
 
 
-def at_least_fp32(rows: Tensor) -> Tensor:
-    """fp64 stays; everything else becomes fp32, in which every loss computes."""
-    return rows if rows.dtype == torch.float64 else rows.float()
+def at_least_fp32(values: Tensor) -> Tensor:
+    """fp64 stays; every other floating-point type becomes fp32, in which every loss computes."""
+    return values.float() if values.is_floating_point() and values.dtype != torch.float64 else values
+
+
+def full_precision(loss: Callable[P, T]) -> Callable[P, T]:
+    """The loss with its tensors `at_least_fp32`, whatever they are in and whatever autocast the caller has on.
+
+    Casting alone would not do: under autocast a matrix product of fp32 is one of bf16 again.
+    """
+
+    @wraps(loss)
+    def in_fp32(*args: P.args, **options: P.kwargs) -> T:
+        wide: Any = [at_least_fp32(value) if isinstance(value, Tensor) else value for value in args]
+        device = next(value.device.type for value in wide if isinstance(value, Tensor))
+        with torch.autocast(device, enabled=False):
+            return loss(*wide, **options)
+
+    return in_fp32
 
 
 def require_effect(options: Any, variant: str, names: Iterable[str], with_what: str, remedy: str) -> None:

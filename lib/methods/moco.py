@@ -1,32 +1,50 @@
 """MoCo, version 1 and 2 (He et al. 2020, Chen et al. 2020; docs/methods.md, 8), as its authors' CIFAR demo has it.
 
-A query finds its key, which a slow copy of the network makes of the other view, among the keys of earlier
-steps. They wait in a queue, so that there are many negatives whatever the batch size.
+A query finds its key, which a momentum encoder makes of the other view, among the keys of earlier steps. They wait in
+a queue, so that there are many negatives whatever the batch size.
 
-``norm_rows`` and ``shuffle`` are about what BatchNorm tells: it normalizes a batch as one, and a network can
-read from it which query and key were in one batch. In groups of ``norm_rows`` rows, and the keys in other
-groups than their queries, it tells nothing.
+``norm_rows`` and ``shuffle`` are about what BatchNorm tells: it normalizes a batch as one, and a network can read from
+it which query and key were in one batch. In groups of ``norm_rows`` images, and the keys in other groups than their
+queries, it tells nothing.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from lib.losses.queue import queue_contrast
-from lib.methods.base import WIDEST, Named, l2_normalize
-from lib.methods.parts.momentum import MomentumMethod
+from lib.methods.base import WIDEST, DataFacts, MomentumMethod, Named, full_precision, l2_normalize
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
 from lib.runtime.errors import UserError
 
 
-@dataclass(frozen=True)
-class Options:
-    """``queue``: keys. ``head``: of version 1 (linear) or 2 (mlp). ``momentum``: of the copy.
+@full_precision
+def queue_contrast(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """Each query must find its key among the keys of the queue; the rest of the batch does not count.
 
-    ``symmetric``: each view is the query once; otherwise the first view alone. ``norm_rows``: images that
-    BatchNorm normalizes together in training, 0 for all; ``shuffle``: keys in other groups than queries.
+    Args:
+        queries: L2-normalized, [N, D].
+        keys: L2-normalized, [N, D], row i the positive of query i; constants, through which no gradient passes.
+        queue: L2-normalized, [Q, D], of earlier steps, none of this one; constants.
+        temperature: divides the cosines.
+
+    Returns:
+        The mean of -log softmax at the positive, which is in the denominator, in nats.
+    """
+    positives = (queries * keys.detach()).sum(1) / temperature  # [N]
+    negatives = ((queries / temperature) @ queue.detach().T).logsumexp(1)  # [N, Q] -> [N]
+    # log(1 + exp(negatives - positives)): no difference of near-equals where a query has found its key
+    return -functional.logsigmoid(positives - negatives).mean()
+
+
+@dataclass(frozen=True)
+class MoCoOptions:
+    """``queue``: keys. ``head``: of version 1 (linear) or 2 (mlp). ``momentum``: of the momentum encoder.
+
+    ``symmetric``: each view is the query once; otherwise the first view alone. ``norm_rows``: images that BatchNorm
+    normalizes together in training, 0 for all; ``shuffle``: keys in other groups than queries.
     """
 
     queue: int = param(4096, low=2, high=2**20)
@@ -38,75 +56,75 @@ class Options:
     norm_rows: int = param(0, low=0)
     shuffle: bool = param(False)
 
+    @property
+    def ways(self) -> tuple[tuple[str, str], ...]:
+        """The views that are query and key, of both ways or one."""
+        return (("a", "b"), ("b", "a")) if self.symmetric else (("a", "b"),)
+
 
 class MoCo(MomentumMethod):
-    """Queries ``q`` of the learning side, keys ``k`` of the copy, a queue of older keys: unit rows all."""
+    """Queries ``q`` of the online side, keys ``k`` of the momentum side, a queue of older keys: L2-normalized all."""
 
-    Options = Options
-    losses = ("queue",)
+    Options = MoCoOptions
+    queue: Tensor
+    oldest: Tensor
 
-    def __init__(self, options: Options, params: Pretraining) -> None:
+    def __init__(self, options: MoCoOptions, params: Pretraining) -> None:
         _check(options, params)
         super().__init__(options, params, lambda width: _head(options.head, width, options.projector_out))
-        self.variant, self.ways = params.variant, _ways(options)
         self.register_buffer("queue", l2_normalize(torch.randn(options.queue, options.projector_out)))
         self.register_buffer("oldest", torch.zeros((), dtype=torch.int64))  # the row that is replaced next
-        self.arrived: Tensor | None = None  # the step's keys, which join the queue after it
+        self.arrived = torch.empty(0, options.projector_out)  # the step's keys, which join the queue after it
 
-    def setup(self, mean: Tensor, std: Tensor, count: int, classes: int) -> None:
-        images = self.options.queue // len(self.ways)
-        if images > count:
+    def setup(self, facts: DataFacts) -> None:
+        images = self.options.queue // len(self.options.ways)
+        if self.params.epochs and images > facts.count:
             raise UserError(
-                f"params.yaml: variants.{self.variant}.queue is {self.options.queue}, keys of {images} "
-                f"images; allowed: keys of at most the number of training images, {count}, because an "
-                "image must not meet itself among its negatives"
+                f"params.yaml: variants.{self.params.variant}.queue is {self.options.queue}, keys of {images} images; "
+                f"allowed: keys of at most the number of training images, {facts.count}, because an image must not "
+                "meet itself among its negatives"
             )
-
-    def check_local_batch(self, share: int) -> None:
-        """A process has whole groups, and with ``shuffle`` at least two to exchange keys between."""
-        rows, shuffled = self.options.norm_rows, self.options.shuffle
-        if rows and (share % rows or (shuffled and share == rows)):
-            raise UserError(
-                f"params.yaml: variants.{self.variant}.norm_rows is {rows} where each process takes "
-                f"{share} images of a batch; allowed: {'a smaller' if shuffled else '0, or a'} number that "
-                f"divides {share}{', because of shuffle' if shuffled else ''}; or use fewer processes"
-            )
+        # one group in a process would do, but not where keys are to change groups
+        least = 2 if self.options.shuffle else 1
+        _check_groups(self.options, self.params, facts.local_batch, "the images of a batch in each process", least)
 
     def embed(self, views: list[Tensor]) -> Named:
         """q_a and k_b; with both ways also q_b and k_a."""
-        sides = dict(zip("ab", views))
-        return {
-            f"{name}_{side}": of(sides[side])
-            for query, key in self.ways
-            for name, side, of in (("q", query, self.queries), ("k", key, self.keys))
-        }
+        by_name = dict(zip("ab", views))
+        embeddings: Named = {}
+        for query, key in self.options.ways:
+            embeddings[f"q_{query}"] = self.queries(by_name[query])
+            embeddings[f"k_{key}"] = self.keys(by_name[key])
+        return embeddings
 
     def queries(self, images: Tensor) -> Tensor:
-        """Unit rows [B, D] of images [B, 3, S, S], BatchNorm in groups."""
-        return torch.cat([self.project(self.latents(group))["z"] for group in self.groups(images)])
+        """[B, D] of images [B, 3, S, S], BatchNorm in groups."""
+        return torch.cat([self.project(self.latents(group))["z"] for group in self._groups(images)])
 
     def keys(self, images: Tensor) -> Tensor:
-        """As `queries`, of the copy; with ``shuffle`` in other groups."""
-        if self.options.shuffle:
-            order = dealt_out(len(images), self.options.norm_rows, images.device)
-            images = images[order]
-        keys = torch.cat([l2_normalize(self.momentum_projection(group)) for group in self.groups(images)])
-        return keys[order.argsort()] if self.options.shuffle else keys
+        """As `queries`, of the momentum side; with ``shuffle`` in other groups."""
+        if not self.options.shuffle:
+            return self._keys_in_order(images)
+        order = dealt_out(len(images), self.options.norm_rows, images.device)
+        return self._keys_in_order(images[order])[order.argsort()]
 
-    def groups(self, images: Tensor) -> tuple[Tensor, ...]:
+    def _keys_in_order(self, images: Tensor) -> Tensor:
+        return torch.cat([l2_normalize(self.momentum_projection(group)) for group in self._groups(images)])
+
+    def _groups(self, images: Tensor) -> tuple[Tensor, ...]:
         """Images that BatchNorm normalizes together; in evaluation it knows no groups."""
-        rows = self.options.norm_rows if self.training else 0
-        return images.tensor_split(max(1, len(images) // rows)) if rows else (images,)
+        size = self.options.norm_rows if self.training else 0
+        return images.tensor_split(max(1, len(images) // size)) if size else (images,)
 
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
-        self.arrived = torch.cat([embeddings[f"k_{key}"] for _, key in self.ways]).detach()
+        self.arrived = torch.cat([embeddings[f"k_{key}"] for _, key in self.options.ways]).detach()
         parts = {
             f"contrast_{query}{key}": queue_contrast(
                 embeddings[f"q_{query}"], embeddings[f"k_{key}"], self.queue, self.options.temperature
             )
-            for query, key in self.ways
+            for query, key in self.options.ways
         }
-        return sum(parts.values()), parts
+        return torch.stack(list(parts.values())).sum(), parts
 
     def after_step(self, step: int, steps: int) -> None:
         self.update_momentum(self.options.momentum)
@@ -115,7 +133,7 @@ class MoCo(MomentumMethod):
 
 @torch.no_grad()
 def enqueue(queue: Tensor, oldest: Tensor, keys: Tensor) -> None:
-    """Put ``keys`` [B, D] in the place of the oldest of ``queue`` [K, D], a ring that starts at row ``oldest`` [].
+    """Put ``keys`` [B, D] in the place of the oldest of ``queue`` [Q, D], a ring that starts at row ``oldest`` [].
 
     Everything stays on the device: nothing waits for the number in ``oldest``.
     """
@@ -124,14 +142,14 @@ def enqueue(queue: Tensor, oldest: Tensor, keys: Tensor) -> None:
     oldest.copy_((oldest + len(keys)) % len(queue))
 
 
-def dealt_out(count: int, rows: int, device: torch.device | str = "cpu") -> Tensor:
-    """An order [count] that deals consecutive groups of ``rows`` out to as many groups as there are, like cards.
+def dealt_out(count: int, size: int, device: torch.device | str = "cpu") -> Tensor:
+    """An order [count] that deals consecutive groups of ``size`` out to as many groups as there are, like cards.
 
-    Every new group gets about as many rows of one old group as of any other. It is the same in each step:
-    the images in each row are random already.
+    Every new group gets about as many images of one old group as of any other. It is the same in each step: the
+    images in each row are random already.
     """
     place = torch.arange(count, device=device)
-    return (place % rows * count + place).argsort()
+    return (place % size * count + place).argsort()
 
 
 def _head(kind: str, width: int, outputs: int) -> nn.Module:
@@ -141,30 +159,33 @@ def _head(kind: str, width: int, outputs: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, outputs))
 
 
-def _ways(options: Options) -> tuple[str, ...]:
-    """Which view is the query and which the key: of both ways or one."""
-    return ("ab", "ba") if options.symmetric else ("ab",)
-
-
-def _check(options: Options, params: Pretraining) -> None:
+def _check(options: MoCoOptions, params: Pretraining) -> None:
     """Raise UserError for a queue that does not hold whole steps, or a choice without effect."""
-    where, added = f"params.yaml: variants.{params.variant}", len(_ways(options)) * params.batch_size
-    if options.queue % added:
+    where, added = f"params.yaml: variants.{params.variant}", len(options.ways) * params.batch_size
+    if params.epochs and options.queue % added:
         raise UserError(
             f"{where}.queue is {options.queue}; allowed: a multiple of {added}, the keys that join it in a "
             "step (batch_size, twice that if symmetric)"
         )
-    together = "micro_batch_size" if params.micro_batch_size else "batch_size"
-    rows, most = options.norm_rows, getattr(params, together)
-    if rows and (rows == 1 or rows >= most or most % rows):
-        raise UserError(
-            f"{where}.norm_rows is {rows}; allowed: 0 (all rows at once), or at least 2 and a smaller "
-            f"number that divides {together}, {most}"
-        )
-    if options.shuffle and not rows:
+    if options.shuffle and not options.norm_rows:
         raise UserError(
             f"{where}.shuffle is True, which has no effect with norm_rows 0; allowed: norm_rows of at "
             "least 2, or shuffle: false"
+        )
+    together = "micro_batch_size" if params.micro_batch_size else "batch_size"
+    _check_groups(options, params, getattr(params, together), together, 2)
+
+
+def _check_groups(options: MoCoOptions, params: Pretraining, images: int, where: str, least: int) -> None:
+    """Raise UserError unless so many images, of ``where``, are whole groups for BatchNorm, and at least so many.
+
+    A variant of 0 epochs has no batches.
+    """
+    size = options.norm_rows
+    if params.epochs and size and (size == 1 or images % size or images // size < least):
+        raise UserError(
+            f"params.yaml: variants.{params.variant}.norm_rows is {size}; allowed: 0 (all images at once), or a number "
+            f"from 2 on that divides {where}, {images}, into {least} groups or more"
         )
 
 

@@ -5,57 +5,45 @@ encoder, the augmentation and the number of epochs can give. It trains without t
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from lib.losses.cross_entropy import cross_entropy
-from lib.methods.base import WIDEST, Method, Named, pool
+from lib.methods.base import DataFacts, Method, Named, full_precision
 from lib.params.pretraining import Pretraining
-from lib.params.spec import param
-from lib.runtime.errors import UserError
+
+
+@full_precision
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean of -log softmax at the label, in nats: logits [N, K] (no softmax before them), int64 labels [N]."""
+    return functional.cross_entropy(logits, labels)
 
 
 @dataclass(frozen=True)
-class Options:
-    """``classes``: 0 for those of the data, or at least as many; more cost nothing but unused scores."""
-
-    classes: int = param(0, low=0, high=WIDEST)
+class SupervisedOptions:
+    """None."""
 
 
 class Supervised(Method):
-    """One view of each image, an encoder, one pooled latent ``h`` and a linear layer with the scores ``y``."""
+    """One view of each image, one latent ``h`` and a linear layer with the logits ``y``."""
 
-    Options = Options
-    losses = ("cross_entropy",)
+    Options = SupervisedOptions
     views = 1
     needs = ("labels",)
 
-    def __init__(self, options: Options, params: Pretraining) -> None:
+    def __init__(self, options: SupervisedOptions, params: Pretraining) -> None:
         super().__init__(options, params)
-        self.variant = params.variant
-        if options.classes == 1:
-            raise UserError(
-                f"params.yaml: variants.{self.variant}.classes is 1; allowed: 0 (those of the data), or at least 2"
-            )
-        with torch.random.fork_rng(devices=[], enabled=not options.classes):  # a stand-in until the data is known
-            self.classifier = nn.Linear(self.encoder.width, options.classes or 1)
+        with torch.random.fork_rng(devices=[]):  # a stand-in until the number of classes is known
+            self.classifier = nn.Linear(self.encoder.width, 1)
 
-    def _fit(self, classes: int) -> None:
-        """A fresh classifier where the old one is and in its precision, unless it has as many rows."""
-        if self.classifier.out_features != classes:
-            self.classifier = nn.Linear(self.encoder.width, classes).to(self.classifier.weight)
+    def _resize(self, classes: int) -> None:
+        """A fresh classifier where the stand-in is."""
+        self.classifier = nn.Linear(self.encoder.width, classes).to(self.classifier.weight)
 
-    def setup(self, mean: Tensor, std: Tensor, count: int, classes: int) -> None:
-        if 0 < self.options.classes < classes:
-            raise UserError(
-                f"params.yaml: variants.{self.variant}.classes is {self.options.classes}; allowed: 0 "
-                f"(those of the data), or at least the number of classes of the data, {classes}"
-            )
-        self._fit(self.options.classes or classes)
-
-    def latents(self, images: Tensor) -> Named:
-        return {"h": pool(self.encoder(images))}
+    def setup(self, facts: DataFacts) -> None:
+        self._resize(facts.classes)
 
     def project(self, latents: Named) -> Named:
         return {"y": self.classifier(latents["h"]).float()}
@@ -64,9 +52,10 @@ class Supervised(Method):
         error = cross_entropy(embeddings["y_a"], embeddings["labels"])
         return error, {"cross_entropy": error}
 
-    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
-        """The data had as many classes as the saved layer has rows, which `Options` need not tell."""
-        self._fit(len(state.get(f"{prefix}classifier.bias", self.classifier.bias)))
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """The data had as many classes as the saved layer has outputs, which the options do not tell."""
+        if (bias := state.get(f"{prefix}classifier.bias")) is not None and len(bias) != self.classifier.out_features:
+            self._resize(len(bias))
         super()._load_from_state_dict(state, prefix, *rest)
 
 
