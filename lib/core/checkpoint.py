@@ -6,18 +6,19 @@ renamed, after the one before it was kept as ``previous.pt``. A finished trainin
 At every moment one whole state is there, however the process or the machine ends.
 """
 
-import argparse
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 import torch
 
@@ -25,26 +26,22 @@ from lib.runtime.errors import UserError
 from lib.runtime.files import make_folder, remove_leftovers, write_bytes, writing
 
 LIBRARY = Path(__file__).parents[1]
-CHECK_ONLY = ("lib.params.check", "lib.params.evaluation")  # loaded by every stage, without a part in training
-BLOCK = 2**20  # bytes
+DIGEST = hashlib.sha256().digest_size  # bytes at the end of a file
+SAVING = 0.1  # of the time at most goes into checkpoints at the ends of short epochs
 BROKEN = (errno.EINVAL, errno.EIO)  # a place that the file does not have, or that the disk cannot read
 
 
 def fingerprint(params: dict[str, Any], data_checksum: str) -> str:
     """sha256 over the parameters, the checksum of the data, and the bytes of each module of lib loaded so far."""
     digest = hashlib.sha256(json.dumps([params, data_checksum], sort_keys=True).encode())
-    files = {
-        Path(module.__file__)
-        for name, module in list(sys.modules.items())
-        if getattr(module, "__file__", None) and name not in CHECK_ONLY
-    }
-    for path in sorted(file for file in files if file.is_relative_to(LIBRARY)):
+    loaded = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    for path in sorted({Path(file) for file in loaded if file and Path(file).is_relative_to(LIBRARY)}):
         digest.update(path.relative_to(LIBRARY).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-class WrongChecksum(Exception):
+class WrongDigest(Exception):
     """A file does not end with the sha256 of what is before it."""
 
 
@@ -58,6 +55,7 @@ class CheckpointStore:
         self.previous = self.folder / "previous.pt"
         self.final = self.folder / "final.pt"
         self.damaged: list[Path] = []  # of these files, as `load` found them
+        self.saved, self.cost = time.monotonic(), 0.0  # when the last was, or the start; seconds that it took
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -93,12 +91,12 @@ class CheckpointStore:
         Raises:
             UserError: a state may not be read.
         """
-        lines, self.damaged = [], []
-        for path in (self.final, self.latest, self.previous):
-            if not path.exists():
-                continue
+        self.damaged = []
+        state = None
+        for path in (path for path in (self.final, self.latest, self.previous) if path.exists()):
             try:
                 state = _read(path)
+                break
             except MemoryError:
                 raise
             except Exception as error:  # a broken file fails in many ways, all of which mean the same
@@ -107,17 +105,15 @@ class CheckpointStore:
                         f"{path} cannot be read ({error.strerror}); give yourself the right to read it, or remove it"
                     ) from None
                 self.damaged.append(path)
-                lines.append(f"checkpoint {path} is damaged ({type(error).__name__})")
-            else:
-                self._tell(lines, "going on from the one before it")
-                return state
-        self._tell(lines, "there is none before it: training starts anew")
-        return None
+        follows = "going on from the one before it" if state else "there is none before it: training starts anew"
+        for path in self.damaged:
+            print(f"checkpoint {path} is damaged; {follows}", flush=True)
+        return state
 
-    @staticmethod
-    def _tell(damaged: list[str], consequence: str) -> None:
-        for line in damaged:
-            print(f"{line}; {consequence}", flush=True)
+    def due(self, minutes: float, epoch_ends: bool) -> bool:
+        """Whether to save: after so many minutes, and at an epoch's end unless the last one cost too much."""
+        since = time.monotonic() - self.saved
+        return since > 60 * minutes or (epoch_ends and SAVING * since > self.cost)
 
     def save(self, state: dict[str, Any]) -> None:
         """Keep ``state`` as the newest, and the one before it.
@@ -125,59 +121,39 @@ class CheckpointStore:
         Raises:
             UserError: the folder cannot be written; the state before is still there.
         """
+        started = time.monotonic()
         with writing(self.latest):
             while self.damaged:  # none of them may take the place of the whole one before it
                 self.damaged.pop().unlink(missing_ok=True)
             if self.latest.exists():
                 os.replace(self.latest, self.previous)
-            needs = self.previous.stat().st_size if self.previous.exists() else 0
-        write_bytes(self.latest, lambda file: _save(state, file), needs)
+        _write(self.latest, state)
+        self.saved = time.monotonic()
+        self.cost = self.saved - started
 
     def finish(self, state: dict[str, Any]) -> None:
         """Keep one final state, without what only further training would need."""
-        slim = {key: value for key, value in state.items() if key != "optimizer"}
-        write_bytes(self.final, lambda file: _save(slim, file))
+        _write(self.final, {key: value for key, value in state.items() if key != "optimizer"})
         with writing(self.folder):
             self.latest.unlink(missing_ok=True)
             self.previous.unlink(missing_ok=True)
 
 
-class _Summed:
-    """A file that is written from its start to its end, and the sha256 of what was written."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.flush, self.digest = file, file.flush, hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        self.digest.update(data)
-        return self.file.write(data)
+def _write(path: Path, state: dict[str, Any]) -> None:
+    """What torch.save makes of the state, then its sha256."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getbuffer()
+    digest = hashlib.sha256(content).digest()
+    write_bytes(path, lambda file: (file.write(content), file.write(digest)), len(content) + DIGEST)
 
 
 def _read(path: Path) -> dict[str, Any]:
     """A state as it was saved, byte for byte; torch.load alone compares no checksums and would take any numbers."""
-    digest = hashlib.sha256()
-    left = path.stat().st_size - digest.digest_size
-    with open(path, "rb") as file:
-        while left > 0 and (block := file.read(min(left, BLOCK))):
-            digest.update(block)
-            left -= len(block)
-        if file.read() != digest.digest():
-            raise WrongChecksum
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _save(state: dict[str, Any], file: BinaryIO) -> None:
-    """torch.save, then the sha256 of what it wrote; a write that failed or was interrupted is reported as such."""
-    summed = _Summed(file)
-    try:
-        torch.save(state, summed)
-        file.write(summed.digest.digest())
-    except RuntimeError as error:
-        cause: BaseException | None = error
-        while cause := cause.__context__:
-            if isinstance(cause, OSError) or not isinstance(cause, Exception):
-                raise cause from None
-        raise
+    content = memoryview(path.read_bytes())
+    if hashlib.sha256(content[:-DIGEST]).digest() != content[-DIGEST:]:
+        raise WrongDigest
+    return torch.load(io.BytesIO(content[:-DIGEST]), map_location="cpu", weights_only=True)
 
 
 def prune(root: Path | None = None, unfinished: bool = False) -> list[Path]:
@@ -201,17 +177,3 @@ def prune(root: Path | None = None, unfinished: bool = False) -> list[Path]:
             shutil.rmtree(folder)
             removed.append(folder)
     return removed
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Remove the checkpoints of finished trainings.")
-    parser.add_argument("--unfinished", action="store_true", help="also those that a training would go on from")
-    try:
-        for folder in prune(unfinished=parser.parse_args().unfinished):
-            print(f"removed {folder}")
-    except UserError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

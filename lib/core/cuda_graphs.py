@@ -1,10 +1,10 @@
-"""What a step does alike every time, recorded as CUDA graphs, each of which the host asks for once.
+"""CUDA graphs of the forward and the backward pass: one launch each instead of one per kernel.
 
-A GPU often finishes a kernel sooner than the host can ask for the next. One graph leads from the batch to its
-embeddings, another from the slopes at the embeddings to the gradient of the parameters. Between them the loss is
-computed as usual, on leaves, as for micro-batches: losses draw random numbers, and a graph would repeat the first.
+A GPU often finishes a kernel sooner than the host can launch the next. One graph leads from the batch to its
+embeddings, another from the gradient at the embeddings to that of the parameters. Between them the loss is computed
+as usual, on leaves, as for micro-batches: losses draw random numbers, and a graph would repeat the first.
 
-B images, V views; a view's `lib.views.draws.Table` has N numbers of each image; embeddings are [B, D].
+B images, V views; a view's `lib.views.parameters.PackedParams` has N numbers of each image; embeddings are [B, D].
 """
 
 import warnings
@@ -28,8 +28,8 @@ class Unrecordable(Exception):
     """Why a pass cannot be recorded, in words that follow "its forward pass"."""
 
 
-class Recorded:
-    """One method's forward and backward pass. Recorded at the first call, and again when the method changes.
+class CudaGraphs:
+    """One method's forward and backward pass, captured at the first call, and again when the method changes.
 
     It is the same as long as the inputs have the same shapes, parameters and buffers stay where they are, the same
     parameters learn, and no plain attribute of any of its modules differs: a number, a word, or a list of them, such
@@ -37,8 +37,13 @@ class Recorded:
     """
 
     def __init__(self) -> None:
-        self.of: tuple[Any, ...] = ()
+        self.of: tuple[Any, ...] = ()  # the state of the method that was captured
         self.count = 0
+        self.ahead: Any = None  # the two graphs
+        self.back: Any = None
+        self.weights: list[nn.Parameter] = []
+        self.embedding_gradients: Named = {}
+        self.weight_gradients: list[tuple[nn.Parameter, Tensor]] = []
 
     def forward(self, method: nn.Module, embed: Embed, inputs: list[Tensor]) -> Named:
         """``embed`` of ``inputs``: int64 [B], then V float32 [B, N], on the device.
@@ -56,31 +61,31 @@ class Recorded:
                 self.of = state
             for place, value in zip(self.inputs, inputs, strict=True):
                 place.copy_(value)
-            for weight, gradient in self.gradients:  # what the last `backward` left in the graphs' memory
+            for weight, gradient in self.weight_gradients:  # what the last `backward` left in the graphs' memory
                 if weight.grad is gradient:
                     weight.grad = gradient.clone()
             self.ahead.replay()
         return {name: values.detach().requires_grad_(values.requires_grad) for name, values in self.outputs.items()}
 
     def backward(self, embeddings: Named) -> None:
-        """Add to the parameters' gradients what the slopes at ``embeddings``, from `forward`, pass on.
+        """Carry the gradients at ``embeddings``, which `forward` returned, to the parameters, and add them up there.
 
         Raises:
             Unrecordable: the loss did not use these embeddings when it was recorded, or used others.
         """
-        slopes = {name: leaf.grad for name, leaf in embeddings.items() if leaf.grad is not None}
+        gradients = {name: leaf.grad for name, leaf in embeddings.items() if leaf.grad is not None}
         with torch.cuda.device(self.inputs[0].device):
-            if slopes and not self.slopes:
-                self._record_backward(slopes)
-            if not slopes or self.slopes.keys() != slopes.keys():
+            if gradients and not self.embedding_gradients:
+                self._record_backward(gradients)
+            if not gradients or self.embedding_gradients.keys() != gradients.keys():
                 raise Unrecordable(
-                    f"met a loss that uses {', '.join(slopes) or 'no embedding'}, and not what it used "
+                    f"met a loss that uses {', '.join(gradients) or 'no embedding'}, and not what it used "
                     "when the pass was recorded"
                 )
-            for name, slope in slopes.items():
-                self.slopes[name].copy_(slope)
+            for name, gradient in gradients.items():
+                self.embedding_gradients[name].copy_(gradient)
             self.back.replay()
-        for weight, gradient in self.gradients:
+        for weight, gradient in self.weight_gradients:
             weight.grad = gradient if weight.grad is None else weight.grad + gradient
 
     def _record(self, method: nn.Module, embed: Embed, inputs: list[Tensor]) -> None:
@@ -89,31 +94,31 @@ class Recorded:
             raise Unrecordable(f"has changed {MOST} times")
         self.weights = [weight for weight in method.parameters() if weight.requires_grad]
         self.inputs = [value.clone() for value in inputs]
-        self.slopes, self.gradients, self.outputs = {}, [], {}
+        self.embedding_gradients, self.weight_gradients, self.outputs = {}, [], {}
         self.ahead = self.back = None  # what an earlier recording held is free before the next is made
         _warm_up(method, lambda: embed(self.inputs), self.weights)
         self.ahead = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.ahead):
             self.outputs = embed(self.inputs)
 
-    def _record_backward(self, slopes: Named) -> None:
-        self.slopes = {name: slope.clone() for name, slope in slopes.items()}
+    def _record_backward(self, gradients: Named) -> None:
+        self.embedding_gradients = {name: gradient.clone() for name, gradient in gradients.items()}
         self.back = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.back, pool=self.ahead.pool()):
             found = torch.autograd.grad(
-                [self.outputs[name] for name in slopes],
+                [self.outputs[name] for name in gradients],
                 self.weights,
-                [self.slopes[name] for name in slopes],
+                [self.embedding_gradients[name] for name in gradients],
                 allow_unused=True,
             )
-            self.gradients = [
+            self.weight_gradients = [
                 (weight, laid_out(gradient, weight))
                 for weight, gradient in zip(self.weights, found)
                 if gradient is not None
             ]
 
 
-def _warm_up(method: nn.Module, embed: Callable[[], Named], weights: list[Tensor]) -> None:
+def _warm_up(method: nn.Module, embed: Callable[[], Named], weights: list[nn.Parameter]) -> None:
     """A few passes forward and back that leave the method as it was.
 
     Raises:
@@ -130,8 +135,8 @@ def _warm_up(method: nn.Module, embed: Callable[[], Named], weights: list[Tensor
                 _tell_of_waits("error")
             try:
                 outputs = [values for values in embed().values() if values.requires_grad]
-                slopes = [torch.ones_like(values) for values in outputs]
-                torch.autograd.grad(outputs, weights, slopes, allow_unused=True)
+                gradients = [torch.ones_like(values) for values in outputs]
+                torch.autograd.grad(outputs, weights, gradients, allow_unused=True)
             except RuntimeError as error:
                 if "synchroniz" not in str(error):
                     raise  # an error of the method's own

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-COLLAPSED = 0.05  # spread; the mean cosine of two different images is then above 0.9975
+COLLAPSED = 0.05  # embedding_std; the mean cosine of two different images is then above 0.9975
 
 
 class Guard:
@@ -29,15 +29,15 @@ class Guard:
 
     def broken_step(self) -> int | None:
         """The number of the first step that broke; waits for the device."""
-        first = self.first.item()
+        first = int(self.first.item())
         return first - 1 if first else None
 
 
-def spread(rows: Tensor) -> Tensor:
-    """How far rows [B, D] are apart, []: their standard deviation over their root mean square length.
+def embedding_std(rows: Tensor) -> Tensor:
+    """The collapse metric of embeddings [B, D], []: their standard deviation over their root mean square length.
 
-    1 when they balance around zero, 0 when all are equal. For unit rows its square is 1 minus the mean
-    cosine of two rows (each with itself included).
+    1 when they balance around zero, 0 when all are equal. Of L2-normalized embeddings its square is 1 minus the mean
+    cosine of two of them (each with itself included).
     """
     power = rows.square().sum(1).mean()
     variance = (rows - rows.mean(0)).square().sum(1).mean()

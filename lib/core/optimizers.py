@@ -4,6 +4,8 @@ An optimizer whose attribute ``found_inf`` holds a tensor of 1 changes nothing i
 need not know: torch's fused optimizers read it on the device, LARS does the same.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,7 @@ from lib.params.pretraining import Optimizer
 def build_optimizer(module: nn.Module, params: Optimizer) -> torch.optim.Optimizer:
     """The optimizer that ``params.name`` asks for; ``params.momentum`` is Adam's beta1."""
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    common = {"lr": params.lr, "weight_decay": params.weight_decay}
+    common: Any = {"lr": params.lr, "weight_decay": params.weight_decay}
     if params.name == "adam":
         return torch.optim.Adam(learning, betas=(params.momentum, 0.999), fused=True, **common)
     if params.name == "sgd":
@@ -40,7 +42,7 @@ class LARS(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:
@@ -50,8 +52,8 @@ class LARS(torch.optim.Optimizer):
         gradient = weight.grad
         if weight.ndim > 1:
             gradient = gradient + group["weight_decay"] * weight
-            size, slope = weight.norm(), gradient.norm()
-            ratio = torch.where((size > 0) & (slope > 0), group["trust"] * size / slope, torch.ones_like(size))
+            size, length = weight.norm(), gradient.norm()
+            ratio = torch.where((size > 0) & (length > 0), group["trust"] * size / length, torch.ones_like(size))
             gradient = gradient * ratio
         state = self.state[weight]
         if "momentum_buffer" not in state:

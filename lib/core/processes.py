@@ -2,11 +2,9 @@
 
 Each process embeds its slice of the batch. Embeddings are gathered, every process computes the loss of
 the whole batch, and the gradient of its own slice flows back; summing the parameters' gradients over the
-processes then gives exactly the gradient of the whole batch.
+processes then gives exactly the gradient of the whole batch. The main rank, 0, alone reads checkpoints and writes.
 """
 
-import hashlib
-import io
 import os
 import shlex
 import sys
@@ -21,63 +19,42 @@ from lib.runtime.errors import UserError
 from lib.runtime.machine import Machine, launched
 
 SILENCE = timedelta(minutes=30)  # a process that does not answer for so long is given up
-PATIENCE = timedelta(days=30)  # the others wait while the lead waits for another training of the same variant to end
+PATIENCE = timedelta(days=30)  # the others wait while the main rank waits for another training of the variant
 
-_patient: distributed.ProcessGroup | None = None
+_patient: Any = None  # a group of all processes
 
 
 def start(machine: Machine, module: str, arguments: list[str]) -> None:
-    """Join the processes that torchrun has started, or become torchrun where the machine wants several.
-
-    Raises:
-        UserError: DVC runs on a machine where rank 0, which writes what DVC looks for, is not.
-    """
+    """Join the processes that torchrun has started, or become torchrun where the machine wants several."""
     if launched():
-        _join(torch.device(machine.device).type, module)
+        _join(torch.device(machine.device).type)
     elif machine.processes > 1 or machine.torchrun:
         where = shlex.split(machine.torchrun) or ["--standalone"]
-        launcher = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            str(machine.processes),
-            *where,
-            "-m",
-            module,
-            *arguments,
-        ]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(machine.processes), *where]
         sys.stdout.flush()
-        os.execv(sys.executable, launcher)
+        os.execv(sys.executable, [*torchrun, "-m", module, *arguments])
 
 
-def _join(kind: str, module: str) -> None:
+def _join(kind: str) -> None:
     global _patient
     if kind == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=SILENCE)
     _patient = distributed.new_group(backend="gloo", timeout=PATIENCE)
-    under_dvc = int(os.environ["GROUP_RANK"]) if "DVC_STAGE" in os.environ else 0
-    node = gather(torch.tensor([under_dvc], device=_device())).max().item()
-    if node:
-        raise UserError(
-            f"DVC runs on node {node}, but node 0 writes the results; run dvc on node 0 and "
-            f"python -m {module} on the others (docs/scaling.md)"
-        )
 
 
 def barrier() -> None:
-    """Until every process is here, however long the lead takes."""
+    """Until every process is here, however long the main rank takes."""
     if distributed.is_initialized():
         distributed.barrier(_patient)
 
 
 def require_same(text: str) -> None:
     """Raise UserError unless every process has the same text; for a digest of all that a training depends on."""
-    if world_size() == 1:
-        return
-    digest = torch.tensor([list(hashlib.sha256(text.encode()).digest())], device=_device())
-    differ = (gather(digest) != digest).any(1).nonzero().flatten().tolist()
+    texts = [text] * world_size()
+    if world_size() > 1:
+        distributed.all_gather_object(texts, text)
+    differ = [other for other, found in enumerate(texts) if found != text]
     if differ:
         raise UserError(
             f"process {rank()} and process {differ[0]} differ in parameters, code or data; give every "
@@ -86,22 +63,11 @@ def require_same(text: str) -> None:
 
 
 def broadcast(load: Callable[[], Any]) -> Any:
-    """What ``load`` returns in the lead, in every process: other machines need not see the lead's disk.
-
-    Tensors and plain values only, as `torch.load` reads without a pickle.
-    """
-    if world_size() == 1:
-        return load()
-    content = io.BytesIO()
-    if rank() == 0:
-        torch.save(load(), content)
-    size = torch.tensor(len(content.getbuffer()), device=_device())
-    distributed.broadcast(size, 0)
-    data = torch.empty(int(size), dtype=torch.uint8, device=_device())
-    if rank() == 0:
-        data.copy_(torch.frombuffer(content.getbuffer(), dtype=torch.uint8))
-    distributed.broadcast(data, 0)
-    return torch.load(io.BytesIO(data.cpu().numpy().tobytes()), map_location="cpu", weights_only=True)
+    """What ``load`` returns in the main rank, in every process: other machines need not see its disk."""
+    found = [load() if rank() == 0 else None]
+    if world_size() > 1:
+        distributed.broadcast_object_list(found, src=0)
+    return found[0]
 
 
 def stop() -> None:
@@ -113,23 +79,18 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def _device() -> str:
-    """Where messages must be: NCCL sends from CUDA only."""
-    return "cuda" if distributed.get_backend() == "nccl" else "cpu"
-
-
 def world_size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def local_slice(batch_size: int) -> slice:
-    """This process's rows of the global batch, of which every process has the same number."""
+    """This process's images of the global batch, of which every process has the same number."""
     share = batch_size // world_size()
     return slice(rank() * share, (rank() + 1) * share)
 
 
 def gather(rows: Tensor) -> Tensor:
-    """Rows of all processes in order, [B, D] -> [world * B, D]; only this process's carry a gradient."""
+    """Rows of all processes in order, [b, D] -> [B, D]; only this process's carry a gradient."""
     if world_size() == 1:
         return rows
     parts = [torch.empty_like(rows) for _ in range(world_size())]

@@ -1,8 +1,8 @@
-"""Work on the matrix of all pairs of rows, a tile at a time, so that the matrix never exists whole."""
+"""Work on a large matrix, such as that of all pairs of embeddings, some rows at a time: it never exists whole."""
 
 from collections.abc import Iterator
 
-ELEMENTS = 2**23  # of one tile; 32 MiB in fp32
+ELEMENTS = 2**23  # at a time; 32 MiB in fp32
 
 
 def chunks(rows: int, columns: int, elements: int | None = None) -> Iterator[slice]:

@@ -1,4 +1,4 @@
-"""How far a training is: a bar with the time left on a terminal, plain lines elsewhere."""
+"""How far a long computation is: a bar with the time left on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -6,17 +6,22 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-PLAIN_SECONDS = 60.0
+PLAIN_SECONDS = 60.0  # between lines about steps
+QUIET_SECONDS = 5.0  # between lines about epochs
 
 
 class StepProgress:
-    """Counts steps; ``note`` prints a line that stays. Use as a context manager."""
+    """Counts steps, and estimates after the second what is left; ``note`` prints a line that stays.
+
+    Use as a context manager. The first step, in which libraries set themselves up, is not counted into an estimate:
+    `advance` is called when the work of a step is done, at the first two at least.
+    """
 
     def __init__(self, title: str, total: int, done: int = 0, silent: bool = False) -> None:
         self.title, self.total, self.done = title, total, done
         self.silent = silent
-        self.first, self.started = done, time.monotonic()
-        self.last_line = self.started
+        self.first, self.started = done + 1, 0.0  # the step that the estimate counts from, and when it ended
+        self.last_line = time.monotonic()
         self.bar: Progress | None = None
         if sys.stdout.isatty() and not silent:
             columns = (
@@ -40,11 +45,18 @@ class StepProgress:
         if self.bar:
             self.bar.stop()
 
+    @property
+    def estimates_next(self) -> bool:
+        """Whether the step that is now done must be waited for before `advance`."""
+        return self.done <= self.first
+
     def advance(self) -> None:
         self.done += 1
+        if self.done == self.first:
+            self.started = time.monotonic()
         if self.bar:
             self.bar.advance(self.task)
-        elif not self.silent and time.monotonic() - self.last_line > PLAIN_SECONDS:
+        elif not self.silent and (self.done == self.first + 1 or time.monotonic() - self.last_line > PLAIN_SECONDS):
             self._line(f"step {self.done} of {self.total}")
 
     def note(self, text: str) -> None:
@@ -57,11 +69,35 @@ class StepProgress:
 
     def _line(self, text: str) -> None:
         self.last_line = time.monotonic()
-        left = "" if self.done in (self.first, self.total) else f", {duration(self._left())} left"
+        left = f", about {duration(self._left())} left" if self.first < self.done < self.total else ""
         print(f"{self.title}: {text}{left}", flush=True)
 
     def _left(self) -> float:
         return (time.monotonic() - self.started) / (self.done - self.first) * (self.total - self.done)
+
+
+class EpochLines:
+    """Prints ``label: epoch 5/50, loss 0.31, 12 s, 108 s left`` at about every tenth epoch and the last.
+
+    Lines before the last are some seconds apart, so that a quick loop says little.
+    """
+
+    def __init__(self, label: str, epochs: int) -> None:
+        self.label = label
+        self.epochs = epochs
+        self.started = self.printed = time.monotonic()
+
+    def epoch(self, epoch: int, **numbers: float) -> None:
+        """Say that ``epoch``, counted from 1, has ended."""
+        now = time.monotonic()
+        due = epoch % max(1, self.epochs // 10) == 0 and now - self.printed >= QUIET_SECONDS
+        if not due and epoch != self.epochs:
+            return
+        self.printed = now
+        spent = now - self.started
+        left = "" if epoch == self.epochs else f", {spent / epoch * (self.epochs - epoch):.0f} s left"
+        shown = "".join(f"{name} {value:.4g}, " for name, value in numbers.items())
+        print(f"{self.label}: epoch {epoch}/{self.epochs}, {shown}{spent:.0f} s{left}", flush=True)
 
 
 def duration(seconds: float) -> str:

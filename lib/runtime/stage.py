@@ -1,41 +1,44 @@
-"""What every stage script shares: its arguments, the check of params.yaml, one-line errors, and the time it took."""
+"""What every stage script shares: its arguments, one-line errors, and the time it took.
+
+A stage imports what it needs within its function, so that a refusal or ``--help`` need not wait for torch. Stages are
+run as modules: ``python -m stages.pretrain simclr``.
+"""
 
 import argparse
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from lib.params.check import check_params
-from lib.params.pretraining import load_params
-from lib.runtime.errors import UserError
+from lib.runtime.errors import UserError, shown
 from lib.runtime.files import write_json
+from lib.runtime.machine import keep_freed_memory
 
-TIMES_FOLDER = Path(".times")  # git-ignored; one file for each stage, replaced whole
-SIZES = ("dataset", "images_path", "image_size", "encoder")  # a time taken with another of these says little
+NAME = r"[A-Za-z][A-Za-z0-9_]*"  # of stages and variants
 
 
-def run_stage(stage: Callable[..., None], about: str, *, per_variant: bool = False) -> None:
-    """Call ``stage(raw)`` or ``stage(raw, variant)`` with the checked, untyped params.yaml.
+def run_stage(main: Callable[..., None], about: str, per_variant: bool = False) -> None:
+    """Call ``main()``, or ``main(variant)`` with the variant that the command line names.
 
     A UserError ends the process with one line and status 1, an interrupt with one line and 130, SIGTERM with
     one line and 143.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    keep_freed_memory()
     parser = argparse.ArgumentParser(description=about)
     if per_variant:
         parser.add_argument("variant", help="a key of variants in params.yaml")
     arguments = vars(parser.parse_args())
     started = time.monotonic()
     try:
-        raw: dict[str, Any] = load_params()
-        check_params(raw)
-        stage(raw, **arguments)
-        _record_time(time.monotonic() - started, raw)
+        if per_variant and not re.fullmatch(NAME, arguments["variant"]):  # which becomes a part of paths
+            raise UserError(f"{shown(arguments['variant'])} is no name of a variant; give one of those in params.yaml")
+        main(**arguments)
+        _note_time(time.monotonic() - started)
     except UserError as error:
         sys.exit(f"error: {error}")
     except (KeyboardInterrupt, Terminated) as stop:
@@ -52,17 +55,19 @@ def _terminate(*_: object) -> None:
     raise Terminated
 
 
-def _record_time(seconds: float, raw: dict[str, Any]) -> None:
-    """Keep how long DVC's stage took, for ``python -m lib.plan``, beside the checkpoints; never fails the stage."""
-    name = os.environ.get("DVC_STAGE")
-    if not name or os.environ.get("LOCAL_RANK", "0") != "0":
+def times_folder() -> Path:
+    """Where clock times go, git-ignored: an output that held them would never be the same twice."""
+    return Path(os.environ.get("DVC_ROOT", ".")) / ".times"
+
+
+def _note_time(seconds: float) -> None:
+    """Keep how long a stage of DVC's took, for ``python -m lib plan``; never fails the stage."""
+    # From a subfolder DVC names the file too, ../dvc.yaml:download. Text from the environment is never a path.
+    name = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
+    if not re.fullmatch(f"{NAME}(@{NAME})?", name) or os.environ.get("LOCAL_RANK", "0") != "0":
         return
-    record = {
-        "seconds": round(seconds, 2),
-        "ended": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "sizes": {key: raw.get(key) for key in SIZES},
-    }
+    note = {"seconds": round(seconds, 2), "ended": datetime.now().astimezone().isoformat(timespec="seconds")}
     try:
-        write_json(Path(os.environ.get("DVC_ROOT", ".")) / TIMES_FOLDER / f"{name}.json", record)
+        write_json(times_folder() / f"{name}.json", note)
     except Exception as error:  # the stage's work is done and counts, whatever happens to this note
         print(f"the time of {name} could not be noted: {error}", file=sys.stderr)

@@ -1,1 +1,1 @@
-"""Batched augmentation: ``draws`` chooses every image's numbers, ``augment`` computes its view from them."""
+"""Batched augmentation: ``parameters`` draws every image's numbers, ``augment`` computes its view from them."""
