@@ -1,6 +1,7 @@
 """CIFAR-10, CIFAR-100 and MNIST by torchvision: small archives in the official layout, and what is refused unread."""
 
 import io
+import os
 import pickle
 import socket
 import urllib.request
@@ -42,13 +43,13 @@ def small_cifar10(place: Path, monkeypatch, **altered) -> Path:
 
 
 class Payload:
-    """Creates the file when it is unpickled."""
+    """Makes the folder when it is unpickled."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = str(canary)
 
     def __reduce__(self):
-        return open, (self.canary, "w")
+        return os.mkdir, (self.canary,)
 
 
 def test_the_published_names_and_checksums_are_the_official_ones():
@@ -172,7 +173,7 @@ def test_a_pickle_of_another_checksum_is_never_unpickled(folder, monkeypatch, na
     armed = pickle.dumps({"data": Payload(canary), "labels": [0], "label_names": Payload(canary)})
     pickle.loads(armed)
     assert canary.exists(), "the payload works"
-    canary.unlink()
+    canary.rmdir()
     small_cifar10(folder, monkeypatch)
     monkeypatch.setenv(VARIABLE, str(folder))
     good = read_official("cifar10", 32)
