@@ -1,16 +1,31 @@
-"""Small pictures, class folders and archives in the official layouts, for the tests of data."""
+"""Small pictures, class folders and archives, also in the official layouts, for the tests of data."""
 
 import gzip
 import hashlib
 import io
-import struct
+import pickle
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy
+import pytest
 from PIL import Image
+from torchvision.datasets import CIFAR10, MNIST
+
+from lib.runtime.errors import UserError
+
+
+def refusal(call: Callable[[], Any], *words: str) -> str:
+    """The one line in which ``call`` is refused; it holds every one of ``words``."""
+    with pytest.raises(UserError) as caught:
+        call()
+    line = str(caught.value)
+    assert line.isprintable() and len(line) < 1000
+    assert all(word in line for word in words), line
+    return line
 
 
 def picture(number: int, height: int = 32, width: int = 32) -> numpy.ndarray:
@@ -44,6 +59,7 @@ def write_folder(root: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def write_zip(path: Path, files: Mapping[str, bytes]) -> Path:
+    """A name that ends in / is that of a folder."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
@@ -51,134 +67,74 @@ def write_zip(path: Path, files: Mapping[str, bytes]) -> Path:
 
 
 def write_tar(path: Path, files: Mapping[str, bytes], mode: str = "w:gz") -> Path:
+    """A name that ends in / is that of a folder."""
     with tarfile.open(path, mode) as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
-            member.size = len(content)
+            member.size, member.type = len(content), tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
             archive.addfile(member, io.BytesIO(content))
     return path
 
 
-def cifar_records(labels: list[tuple[int, ...]], first: int) -> bytes:
-    """Records of label bytes and 3x32x32 pixels; picture numbers run from ``first``."""
-    return b"".join(
-        bytes(label) + picture(first + index).transpose(2, 0, 1).tobytes() for index, label in enumerate(labels)
-    )
+PACKERS: dict[str, Callable[[Path, Mapping[str, bytes]], Path]] = {
+    "folder": write_folder,
+    "zip": write_zip,
+    "tar": lambda path, files: write_tar(path, files, "w"),
+    "tar.gz": write_tar,
+    "tar.bz2": lambda path, files: write_tar(path, files, "w:bz2"),
+    "tar.xz": lambda path, files: write_tar(path, files, "w:xz"),
+}
 
 
-CIFAR10_LABELS = [(0,), (1,), (2,), (2,), (1,), (0,)]
-CIFAR100_LABELS = [(7, 1), (7, 0), (7, 1), (7, 0)], [(7, 0), (7, 1)]
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
 
 
-def cifar10_files() -> dict[str, bytes]:
-    """Five training batches of 6 and a test batch of 6, of three classes."""
-    labels, folder = CIFAR10_LABELS, "cifar-10-batches-bin"
-    files = {f"{folder}/data_batch_{number}.bin": cifar_records(labels, 6 * (number - 1)) for number in range(1, 6)}
-    return {
-        f"{folder}/batches.meta.txt": b"airplane\nautomobile\nbird\n\n",
-        f"{folder}/readme.html": b"<html>",
-        f"{folder}/test_batch.bin": cifar_records(labels, 30),
-        **files,
-    }
+def small_cifar(
+    published: type[CIFAR10],
+    folder: Path,
+    patch: pytest.MonkeyPatch,
+    train: Sequence[int],
+    test: Sequence[int],
+    classes: list[str],
+    altered: Mapping[str, bytes] | None = None,
+) -> Path:
+    """An archive in the layout of CIFAR-10 or CIFAR-100, with these labels; its checksums count as the published ones.
 
-
-def cifar100_files() -> dict[str, bytes]:
-    """Coarse label always 7; fine labels 0, 1."""
-    folder = "cifar-100-binary"
-    return {
-        f"{folder}/fine_label_names.txt": b"apple\nbear\n",
-        f"{folder}/coarse_label_names.txt": b"x\ny\n",
-        f"{folder}/train.bin": cifar_records(CIFAR100_LABELS[0], 0),
-        f"{folder}/test.bin": cifar_records(CIFAR100_LABELS[1], 4),
-    }
-
-
-def cifar10_python_files() -> dict[str, bytes]:
-    """What `cifar10_files` holds, in the layout of the Python edition."""
-    folder = "cifar-10-batches-py"
-    batches = {f"data_batch_{number}": 6 * (number - 1) for number in range(1, 6)} | {"test_batch": 30}
-    names = {"num_cases_per_batch": 6, "label_names": ["airplane", "automobile", "bird"], "num_vis": 3072}
-    return {
-        f"{folder}/batches.meta": python2_pickle(names),
-        f"{folder}/readme.html": b"<html>",
-        **{
-            f"{folder}/{name}": python2_pickle(cifar_batch(CIFAR10_LABELS, first, ["labels"]))
-            for name, first in batches.items()
-        },
-    }
-
-
-def cifar100_python_files() -> dict[str, bytes]:
-    """What `cifar100_files` holds, in the layout of the Python edition."""
-    folder, keys = "cifar-100-python", ["coarse_labels", "fine_labels"]
-    names = {"fine_label_names": ["apple", "bear"], "coarse_label_names": ["x", "y"]}
-    return {
-        f"{folder}/file.txt~": b"",
-        f"{folder}/meta": python2_pickle(names),
-        f"{folder}/train": python2_pickle(cifar_batch(CIFAR100_LABELS[0], 0, keys)),
-        f"{folder}/test": python2_pickle(cifar_batch(CIFAR100_LABELS[1], 4, keys)),
-    }
-
-
-def cifar_batch(labels: list[tuple[int, ...]], first: int, keys: list[str]) -> dict:
-    """A batch of the Python edition, with one list of labels per key."""
-    pixels = numpy.stack([picture(first + index).transpose(2, 0, 1).reshape(-1) for index in range(len(labels))])
-    return {
-        "batch_label": "batch",
-        "data": pixels,
-        "filenames": [f"{index}.png" for index in range(len(labels))],
-        **{key: [label[place] for label in labels] for place, key in enumerate(keys)},
-    }
+    Picture numbers run from 0 through the training and the test files. ``altered``: other contents of files in the
+    archive, whose own checksums then differ from those that are published.
+    """
+    names = [name for name, _ in published.train_list]
+    parts = dict(zip(names, numpy.array_split(train, len(names)))) | {published.test_list[0][0]: numpy.array(test)}
+    key, first, files = "labels" if published.base_folder == CIFAR10.base_folder else "fine_labels", 0, {}
+    for name, labels in parts.items():
+        pixels = numpy.stack([picture(first + index).transpose(2, 0, 1).ravel() for index in range(len(labels))])
+        files[name], first = python2_pickle({"data": pixels, key: labels.tolist()}), first + len(labels)
+    files[published.meta["filename"]] = python2_pickle({published.meta["key"]: classes})
+    within = {f"{published.base_folder}/{name}": content for name, content in {**files, **(altered or {})}.items()}
+    path = write_tar(folder / published.filename, within)
+    patch.setattr(published, "tgz_md5", md5(path.read_bytes()))
+    patch.setattr(published, "train_list", [[name, md5(files[name])] for name in names])
+    patch.setattr(published, "test_list", [[name, md5(files[name])] for name, _ in published.test_list])
+    patch.setattr(published, "meta", {**published.meta, "md5": md5(files[published.meta["filename"]])})
+    return path
 
 
 def python2_pickle(value: dict) -> bytes:
-    """Protocol 2 as Python 2 wrote it: strings without encoding, and arrays by the names numpy had then."""
-    return b"\x80\x02" + _opcodes(value) + b"."
+    """Protocol 2, with numpy's module and types as they were written when the official files were made."""
+    return pickle.dumps(value, 2).replace(b"numpy._core", b"numpy.core").replace(b"\x89\x88\x87", b"K\0K\1\x87")
 
 
-def _opcodes(value) -> bytes:
-    if isinstance(value, bool) or value is None:
-        return {True: b"\x88", False: b"\x89", None: b"N"}[value]
-    if isinstance(value, int):
-        return b"J" + struct.pack("<i", value)
-    if isinstance(value, str | bytes):
-        content = value.encode() if isinstance(value, str) else value
-        return b"T" + struct.pack("<i", len(content)) + content
-    if isinstance(value, list):
-        return b"](" + b"".join(map(_opcodes, value)) + b"e"
-    if isinstance(value, tuple):
-        return b"(" + b"".join(map(_opcodes, value)) + b"t"
-    if isinstance(value, dict):
-        return b"}(" + b"".join(_opcodes(part) for pair in value.items() for part in pair) + b"u"
-    kind = b"cnumpy\ndtype\n" + _opcodes((value.dtype.str[1:], 0, 1)) + b"R"
-    kind += _opcodes((3, "|", None, None, None, -1, -1, 0)) + b"b"
-    by_columns = not value.flags.c_contiguous
-    state = _opcodes(1) + _opcodes(value.shape) + kind + _opcodes(by_columns) + _opcodes(value.tobytes("A"))
-    return (
-        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n"
-        + _opcodes((0,))
-        + _opcodes("b")
-        + b"tR("
-        + state
-        + b"tb"
-    )
-
-
-def idx(array: numpy.ndarray) -> bytes:
-    """A uint8 array as a gzipped idx file."""
-    sizes = numpy.array(array.shape, ">i4").tobytes()
-    return gzip.compress(bytes((0, 0, 8, array.ndim)) + sizes + array.astype(numpy.uint8).tobytes())
-
-
-def mnist_arrays() -> dict[str, numpy.ndarray]:
-    """Small MNIST files by their published names, no two alike: 20 training images and 10 test images."""
-    return {
-        "train-images-idx3-ubyte.gz": numpy.arange(20 * 784).reshape(20, 28, 28) % 251,
-        "train-labels-idx1-ubyte.gz": numpy.arange(20) % 10,
-        "t10k-images-idx3-ubyte.gz": numpy.arange(10 * 784).reshape(10, 28, 28) % 241,
-        "t10k-labels-idx1-ubyte.gz": 9 - numpy.arange(10),
-    }
-
-
-def sha256(content: bytes) -> str:
-    return "sha256:" + hashlib.sha256(content).hexdigest()
+def small_mnist(folder: Path, patch: pytest.MonkeyPatch, train: Sequence[int], test: Sequence[int]) -> Path:
+    """MNIST's four files with these labels, whose checksums count as the published ones; picture n is filled with n."""
+    resources = []
+    for (name, _), labels in zip(MNIST.resources, (train, train, test, test)):
+        array = numpy.array(labels)
+        if "images" in name:
+            array = numpy.ones((1, 28, 28), int) * numpy.arange(len(labels))[:, None, None]
+        sizes = numpy.array(array.shape, ">i4").tobytes()
+        content = gzip.compress(bytes((0, 0, 8, array.ndim)) + sizes + array.astype(numpy.uint8).tobytes())
+        (folder / name).write_bytes(content)
+        resources.append((name, md5(content)))
+    patch.setattr(MNIST, "resources", resources)
+    return folder

@@ -1,219 +1,173 @@
-"""Class folders of pictures, in a directory, a zip or a tar.
+"""Class folders of pictures, in a folder, a zip or a tar.
 
-Two layouts: ``train/<class>/<image>`` with ``test/<class>/<image>``, or ``<class>/<image>`` with a test
-split drawn from the seed. One folder around everything is looked through. Classes and images are sorted by name.
+Two layouts: ``train/<class>/<image>`` with ``test/<class>/<image>``, or ``<class>/<image>`` with a test split drawn
+from a fixed seed. One folder around everything is looked through. Classes and images are sorted by name.
 """
 
+import hashlib
+import os
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Collection
-from pathlib import PurePosixPath
+from pathlib import Path, PurePath
+from typing import Any
 
 import numpy
 
-from lib.data.archives import Tree, open_tree
-from lib.data.fetch import checksum, user_path
-from lib.data.pixels import RESIZING, SUFFIXES, blank, convert
-from lib.data.split import TEST_SHARE, stratified
+from lib.data.pixels import FORMATS, IMAGE_NAME, RESIZING, blank, decode
+from lib.data.split import SEED, TEST_SHARE, stratified
 from lib.data.store import RawDataset
+from lib.data.unpack import is_bare, unpacked, user_path
 from lib.runtime.errors import UserError, shown
 
 SPLITS = ("train", "test")
+DEEPEST = 6  # folders below the first: ends the walk where a link leads back up
 NAMED = 20  # skipped images that the provenance names
 LONGEST_CLASS = 100  # characters, what a legend has room for
 LAYOUTS = "train/<class>/<image> with test/<class>/<image>, or <class>/<image>"
+Parts = tuple[str, ...]  # of a path
 
 
-def read_folders(given: str, size: int, seed: int, on_bad_image: str = "refuse") -> RawDataset:
-    """Class folders at ``given`` as RGB squares; ``seed`` is used for a layout without a test split.
+def read_folders(given: str, size: int, on_bad_image: str = "refuse") -> RawDataset:
+    """Class folders at ``given``, a folder, zip or tar, as RGB squares.
 
-    With ``on_bad_image`` "skip", images that cannot be read are left out as if they had not been there, and
-    the provenance counts and names them.
-
-    Raises:
-        UserError: nothing there, neither layout, train and test of different classes, a class without
-            images, or ("refuse") a damaged image.
+    Images that cannot be read are refused, or, with ``on_bad_image`` "skip", left out as if they had not been there,
+    and the provenance counts and names them. A UserError names whatever else does not suit.
     """
     path = user_path(given)
     if path is None:
-        raise UserError(
-            f"params.yaml: images_path is {shown(given)}, where nothing is that can be read; allowed: a "
-            "folder, zip or tar, absolute or relative to the repository's folder"
-        )
-    with open_tree(path) as tree:
-        names, ignored = pick_images(tree.names)
-        if not names:
-            raise UserError(f"{path.name} holds no images; allowed: {', '.join(sorted(SUFFIXES))}")
-        train, test, drawn = arrange(names, tree.folders, path.name, seed)
-        images, conversions, bad = _converted(tree, [*train, *test], size)
-        if bad:
-            if on_bad_image != "skip":
-                raise UserError(_cannot_be_read(path.name, bad, len(names)))
-            train, test = _without(bad, names, tree.folders, path.name, seed)
-            images, conversions, _ = _converted(tree, [*train, *test], size)
-    provenance = {"ignored": ignored, "resized": RESIZING, "converted": conversions}
-    if tree.kind == "archive":
-        provenance["archive_checksum"] = checksum(path)
-    if drawn:
-        provenance["test_split"] = f"{TEST_SHARE:.0%} of every class, drawn from seed {seed}"
+        raise UserError(f"images_path is {shown(given)}, where nothing is that can be read; name a folder, zip or tar")
+    if is_bare(path):
+        raise UserError(f"{given} is empty; put {LAYOUTS} there, or name your folder, zip or tar by images_path")
+    where = path.resolve().name
+    with unpacked(path) as root:
+        root, names, folders, ignored = _walk(root, where)
+        train, test, drawn = arrange(names, folders, where)
+        images, conversions, bad = _decode_all(root, [*train, *test], size)
+    provenance: dict[str, Any] = {"ignored": ignored, "resized": RESIZING, "converted": conversions}
+    if conversions:
+        print("converted: " + ", ".join(f"{what} ({number})" for what, number in conversions.items()), flush=True)
     if bad:
-        provenance["skipped"] = {"count": len(bad), "first": list(bad)[:NAMED]}
-    _tell(conversions, bad, len(names))
-    classes = sorted({PurePosixPath(name).parent.name for name in train})
-    labels = [numpy.array([classes.index(PurePosixPath(name).parent.name) for name in part]) for part in (train, test)]
+        # Refused; or left out, and then the splits are those of the images that remain.
+        _refuse_or_tell(where, bad, len(names), on_bad_image)
+        rows = {name: row for row, name in enumerate([*train, *test])}
+        train, test, drawn = arrange([name for name in names if name not in bad], folders, where)
+        images = images[[rows[name] for name in (*train, *test)]]
+        provenance["skipped"] = {"count": len(bad), "first": ["/".join(name) for name in list(bad)[:NAMED]]}
+    if drawn:
+        provenance["test_split"] = f"{TEST_SHARE:.0%} of every class, drawn from seed {SEED}"
+    if path.is_file():
+        with open(path, "rb") as file:
+            provenance["archive_checksum"] = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    classes, labels = numpy.unique([name[-2] for name in (*train, *test)], return_inverse=True)
+    source, count = f"{'archive' if path.is_file() else 'folder'} {where}", len(train)
     return RawDataset(
-        images[: len(train)],
-        labels[0],
-        images[len(train) :],
-        labels[1],
-        classes,
-        source=f"{tree.kind} {path.resolve().name}",
-        provenance=provenance,
+        images[:count], labels[:count], images[count:], labels[count:], classes.tolist(), source, provenance
     )
 
 
-def pick_images(names: list[str]) -> tuple[list[str], dict[str, int]]:
-    """The names of images, and how many other files there are by extension (or "hidden")."""
-    images, ignored = [], Counter()
-    for name in names:
-        path = PurePosixPath(name)
-        if any(part.startswith(".") or part == "__MACOSX" for part in path.parts):
-            ignored["hidden"] += 1
-        elif path.suffix.lower() in SUFFIXES:
-            images.append(name)
-        else:
-            ignored[path.suffix.lower() or "no extension"] += 1
-    return images, dict(sorted(ignored.items()))
+def _walk(root: Path, where: str) -> tuple[Path, list[Parts], list[Parts], dict[str, int]]:
+    """The folder that holds the layout, paths below it of images (sorted) and of folders, and counts of other files."""
+    names: list[Parts] = []
+    folders: list[Parts] = []
+    ignored: Counter[str] = Counter()
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot read {PurePath(error.filename).name} in {where}: {error.strerror}; make it readable")
+
+    for folder, below, files in os.walk(root, onerror=refuse, followlinks=True):
+        inside = Path(folder).relative_to(root).parts
+        if len(inside) > DEEPEST:
+            deep = shown("/".join(inside))
+            raise UserError(f"{where}: folder {deep} is too deep, or a link leads back up; remove it")
+        hidden = {name for name in (*below, *files) if name.startswith(".") or name == "__MACOSX"}
+        ignored["hidden"] += len(hidden)
+        below[:] = [name for name in below if name not in hidden]
+        folders += [(*inside, name) for name in below]
+        for name in set(files) - hidden:
+            if IMAGE_NAME.search(name):
+                names.append((*inside, name))
+            else:
+                ignored[PurePath(name).suffix.lower() or "no extension"] += 1
+    tops = {parts[0] for parts in names}
+    if len(tops) == 1 and not tops & set(SPLITS) and min(map(len, names)) > 2:
+        names = [parts[1:] for parts in names]
+        folders = [parts[1:] for parts in folders if parts[0] in tops]
+        root /= tops.pop()
+    return root, sorted(names), folders, dict(sorted((+ignored).items()))
 
 
-def arrange(names: list[str], folders: Collection[str], where: str, seed: int) -> tuple[list[str], list[str], bool]:
+def arrange(names: list[Parts], folders: list[Parts], where: str) -> tuple[list[Parts], list[Parts], bool]:
     """Training names, test names, each sorted by (class, name), and whether the split was drawn.
 
-    Raises:
-        UserError: neither layout, or classes that do not suit; ``folders`` tells of a class without images.
+    A UserError says that the layout or a class does not suit; ``folders`` tell of a class without images.
     """
-    paths = {name: PurePosixPath(name).parts for name in sorted(names, key=lambda name: name.split("/"))}
-    tops = {parts[0] for parts in paths.values()}
-    inside = 0
-    if len(tops) == 1 and not tops & set(SPLITS) and min(map(len, paths.values())) > 2:
-        inside = 1
-        folders = [folder for folder in folders if folder.split("/")[0] in tops]
-        paths = {name: parts[1:] for name, parts in paths.items()}
-        tops = {parts[0] for parts in paths.values()}
-    depth = 3 if max(map(len, paths.values())) > 2 and tops & set(SPLITS) else 2
-    for name, parts in paths.items():
-        if len(parts) != depth or (depth == 3 and parts[0] not in SPLITS):
-            raise UserError(f"{where}: {shown(name)} is out of place; allowed: {LAYOUTS}; move or remove it")
-    if depth == 3 and len(tops) == 1:
-        raise UserError(f"{where} has images in a folder {tops.pop()} and in no other; allowed: {LAYOUTS}")
-    _usable_classes(
-        where, [parts[:-1] for parts in paths.values()], [PurePosixPath(folder).parts[inside:] for folder in folders]
-    )
-    if depth == 2:
-        return *_drawn(paths, where, seed), True
-    train, test = ([name for name, parts in paths.items() if parts[0] == split] for split in SPLITS)
-    _same_classes(where, *({paths[name][1] for name in part} for part in (train, test)))
-    return train, test, False
-
-
-def _usable_classes(where: str, filled: list[tuple[str, ...]], folders: list[tuple[str, ...]]) -> None:
-    """Refuse a class folder without images, and a class whose name cannot be told or shown.
-
-    Both lists hold paths of folders in parts; ``filled`` are those with images, all of one depth.
-    """
-    depth, known = len(filled[0]), set(filled)
-    for parts in sorted(folders):
-        hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-        if len(parts) == depth and parts not in known and not hidden and (depth == 1 or parts[0] in SPLITS):
-            raise UserError(f"{where}: class folder {shown('/'.join(parts))} holds no images; put some in or remove it")
-    spelled: dict[str, str] = {}
-    for name in sorted({parts[-1] for parts in filled}):
-        if not name.isprintable():
-            raise UserError(f"{where}: class folder {shown(name)} has a name that cannot be printed; rename it")
-        if len(name) > LONGEST_CLASS:
-            raise UserError(
-                f"{where}: class folder {shown(name)} has a name of {len(name)} characters; allowed: "
-                f"{LONGEST_CLASS}; rename it"
-            )
-        other = spelled.setdefault(unicodedata.normalize("NFC", name), name)
-        if other != name:
-            raise UserError(
-                f"{where}: class folders {other!a} and {name!a} are one name in two spellings of "
-                "Unicode; rename one like the other"
-            )
-
-
-def _drawn(paths: dict[str, tuple[str, ...]], where: str, seed: int) -> tuple[list[str], list[str]]:
-    names = list(paths)
-    counts = Counter(parts[0] for parts in paths.values())
-    for name, count in counts.items():
+    if not names:
+        raise UserError(f"{where} holds no images that can be read; allowed: {', '.join(FORMATS)}, as {LAYOUTS}")
+    splits = {name[0] for name in names if len(name) > 2} & set(SPLITS)
+    depth = 3 if splits else 2
+    for name in names:
+        if len(name) != depth or (splits and name[0] not in SPLITS):
+            raise UserError(f"{where}: {shown('/'.join(name))} is out of place; allowed: {LAYOUTS}; move or remove it")
+    empty = {name for name in folders if len(name) == depth - 1 and (depth == 2 or name[0] in SPLITS)}
+    empty -= {name[:-1] for name in names}
+    if empty:
+        label = shown("/".join(min(empty)))
+        raise UserError(f"{where}: class folder {label} holds no images that can be read; put some in or remove it")
+    _check_classes({name[-2] for name in names}, where)
+    if splits:
+        train, test = ([name for name in names if name[0] == split] for split in SPLITS)
+        if odd := sorted({name[1] for name in train} ^ {name[1] for name in test}):
+            raise UserError(f"{where}: train and test differ in the classes {_some(odd, 5)}; both need images of each")
+        return train, test, False
+    for label, count in Counter(name[0] for name in names).items():
         if count < 2:
-            raise UserError(
-                f"{where}: class {shown(name)} has one image; at least two are needed, one of them for "
-                "test; add one or remove the class"
-            )
-    labels = numpy.unique([parts[0] for parts in paths.values()], return_inverse=True)[1]
-    test = set(stratified(labels, TEST_SHARE, seed, "test split").tolist())
-    return [name for index, name in enumerate(names) if index not in test], [names[index] for index in sorted(test)]
+            raise UserError(f"{where}: class {shown(label)} has one image; add one for test, or remove the class")
+    labels = numpy.unique([name[0] for name in names], return_inverse=True)[1]
+    chosen = stratified(labels, TEST_SHARE, "test split").tolist()
+    return (
+        [names[row] for row in sorted(set(range(len(names))).difference(chosen))],
+        [names[row] for row in chosen],
+        True,
+    )
 
 
-def _same_classes(where: str, train: set[str], test: set[str]) -> None:
-    for split, other, extra in (("train", "test", sorted(train - test)), ("test", "train", sorted(test - train))):
-        if extra:
-            raise UserError(
-                f"{where}: {split} has classes that {other} has no image of: {_listed(extra, 5)}; both "
-                "need the same: add images or remove the class"
-            )
+def _check_classes(labels: set[str], where: str) -> None:
+    """Refuse a class whose name cannot be shown, or cannot be told from another's."""
+    spelled: dict[str, str] = {}
+    for label in sorted(labels):
+        if not label.isprintable() or len(label) > LONGEST_CLASS:
+            most = f"at most {LONGEST_CLASS} printable characters"
+            raise UserError(f"{where}: class folder {shown(label)} needs another name; allowed: {most}")
+        other = spelled.setdefault(unicodedata.normalize("NFC", label), label)
+        if other != label:
+            raise UserError(f"{where}: class folders {other!a} and {label!a} are one name in two spellings; rename one")
 
 
-def _converted(tree: Tree, names: list[str], size: int) -> tuple[numpy.ndarray, dict[str, int], dict[str, str]]:
-    """uint8 [N, 3, size, size] in the order of ``names``, read in the order that suits the archive.
+def _decode_all(root: Path, names: list[Parts], size: int) -> tuple[numpy.ndarray, dict[str, int], dict[Parts, str]]:
+    """uint8 [N, 3, size, size] in the order of ``names``.
 
     Also how many images had which conversion, and why each one that cannot be read cannot (its row is undefined).
     """
-    images, counts, bad = blank(len(names), size), Counter(), {}
-    place = {name: index for index, name in enumerate(names)}
+    images, counts, bad = blank(len(names), size), Counter[str](), dict[Parts, str]()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks about metadata; damage and size are errors of their own
-        for name, content in tree.contents(names):
+        for row, name in enumerate(names):
             try:
-                images[place[name]], conversions = convert(content, size)
+                images[row], conversions = decode(root.joinpath(*name), size)
                 counts.update(conversions)
             except ValueError as error:
                 bad[name] = str(error)
     return images, dict(sorted(counts.items())), dict(sorted(bad.items()))
 
 
-def _without(
-    bad: Collection[str], names: list[str], folders: Collection[str], where: str, seed: int
-) -> tuple[list[str], list[str]]:
-    """The training and test names that remain; a class or split may not vanish with its bad images."""
-    kept = [name for name in names if name not in bad]
-    gone = {PurePosixPath(name).parent for name in bad} - {PurePosixPath(name).parent for name in kept}
-    if gone:
-        raise UserError(
-            f"{where}: none of the images in {shown(min(map(str, gone)))} can be read; mend them or remove the folder"
-        )
-    return arrange(kept, folders, where, seed)[:2]
+def _refuse_or_tell(where: str, bad: dict[Parts, str], count: int, on_bad_image: str) -> None:
+    named = _some([f"{shown('/'.join(name))} ({reason})" for name, reason in bad.items()], 3)
+    told = f"{len(bad)} of {count} images cannot be read: {named}"
+    if on_bad_image != "skip":
+        raise UserError(f"{where}: {told}; mend or remove them, or set on_bad_image: skip in params.yaml")
+    print(f"skipped, as on_bad_image says: {told}", flush=True)
 
 
-def _cannot_be_read(where: str, bad: dict[str, str], count: int) -> str:
-    first, *others = bad
-    also = f"; nor can {len(others)} more: {_listed(others, 3)}" if others else ""
-    return (
-        f"{where}: {first} cannot be read as an image: {bad[first]}{also} ({len(bad)} of {count} images); mend or "
-        "remove what is bad, or set on_bad_image: skip in params.yaml"
-    )
-
-
-def _tell(conversions: dict[str, int], bad: dict[str, str], count: int) -> None:
-    if conversions:
-        print("converted: " + ", ".join(f"{what} ({number})" for what, number in conversions.items()), flush=True)
-    if bad:
-        named = _listed([f"{shown(name)} ({reason})" for name, reason in bad.items()], 3)
-        print(f"skipped, as on_bad_image says: {len(bad)} of {count} images that cannot be read: {named}", flush=True)
-
-
-def _listed(names: list[str], most: int) -> str:
+def _some(names: list[str], most: int) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
