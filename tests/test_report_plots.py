@@ -15,6 +15,7 @@ from lib.offline_plots import LIBRARY_FILE, VEGA_LITE, chart_library
 TEMPLATES = Path(".dvc/plots")
 PAGE = Path(".dvc/plots.html")
 VARIANTS = ("simclr", "joint", "dual")
+SEEDS = 2
 
 
 def draw(template: str, rows: list[dict[str, str]], x: str, y: str) -> str:
@@ -33,7 +34,8 @@ def words(svg: str) -> list[str]:
 def curve_rows(revisions: tuple[str, ...]) -> list[dict[str, str]]:
     return [
         {
-            "variant": variant,
+            "group": variant,
+            "variant": f"{variant}_{seed}",
             "epoch": str(epoch),
             "loss": str(6 - epoch / 5),
             "rev": revision,
@@ -41,16 +43,17 @@ def curve_rows(revisions: tuple[str, ...]) -> list[dict[str, str]]:
         }
         for revision in revisions
         for variant in VARIANTS
+        for seed in range(SEEDS)
         for epoch in range(1, 5)
     ]
 
 
 @pytest.mark.parametrize("revisions", [("workspace",), ("workspace", "HEAD")])
 @pytest.mark.parametrize(("column", "points"), [("loss", 4), ("knn", 2)])
-def test_curves_have_one_line_per_variant_and_revision(revisions, column, points):
+def test_curves_have_one_line_per_run_and_revision_in_the_look_of_its_group(revisions, column, points):
     svg = draw("curves_by_variant", curve_rows(revisions), "epoch", column)
     marks = re.findall(r'aria-roledescription="(line mark|point)"', svg)
-    lines = len(VARIANTS) * len(revisions)
+    lines = len(VARIANTS) * SEEDS * len(revisions)
     assert (marks.count("line mark"), marks.count("point")) == (lines, lines * points)
     assert {*VARIANTS, *revisions, "The title", "epoch"} <= set(words(svg))
     shapes = re.findall(r'aria-roledescription="point"[^>]*? d="([^"]*)"', svg)
@@ -60,27 +63,29 @@ def test_curves_have_one_line_per_variant_and_revision(revisions, column, points
 
 
 @pytest.mark.parametrize("revisions", [("workspace",), ("workspace", "HEAD")])
-def test_bars_start_at_zero_and_say_their_value(revisions):
+def test_bars_say_their_value_and_their_deviation_over_seeds(revisions):
     rows = [
-        {"model": model, "measure": measure, "value": str(value), "rev": revision}
+        {"model": model, "measure": measure, "value": value, "sd": deviation, "n": "1", "rev": revision}
         for revision in revisions
-        for model, measure, value in (
-            ("simclr", "probe top-1", 72.5),
-            ("simclr", "kNN top-1", 60.25),
-            ("dual · upper", "probe top-1", 69.0),
+        for model, measure, value, deviation in (
+            ("simclr", "probe top-1", "72.5", "1.5"),
+            ("simclr", "kNN top-1", "60.25", "0.75"),
+            ("dual · upper", "probe top-1", "69.0", ""),
         )
     ]
     svg = draw("bars_by_measure", rows, "value", "model")
     assert svg.count('aria-roledescription="bar"') == len(rows)
+    deviations = re.findall(r'aria-label="value: ([\d.]+);[^"]*high: ([\d.]+);[^>]*"rule mark"', svg)
+    assert sorted(deviations) == sorted([("59.5", "61"), ("71", "74")] * len(revisions))
     shown = words(svg)
     assert [shown.count(text) for text in ("72.50", "60.25", "69.00")] == [len(revisions)] * 3
     assert shown.index("probe top-1") < shown.index("kNN top-1")
 
 
-def test_confusion_has_one_matrix_per_variant_in_their_order():
+def test_confusion_has_one_matrix_per_group_in_their_order():
     rows = [
         {
-            "variant": variant,
+            "group": variant,
             "actual": actual,
             "predicted": predicted,
             "images": "5",
@@ -114,9 +119,6 @@ def test_the_library_defines_what_the_charts_call():
 
 
 def test_every_plot_of_the_pipeline_has_its_template():
-    pipeline = Path("dvc.yaml")
-    if not pipeline.is_file():
-        pytest.skip("no pipeline here")
-    plots = yaml.safe_load(pipeline.read_text()).get("plots", [])
-    settings = [next(iter(plot.values())) for plot in plots if isinstance(plot, dict)]
-    assert {each["template"] for each in settings} == {path.stem for path in TEMPLATES.glob("*.json")}
+    plots = yaml.safe_load(Path("dvc.yaml").read_text())["plots"]
+    templates = {settings["template"] for plot in plots if isinstance(plot, dict) for settings in plot.values()}
+    assert templates == {path.stem for path in TEMPLATES.glob("*.json")}

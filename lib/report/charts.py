@@ -29,6 +29,7 @@ def curves_figure(groups: Groups) -> Figure:
     curves = {name: _mean_curve(members) for name, members in ranked(groups).items()}
     trained = [name for name in curves if groups[name][0].pretraining.epochs]
     panels_of = _families({name: groups[name][0] for name in trained})
+    # one pair of panels in a row where there are few, else two, so that twelve pairs fit on a page
     across = 1 if len(panels_of) <= 3 else 2
     down = max(1, -(-len(panels_of) // across))
     figure = Figure(figsize=(9 * across - 4 * (across - 1), min(PAGE, 0.4 + 2.4 * down)))
@@ -39,6 +40,7 @@ def curves_figure(groups: Groups) -> Figure:
         for panel, column, behind in ((loss, "loss", family), (knn, "knn", trained)):
             _draw_curves(panel, {name: curves[name][column] for name in behind}, shown)
         knn.axhline(floor, color="0.35", linestyle=":", linewidth=1.2)
+        # accuracies can be compared across panels, losses of different objectives cannot
         knn.sharey(panels[0, 1])
         knn.sharex(panels[0, 0])
         loss.sharex(panels[0, 0])
@@ -61,6 +63,7 @@ def _families(firsts: dict[str, Record]) -> list[tuple[str, list[str], list[str]
     """Title, names of a whole family, and those of it to show together; the family of the best comes first."""
     families: dict[tuple[str, ...], list[str]] = {}
     for name, record in firsts.items():
+        # one method with another loss, or with another first part of it, is another objective
         params, first_part = record.pretraining, record.curve.columns[2]
         families.setdefault((params.method, str(params.options.get("loss")), first_part), []).append(name)
     methods = [method for method, *_ in families]
@@ -115,6 +118,7 @@ def accuracy_figure(groups: Groups, table: pandas.DataFrame) -> Figure:
 
 def _accuracy_rows(groups: Groups, table: pandas.DataFrame) -> pandas.DataFrame:
     """The rows of the chart, best first; a heading, a row without numbers, where the kind changes."""
+    # a heading takes a row too, so a page is a little less than full
     every = table["group"].count() * ROW <= PAGE - 2
     parts, kind = [], ""
     for name, members in ranked(groups).items():
@@ -130,6 +134,7 @@ def confusion_figure(groups: Groups) -> Figure:
     """One matrix per group, best first: percent of each actual class that the main latent's probe calls what."""
     groups = ranked(groups)
     names = readable(next(iter(groups.values()))[0].classes)
+    # as square as can be, at most a page
     columns = len(groups) if len(groups) <= 3 else math.ceil(math.sqrt(len(groups)))
     down = -(-len(groups) // columns)
     side = min(4.2, 12 / columns, (PAGE - 1) / down)
@@ -141,11 +146,13 @@ def confusion_figure(groups: Groups) -> Figure:
         image = panel.imshow(percent, cmap="Blues", vmin=0, vmax=100)
         panel.set_title(name, loc="left", fontsize=10 if columns < 4 else 8)
         panel.spines[:].set_visible(False)
-        ticks = range(len(names)) if len(names) <= CONFUSION_LABELS else ()
-        panel.set_xticks(ticks, names if ticks and number // columns == down - 1 else [""] * len(ticks), rotation=90)
-        panel.set_yticks(ticks, names if ticks and not number % columns else [""] * len(ticks))
+        # names stand at the outer edges, numbers in cells that have room for them
+        legible = len(names) <= CONFUSION_LABELS
+        left, bottom = legible and not number % columns, legible and number // columns == down - 1
+        panel.set_xticks(range(len(names)) if bottom else (), names if bottom else (), rotation=90)
+        panel.set_yticks(range(len(names)) if left else (), names if left else ())
         panel.tick_params(labelsize=min(9, 28 * side / max(10, len(names))))
-        for row, column in zip(*numpy.nonzero(percent >= 0.5)) if ticks and side > 2.5 else ():
+        for row, column in zip(*numpy.nonzero(percent >= 0.5)) if legible and side > 2.5 else ():
             color, size = "white" if percent[row, column] > 55 else "0.15", min(8, 18 * side / len(names))
             panel.text(column, row, f"{percent[row, column]:.0f}", ha="center", va="center", fontsize=size, color=color)
     for panel in panels.flat[len(groups) :]:

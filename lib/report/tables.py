@@ -52,7 +52,12 @@ def read_results(path: Path) -> pandas.DataFrame:
     if not path.is_file():
         raise UserError(f"{path} does not exist; the stage that writes it has not run: dvc repro")
     words = dict.fromkeys(("group", "variant", "latent"), str)
-    return pandas.read_csv(path, dtype=words, keep_default_na=False, na_values=[""])
+    try:
+        frame = pandas.read_csv(path, dtype=words, keep_default_na=False, na_values=[""])
+        _ = frame[[*words, *MEASURED, *WHOLE, "mode", "dataset"]].iloc[0]
+    except (ValueError, KeyError, IndexError):
+        raise UserError(f"{path} is damaged or of another version; dvc repro -f results") from None
+    return frame
 
 
 def summary(frame: pandas.DataFrame) -> pandas.DataFrame:
@@ -61,6 +66,7 @@ def summary(frame: pandas.DataFrame) -> pandas.DataFrame:
     The deviation is that of a sample (n - 1), missing for one seed. Main latents come first, then the published rows
     where the data are CIFAR-10's own, then further latents.
     """
+    # what replicates share, then means and deviations of what was measured
     grouped = frame.groupby(["group", "latent"], sort=False)
     table, measured = grouped.first(), grouped[list(MEASURED)]
     table[list(MEASURED)] = measured.mean()
@@ -68,8 +74,10 @@ def summary(frame: pandas.DataFrame) -> pandas.DataFrame:
     table["n"] = grouped.size()
     table["seeds"] = grouped["seed"].agg(_distinct)
     table = table.reset_index()
+    # a latent is named where there are several
     several = table.groupby("group")["latent"].transform("size") > 1
     table["model"] = (table["group"] + " · " + table["latent"]).where(several, table["group"])
+    # main latents, published rows, further latents
     further = table.duplicated("group")
     theirs = published.ROWS if published.DATASET in set(frame["dataset"]) else ()
     parts = (table[~further], pandas.DataFrame(theirs), table[further])
@@ -113,7 +121,9 @@ def markdown(frame: pandas.DataFrame) -> str:
         "## Runs",
         markdown_table(runs.assign(model=runs["group"].fillna(runs["model"])), RUN),
     ]
-    parts += ["## Binary codes", markdown_table(codes, CODES)] if len(codes) else []
+    if len(codes):
+        columns = {key: name for key, name in CODES.items() if key != "n" or codes["n"].max() > 1}
+        parts += ["## Binary codes", markdown_table(codes, columns)]
     return "\n\n".join(parts) + "\n"
 
 
