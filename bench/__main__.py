@@ -37,6 +37,7 @@ def main() -> None:
             say(f"accuracy: skipped, {IMAGES_FILE} does not exist; python -m lib preset cpu && dvc repro download")
             continue
         how = f"{workers} workers in the others' data loaders; repetitions: {asked.repetitions}"
+        how = f"tiny sizes, the numbers mean nothing; {how}" if asked.quick else how
         results[section] = {**facts(machine), "about": how, "rows": measure(section, asked, workers)}
         if not asked.quick:
             write_json(path, results)
