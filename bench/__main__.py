@@ -51,7 +51,7 @@ def main() -> None:
 def measure(section: str, asked: argparse.Namespace, workers: int) -> list[Record]:
     """All rows of a section, every arm as often as there are repetitions; of trainings to an accuracy there is one."""
     changes = {**TIMES["quick" if asked.quick else asked.device], "workers": workers}
-    rows = []
+    rows: list[Record] = []
     for row in ROWS[section]:
         arms = list(row.arms)
         if asked.before and arms[0] in ("ours.step", "ours.data", "ours.embed"):
