@@ -37,6 +37,7 @@ def main() -> None:
             say(f"accuracy: skipped, {IMAGES_FILE} does not exist; python -m lib preset cpu && dvc repro download")
             continue
         how = f"{workers} workers in the others' data loaders; repetitions: {asked.repetitions}"
+        how = f"tiny sizes, the numbers mean nothing; {how}" if asked.quick else how
         results[section] = {**facts(machine), "about": how, "rows": measure(section, asked, workers)}
         if not asked.quick:
             write_json(path, results)
@@ -50,7 +51,7 @@ def main() -> None:
 def measure(section: str, asked: argparse.Namespace, workers: int) -> list[Record]:
     """All rows of a section, every arm as often as there are repetitions; of trainings to an accuracy there is one."""
     changes = {**TIMES["quick" if asked.quick else asked.device], "workers": workers}
-    rows = []
+    rows: list[Record] = []
     for row in ROWS[section]:
         arms = list(row.arms)
         if asked.before and arms[0] in ("ours.step", "ours.data", "ours.embed"):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from bench.images import CLASSES, image_data, pairs
 from bench.timing import once, steady
@@ -64,9 +65,22 @@ def data(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
 
 
 def loss(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
-    """NT-Xent and its gradient."""
+    """NT-Xent and its gradient, in tiles."""
     first, second = pairs(settings["rows"])
     return steady(lambda: nt_xent(first, second, 0.5).backward(), settings)
+
+
+def whole_loss(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
+    """The same from the matrix of all pairs, as it is usually written."""
+    first, second = pairs(settings["rows"])
+    partner = torch.arange(2 * len(first)).roll(len(first))
+
+    def work() -> None:
+        rows = torch.cat([first, second])  # [2N, D]
+        similarity = rows @ rows.T / 0.5  # [2N, 2N]
+        functional.cross_entropy(similarity.fill_diagonal_(-torch.inf), partner).backward()
+
+    return steady(work, settings)
 
 
 def embed(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from bench.images import CLASSES, SIZE, pairs, pixels
+from bench.images import CLASSES, SIZE, pixels
 from bench.timing import forever, once, steady
 from lib.data.store import ImageData
 from lib.encoders import build_encoder
@@ -166,19 +166,6 @@ def leftthomas_embed(settings: dict[str, Any], machine: Machine) -> dict[str, An
     with torch.no_grad():
         model.latents(torch.zeros(settings["batch"], 3, SIZE, SIZE))  # warms up
         return once(work)
-
-
-def whole_loss(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:
-    """NT-Xent and its gradient from the matrix of all pairs, as it is usually written."""
-    first, second = pairs(settings["rows"])
-    partner = torch.arange(2 * len(first)).roll(len(first))
-
-    def work() -> None:
-        rows = torch.cat([first, second])  # [2N, D]
-        similarity = rows @ rows.T / TEMPERATURE  # [2N, 2N]
-        functional.cross_entropy(similarity.fill_diagonal_(-torch.inf), partner).backward()
-
-    return steady(work, settings)
 
 
 def kornia_data(settings: dict[str, Any], machine: Machine) -> dict[str, Any]:

@@ -60,7 +60,7 @@ ROWS = {
         )
     ],
     "loss": [
-        *(Row(f"2N = {rows:,}", ("ours.loss", "peers.whole_loss"), {"rows": rows}) for rows in (512, 4_096, 16_384)),
+        *(Row(f"2N = {rows:,}", ("ours.loss", "ours.whole_loss"), {"rows": rows}) for rows in (512, 4_096, 16_384)),
         Row("2N = 65,536", ("ours.loss",), {"rows": 65_536}),  # the whole matrix would be 16 GiB
     ],
     "embed": [Row("60,000 images, small encoder", ("ours.embed", "peers.leftthomas_embed"), PICTURES, 60_000)],
@@ -71,4 +71,4 @@ ROWS = {
 def name_of(arm: str) -> str:
     """What readers call an arm."""
     module, function = arm.split(".")
-    return NAMES.get(module) or NAMES[function.partition("_")[0]]
+    return NAMES.get(function.partition("_")[0]) or NAMES[module]
