@@ -4,9 +4,8 @@ from lib.runtime.stage import run_stage
 
 
 def main() -> None:
-    from lib.report.results import write_results
-
     from lib.params.experiment import read_experiment
+    from lib.report.results import write_results
 
     write_results(read_experiment())
 

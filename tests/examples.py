@@ -29,10 +29,12 @@ FORMS: dict[str, tuple[str, dict[str, Any]]] = {  # of variants, by options that
 CPU = Machine(device="cpu", processes=1, threads=1, precision="fp32", checkpoint_minutes=10.0)
 
 
-def raw_params(preset: str = "all", **changes: Any) -> dict[str, Any]:
-    """A preset as a mapping, small enough to train in a second; dots in keys are ``__``."""
+def raw_params(preset: str = "all", variants: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    """A preset as a mapping, small enough to train in a second; ``variants`` replace its own; dots in keys are ``__``."""
     raw = load_yaml(ROOT / f"presets/{preset}.yaml")
-    for block in raw["variants"].values():  # their own sizes are for real data
+    if variants is not None:
+        raw |= {"variants": variants, "transfer": {}}
+    for block in raw["variants"].values() if variants is None else ():  # their own sizes are for real data
         block.pop("batch_size", None)
         block.get("optimizer", {}).pop("warmup_epochs", None)
         block.update({name: value for name, value in SMALL_OPTIONS.items() if name in block})

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from lib.losses.barlow_twins import barlow_twins, cross_correlation
 from lightly.loss import BarlowTwinsLoss
 from torch import nn
 
-from lib.losses.barlow_twins import barlow_twins, cross_correlation
 from lib.methods import build_method
 from tests.examples import pretraining
 

@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from lib.losses.byol import direction_distance
 from lightly.loss import NegativeCosineSimilarity
 from torch import nn
 from torch.nn.functional import normalize
 
 from lib.core.health import spread
 from lib.core.trainer import Pretrainer
-from lib.losses.byol import direction_distance
 from lib.methods import build_method
 from lib.methods.byol import momentum
 from lib.params.pretraining import pretraining_params

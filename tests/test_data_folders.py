@@ -10,10 +10,10 @@ import zipfile
 import numpy
 import pytest
 import torch
+from lib.data.archives import open_tree
 from PIL import Image
 
 from lib.data import archives
-from lib.data.archives import open_tree
 from lib.data.folders import read_folders
 from lib.data.pixels import blank, decode
 from lib.data.store import assemble

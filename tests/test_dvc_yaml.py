@@ -24,7 +24,7 @@ def imported(start: str) -> set[str]:
     waiting = [start]
     while waiting:
         path = waiting.pop()
-        if path in found:
+        if path in found or path in NO_RESULT:
             continue
         found.add(path)
         for node in ast.walk(ast.parse((ROOT / path).read_text())):
@@ -51,7 +51,9 @@ def declared(stage: str) -> set[str]:
 
 @pytest.mark.parametrize("stage", PIPELINE)
 def test_a_stage_declares_the_code_that_can_change_its_result(stage):
-    needed = imported(f"stages/{stage}.py") - NO_RESULT - TYPES
+    needed = imported(f"stages/{stage}.py") - TYPES
+    if stage == "resolve":  # of the images it reads the counts, and of the machine the number of processes
+        needed = {path for path in needed if not path.startswith(("lib/data", "lib/runtime"))}
     if stage in BY_VARIANT:
         needed = {path for path in needed if not path.startswith(OWN_CODE)}
     missing = needed - declared(stage)

@@ -1,8 +1,8 @@
 """Settings of the evaluation that cannot work together are refused before anything runs."""
 
 import pytest
-
 from lib.params.check import check_params
+
 from lib.runtime.errors import UserError
 from tests.examples import study_params
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from lib.params.check import check_params
 
 from lib.data import official
 from lib.data.store import IMAGES_FILE, load_data, save_data
-from lib.params.check import check_params
 from lib.runtime.files import read_arrays, read_json
 from stages import download, embed, linear, overview, pretrain, results, tsne
 from tests.examples import FORMS, images, params_file

@@ -5,11 +5,11 @@ import dataclasses
 import pandas
 import pytest
 import torch
+from lib.losses.cross_entropy import cross_entropy
 
 from lib.core.checkpoint import CheckpointStore
 from lib.core.loop import pretrain
 from lib.core.trainer import Pretrainer
-from lib.losses.cross_entropy import cross_entropy
 from lib.methods import build_method
 from lib.methods.export import load_method, save_method
 from lib.runtime.errors import UserError

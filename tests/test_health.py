@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lib.methods.parts.kwta import soft_code
 from torch import nn
 
 from lib.core.checkpoint import CheckpointStore
@@ -9,7 +10,6 @@ from lib.core.health import COLLAPSED, Guard, spread
 from lib.core.loop import pretrain
 from lib.core.optimizers import build_optimizer
 from lib.methods import build_method
-from lib.methods.parts.kwta import soft_code
 from lib.params.pretraining import Optimizer
 from lib.runtime.errors import UserError
 from tests.examples import pretraining

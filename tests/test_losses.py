@@ -5,13 +5,12 @@ import math
 import lightly.loss
 import pytest
 import torch
+from lib.losses.ntxent import nt_xent
+from lib.losses.view_distance import frobenius_distance
 from pytorch_metric_learning.losses import NTXentLoss, SelfSupervisedLoss
 from torch.nn.functional import cross_entropy, normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from lib.losses.ntxent import nt_xent
-from lib.losses.view_distance import frobenius_distance
 
 
 def random_pair(count: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float32):

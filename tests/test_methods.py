@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from lib.losses.ntxent import nt_xent
 from torch.nn.functional import normalize
 
-from lib.losses.ntxent import nt_xent
 from lib.methods import build_method, method_class, try_method
 from lib.methods.base import GIVEN
 from lib.methods.export import load_method, save_method

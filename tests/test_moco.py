@@ -7,13 +7,13 @@ from dataclasses import replace
 import lightly.loss
 import pytest
 import torch
+from lib.losses.queue import queue_contrast
 from pytorch_metric_learning.losses import NTXentLoss
 from torch import nn
 from torch.nn.functional import normalize
 
 from lib.core import processes
 from lib.core.trainer import Pretrainer
-from lib.losses.queue import queue_contrast
 from lib.methods import build_method, try_method
 from lib.methods.moco import dealt_out, enqueue
 from lib.runtime.errors import UserError

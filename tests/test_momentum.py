@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lib.methods.parts.momentum import MomentumMethod, update_ema
 from torch import nn
 
 from lib.core.health import COLLAPSED
 from lib.core.trainer import Pretrainer
 from lib.methods import build_method
 from lib.methods.export import load_method, save_method
-from lib.methods.parts.momentum import MomentumMethod, update_ema
 from lib.params.pretraining import Pretraining
 from tests.examples import CPU, images, params_file, pretraining
 

@@ -13,9 +13,8 @@ from tests.examples import images, raw_params
 
 def resolved(**variants):
     """The JSON of variants of the method simclr with these blocks, under the tiny shared numbers."""
-    raw = raw_params()
-    raw["variants"] = {name: {"method": "simclr", **block} for name, block in variants.items()}
-    return resolve(parse_experiment(raw))
+    blocks = {name: {"method": "simclr", **block} for name, block in variants.items()}
+    return resolve(parse_experiment(raw_params(variants=blocks)))
 
 
 def changed(before, after):
@@ -39,15 +38,15 @@ def test_a_shared_number_is_there_only_where_the_variant_reads_it():
     ],
 )
 def test_a_changed_number_moves_the_variants_that_read_it(key, value, moved):
-    raw = raw_params()
-    raw["variants"] = {
+    variants = {
         "simclr": {"method": "simclr"},
         "joint": {"method": "simclr", "term": "pull"},
         "own_batch": {"method": "simclr", "batch_size": 32},
         "own_gamma": {"method": "simclr", "term": "pull", "gamma": 0.2},
         "untrained": {"method": "simclr", "epochs": 0},
     }
-    assert changed(resolve(parse_experiment(raw)), resolve(parse_experiment({**raw, key: value}))) == moved
+    before, after = raw_params(variants=variants), raw_params(variants=variants, **{key: value})
+    assert changed(resolve(parse_experiment(before)), resolve(parse_experiment(after))) == moved
 
 
 def test_options_are_spelled_out_so_that_a_default_written_down_changes_nothing():
@@ -91,15 +90,14 @@ def test_a_slip_is_refused_by_name(block, words):
 
 
 def test_a_gamma_that_nobody_reads_is_refused():
-    raw = raw_params(gamma=0.1)
-    raw["variants"] = {"simclr": {"method": "simclr"}}
+    raw = raw_params(variants={"simclr": {"method": "simclr"}}, gamma=0.1)
     with pytest.raises(UserError, match=r"gamma is 0\.1, which has no effect"):
         resolve(parse_experiment(raw))
 
 
 def test_all_that_does_not_fit_the_data_is_told_in_one_list():
-    raw = raw_params(batch_size=512, knn__k=60, tsne__points=300, tsne__perplexity=40.0)
-    raw["variants"] = {name: {"method": "simclr"} for name in ("one", "other")}
+    variants = {name: {"method": "simclr"} for name in ("one", "other")}
+    raw = raw_params(variants=variants, batch_size=512, knn__k=60, tsne__points=300, tsne__perplexity=40.0)
     with pytest.raises(UserError) as refusal:
         check_against_data(parse_experiment(raw), images(count=64).about)
     for part in ("knn.k is 60", "tsne.perplexity is 40", "batch_size of one is 512", "batch_size of other is 512"):
@@ -107,8 +105,8 @@ def test_all_that_does_not_fit_the_data_is_told_in_one_list():
 
 
 def test_a_batch_is_shared_evenly_among_processes():
-    raw = raw_params(batch_size=16, knn__k=5, tsne__points=20, tsne__perplexity=5.0)
-    raw["variants"] = {"one": {"method": "simclr"}}
+    variants = {"one": {"method": "simclr"}}
+    raw = raw_params(variants=variants, batch_size=16, knn__k=5, tsne__points=20, tsne__perplexity=5.0)
     check_against_data(parse_experiment(raw), images().about, processes=4)
     with pytest.raises(UserError, match="processes 3: a multiple of 3"):
         check_against_data(parse_experiment(raw), images().about, processes=3)

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from lib.losses.patch_triplets import patch_triplets
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.core.trainer import Pretrainer
-from lib.losses.patch_triplets import patch_triplets
 from lib.methods import build_method
 from tests.examples import CPU, FORMS, images, params_file, pretraining
 

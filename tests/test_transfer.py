@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas
 import pytest
 import torch
+from lib.params.check import check_params
 
 from lib.data.store import IMAGES_FILE, ImageData, save_data
 from lib.evaluate import transfer
@@ -14,7 +15,6 @@ from lib.evaluate.transfer import Arm, Classifier, arms, compare, filters_file, 
 from lib.methods import build_method
 from lib.methods.base import count_parameters
 from lib.methods.export import save_method
-from lib.params.check import check_params
 from lib.params.evaluation import Transfer
 from lib.report import figures_transfer
 from lib.report.figures_transfer import filters_figure, transfer_figure

@@ -6,10 +6,10 @@ from dataclasses import replace
 import lightly.loss
 import pytest
 import torch
+from lib.losses.vicreg import covariance, invariance, variance
 from pytorch_metric_learning.losses import VICRegLoss
 from torch import nn
 
-from lib.losses.vicreg import covariance, invariance, variance
 from lib.methods import build_method
 from tests.examples import pretraining
 

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lib.views.draws import HUE, Run, draw
 from scipy.stats import chisquare, ks_2samp, kstest
 from torchvision.transforms import RandomResizedCrop
 
 from lib.params.pretraining import Augment
 from lib.runtime.seeds import generator
-from lib.views.draws import HUE, Run, draw
 
 COUNT = 20_000
 LEAST = 1e-3  # p-value below which a distribution counts as different; the seeds are fixed

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from lib.methods.base import DataFacts, Method
-from lib.params.pretraining import Pretraining
+from lib.params.pretraining import SHARED, Pretraining
 from lib.params.spec import nearest, parse
 from lib.runtime.errors import UserError, shown
 
-NO_METHODS = ("__init__", "base")
-
 
 def method_names() -> list[str]:
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in NO_METHODS)
+    """The files of this folder that define a ``METHOD``."""
+    files = Path(__file__).parent.glob("[a-z]*.py")
+    return sorted(path.stem for path in files if "\nMETHOD = " in path.read_text())
 
 
 def method_class(name: Any) -> type[Method]:
@@ -41,7 +41,8 @@ def typed_options(params: Pretraining) -> Any:
     Raises:
         UserError: options that the method does not have.
     """
-    return parse(method_class(params.method).Options, params.options, f"variants.{params.variant}")
+    where = f"variants.{params.variant}"
+    return parse(method_class(params.method).Options, params.options, where, also=("method", *SHARED))
 
 
 def build_method(params: Pretraining) -> Method:
