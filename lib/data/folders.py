@@ -17,7 +17,7 @@ import numpy
 from lib.data.pixels import FORMATS, IMAGE_NAME, RESIZING, blank, decode
 from lib.data.split import SEED, TEST_SHARE, stratified
 from lib.data.store import RawDataset
-from lib.data.unpack import is_bare, unpacked, user_path
+from lib.data.unpack import unpacked, user_path
 from lib.runtime.errors import UserError, shown
 
 SPLITS = ("train", "test")
@@ -37,8 +37,11 @@ def read_folders(given: str, size: int, on_bad_image: str = "refuse") -> RawData
     path = user_path(given)
     if path is None:
         raise UserError(f"images_path is {shown(given)}, where nothing is that can be read; name a folder, zip or tar")
-    if is_bare(path):
-        raise UserError(f"{given} is empty; put {LAYOUTS} there, or name your folder, zip or tar by images_path")
+    if path.is_dir() and all(name == "README.md" or _is_hidden(name) for name in os.listdir(path)):
+        # So is data/pictures in DVC's temporary copy. What DVC does not see must not be read: its run cache would later
+        # bring back other pictures.
+        how = "by images_path (by an absolute path for dvc exp run --temp and the queue)"
+        raise UserError(f"{given} is empty; put {LAYOUTS} there, or name your folder, zip or tar {how}")
     where = path.resolve().name
     with unpacked(path) as root:
         root, names, folders, ignored = _walk(root, where)
@@ -80,7 +83,7 @@ def _walk(root: Path, where: str) -> tuple[Path, list[Parts], list[Parts], dict[
         if len(inside) > DEEPEST:
             deep = shown("/".join(inside))
             raise UserError(f"{where}: folder {deep} is too deep, or a link leads back up; remove it")
-        hidden = {name for name in (*below, *files) if name.startswith(".") or name == "__MACOSX"}
+        hidden = set(filter(_is_hidden, (*below, *files)))
         ignored["hidden"] += len(hidden)
         below[:] = [name for name in below if name not in hidden]
         folders += [(*inside, name) for name in below]
@@ -95,6 +98,10 @@ def _walk(root: Path, where: str) -> tuple[Path, list[Parts], list[Parts], dict[
         folders = [parts[1:] for parts in folders if parts[0] in tops]
         root /= tops.pop()
     return root, sorted(names), folders, dict(sorted((+ignored).items()))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def arrange(names: list[Parts], folders: list[Parts], where: str) -> tuple[list[Parts], list[Parts], bool]:
