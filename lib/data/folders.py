@@ -34,14 +34,7 @@ def read_folders(given: str, size: int, on_bad_image: str = "refuse") -> RawData
     Images that cannot be read are refused, or, with ``on_bad_image`` "skip", left out as if they had not been there,
     and the provenance counts and names them. A UserError names whatever else does not suit.
     """
-    path = user_path(given)
-    if path is None:
-        raise UserError(f"images_path is {shown(given)}, where nothing is that can be read; name a folder, zip or tar")
-    if path.is_dir() and all(name == "README.md" or _is_hidden(name) for name in os.listdir(path)):
-        # So is data/pictures in DVC's temporary copy. What DVC does not see must not be read: its run cache would later
-        # bring back other pictures.
-        how = "by images_path (by an absolute path for dvc exp run --temp and the queue)"
-        raise UserError(f"{given} is empty; put {LAYOUTS} there, or name your folder, zip or tar {how}")
+    path = _find(given)
     where = path.resolve().name
     with unpacked(path) as root:
         root, names, folders, ignored = _walk(root, where)
@@ -67,6 +60,19 @@ def read_folders(given: str, size: int, on_bad_image: str = "refuse") -> RawData
     return RawDataset(
         images[:count], labels[:count], images[count:], labels[count:], classes.tolist(), source, provenance
     )
+
+
+def _find(given: str) -> Path:
+    """What images_path names; a UserError says that nothing is there."""
+    path = user_path(given)
+    if path is None:
+        raise UserError(f"images_path is {shown(given)}, where nothing is that can be read; name a folder, zip or tar")
+    if path.is_dir() and all(name == "README.md" or _is_hidden(name) for name in os.listdir(path)):
+        # So is data/pictures in DVC's temporary copy. What DVC does not see there must not be read from elsewhere: its
+        # run cache would bring these pictures back when others have taken their place.
+        how = "by images_path (by an absolute path for dvc exp run --temp and the queue)"
+        raise UserError(f"{given} is empty; put {LAYOUTS} there, or name your folder, zip or tar {how}")
+    return path
 
 
 def _walk(root: Path, where: str) -> tuple[Path, list[Parts], list[Parts], dict[str, int]]:

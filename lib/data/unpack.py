@@ -107,7 +107,8 @@ class _Bounds:
             (self.total > self.room, f"is too much: {size(self.total)} in all, room for {size(self.room)}"),
         ):
             if refused:
-                raise UserError(f"{self.where}: member {shown(name)} {why}; pack plain files anew")
+                how = "pack plain files anew, or unpack it yourself and give the folder"
+                raise UserError(f"{self.where}: member {shown(name)} {why}; {how}")
         if not name.endswith("/"):
             self.files.add(path.parts)
 
