@@ -4,8 +4,10 @@ import gzip
 import hashlib
 import io
 import pickle
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,17 @@ def encoded(image: numpy.ndarray | Image.Image, kind: str = "PNG", **options) ->
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def png(width: int, height: int, kind: int, depth: int, rows: bytes, extra: bytes = b"") -> bytes:
+    """A PNG of the given color type, from rows that each begin with a zero; ``extra``: a chunk of compressed text."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0))
+    text = chunk(b"zTXt", extra) if extra else b""
+    return b"\x89PNG\r\n\x1a\n" + head + text + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def two_level(classes: tuple[str, ...] = ("cat", "dog"), train: int = 4, test: int = 2) -> dict[str, bytes]:

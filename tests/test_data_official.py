@@ -49,7 +49,7 @@ class Payload:
         self.canary = str(canary)
 
     def __reduce__(self):
-        return os.mkdir, (self.canary,)
+        return os.makedirs, (self.canary, 0o777, True)
 
 
 def test_the_published_names_and_checksums_are_the_official_ones():

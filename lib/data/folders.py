@@ -17,7 +17,7 @@ import numpy
 from lib.data.pixels import FORMATS, IMAGE_NAME, RESIZING, blank, decode
 from lib.data.split import SEED, TEST_SHARE, stratified
 from lib.data.store import RawDataset
-from lib.data.unpack import is_bare, unpacked, user_path
+from lib.data.unpack import unpacked, user_path
 from lib.runtime.errors import UserError, shown
 
 SPLITS = ("train", "test")
@@ -34,11 +34,7 @@ def read_folders(given: str, size: int, on_bad_image: str = "refuse") -> RawData
     Images that cannot be read are refused, or, with ``on_bad_image`` "skip", left out as if they had not been there,
     and the provenance counts and names them. A UserError names whatever else does not suit.
     """
-    path = user_path(given)
-    if path is None:
-        raise UserError(f"images_path is {shown(given)}, where nothing is that can be read; name a folder, zip or tar")
-    if is_bare(path):
-        raise UserError(f"{given} is empty; put {LAYOUTS} there, or name your folder, zip or tar by images_path")
+    path = _find(given)
     where = path.resolve().name
     with unpacked(path) as root:
         root, names, folders, ignored = _walk(root, where)
@@ -66,6 +62,19 @@ def read_folders(given: str, size: int, on_bad_image: str = "refuse") -> RawData
     )
 
 
+def _find(given: str) -> Path:
+    """What images_path names; a UserError says that nothing is there."""
+    path = user_path(given)
+    if path is None:
+        raise UserError(f"images_path is {shown(given)}, where nothing is that can be read; name a folder, zip or tar")
+    if path.is_dir() and all(name == "README.md" or _is_hidden(name) for name in os.listdir(path)):
+        # So is data/pictures in DVC's temporary copy. What DVC does not see there must not be read from elsewhere: its
+        # run cache would bring these pictures back when others have taken their place.
+        how = "by images_path (by an absolute path for dvc exp run --temp and the queue)"
+        raise UserError(f"{given} is empty; put {LAYOUTS} there, or name your folder, zip or tar {how}")
+    return path
+
+
 def _walk(root: Path, where: str) -> tuple[Path, list[Parts], list[Parts], dict[str, int]]:
     """The folder that holds the layout, paths below it of images (sorted) and of folders, and counts of other files."""
     names: list[Parts] = []
@@ -80,7 +89,7 @@ def _walk(root: Path, where: str) -> tuple[Path, list[Parts], list[Parts], dict[
         if len(inside) > DEEPEST:
             deep = shown("/".join(inside))
             raise UserError(f"{where}: folder {deep} is too deep, or a link leads back up; remove it")
-        hidden = {name for name in (*below, *files) if name.startswith(".") or name == "__MACOSX"}
+        hidden = set(filter(_is_hidden, (*below, *files)))
         ignored["hidden"] += len(hidden)
         below[:] = [name for name in below if name not in hidden]
         folders += [(*inside, name) for name in below]
@@ -95,6 +104,10 @@ def _walk(root: Path, where: str) -> tuple[Path, list[Parts], list[Parts], dict[
         folders = [parts[1:] for parts in folders if parts[0] in tops]
         root /= tops.pop()
     return root, sorted(names), folders, dict(sorted((+ignored).items()))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def arrange(names: list[Parts], folders: list[Parts], where: str) -> tuple[list[Parts], list[Parts], bool]:

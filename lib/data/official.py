@@ -17,7 +17,7 @@ from torchvision.datasets.utils import check_integrity
 
 from lib.data.pixels import RESIZING, square_all
 from lib.data.store import RawDataset
-from lib.data.unpack import project_path, user_path
+from lib.data.unpack import user_path
 from lib.runtime.errors import UserError, shown
 from lib.runtime.files import whole_file, writing
 
@@ -31,7 +31,7 @@ def read_official(dataset: str, size: int) -> RawDataset:
 
     A UserError says that it cannot be fetched, or that what ENGRAM_ARCHIVE names has another checksum.
     """
-    root = project_path(ROOT)
+    root = _in_project(ROOT)
     published = {"cifar10": CIFAR10, "cifar100": CIFAR100, "mnist": MNIST}[dataset]
     if dataset == "mnist":
         name, files = "MNIST", list(MNIST.resources)
@@ -54,6 +54,11 @@ def read_official(dataset: str, size: int) -> RawDataset:
     images = [square_all(part, size) for part in images]
     classes = [label.split(" - ")[0] for label in train.classes]  # MNIST's are "0 - zero", ...
     return RawDataset(images[0], labels[0], images[1], labels[1], classes, f"{name}, official", provenance)
+
+
+def _in_project(path: Path | str) -> Path:
+    """A path in the main repository, also when DVC runs in a temporary copy of it."""
+    return Path(os.environ.get("DVC_ROOT", ".")) / path
 
 
 def _fetched(published: type, name: str, root: Path, stale: list[Path]) -> list:
@@ -81,7 +86,7 @@ def _use_local_copy(files: list[tuple[str, str]], folder: Path) -> None:
     given = os.environ.get(VARIABLE, "").strip()
     if not given:
         return
-    place = user_path(given)
+    place = user_path(given) or user_path(_in_project(given))
     for name, md5 in files:
         path = place / name if place and place.is_dir() else place
         if path is None or not path.is_file() or not os.access(path, os.R_OK):

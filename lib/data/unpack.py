@@ -4,7 +4,6 @@ Paths that leave the archive, links, devices, encrypted or repeated members, and
 allow are refused, and so is an archive that ends early or goes on after its end: nothing is left out in silence.
 """
 
-import os
 import shutil
 import stat
 import tarfile
@@ -12,7 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 from lib.runtime.errors import UserError, shown
 from lib.runtime.files import size
@@ -23,26 +22,13 @@ MOST_MEMBERS = 2_000_000
 COMPRESSIONS = {b"\x1f\x8b": "gz", b"BZh": "bz2", b"\xfd7zXZ": "xz"}
 
 
-def project_path(path: Path | str) -> Path:
-    """A path in the main repository, also when DVC runs in a temporary copy of it."""
-    return Path(os.environ.get("DVC_ROOT", ".")) / path
-
-
-def user_path(given: str) -> Path | None:
-    """What a user names: absolute, or relative to the working folder, else to the main repository; None if not there.
-
-    DVC's temporary copy has data/pictures with its README alone: then the main repository's is meant.
-    """
+def user_path(given: Path | str) -> Path | None:
+    """What a user names, absolute or relative to the working folder; None if it is not there."""
     try:
-        places = [place for place in (Path(given).expanduser(), project_path(given)) if given and place.exists()]
-        return next((place for place in places if not is_bare(place)), places[0] if places else None)
+        path = Path(given).expanduser()
+        return path if given and path.exists() else None
     except (OSError, RuntimeError, ValueError):  # too long, no such user, a character that no path has
         return None
-
-
-def is_bare(path: Path) -> bool:
-    """Whether a folder holds nothing, or a README and hidden files alone."""
-    return path.is_dir() and all(name == "README.md" or name.startswith(".") for name in os.listdir(path))
 
 
 @contextmanager
@@ -79,7 +65,7 @@ def _unpack(path: Path, folder: str) -> None:
                 bounds.admit(info.filename, info.file_size, info.external_attr >> 16)
                 if info.flag_bits & 1:
                     raise UserError(f"{path.name}: {shown(info.filename)} is encrypted; pack it without a password")
-            archive.extractall(folder)  # of each no more bytes than it declared
+            archive.extractall(folder, archive.infolist())  # of each no more bytes than it declares
     elif compression or start[257:262] == b"ustar":
         _unpack_tar(path, compression, folder, bounds)
     else:
@@ -109,21 +95,22 @@ class _Bounds:
 
     def admit(self, name: str, length: int, mode: int) -> None:
         """Refuse a member by its name, its size in bytes or its mode (0: not known) before it is written."""
-        parts = PurePosixPath(name).parts
+        path = PureWindowsPath(name)  # knows both separators, and drives
         self.members += 1
         self.total += length
         for refused, why in (
-            (PureWindowsPath(name).anchor or name[:1] == "/" or ".." in parts, "has a path that leaves the archive"),
+            (path.anchor or ".." in path.parts, "has a path that leaves the archive"),
             (stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR), "is a link or a device"),
-            (parts in self.files, "occurs twice"),
+            (path.parts in self.files, "occurs twice"),
             (length < 0, f"declares {length} bytes"),
             (self.members > MOST_MEMBERS, f"is one too many; allowed: {MOST_MEMBERS:,}"),
             (self.total > self.room, f"is too much: {size(self.total)} in all, room for {size(self.room)}"),
         ):
             if refused:
-                raise UserError(f"{self.where}: member {shown(name)} {why}; pack plain files anew")
+                how = "pack plain files anew, or unpack it yourself and give the folder"
+                raise UserError(f"{self.where}: member {shown(name)} {why}; {how}")
         if not name.endswith("/"):
-            self.files.add(parts)
+            self.files.add(path.parts)
 
 
 class _Header(tarfile.TarInfo):
