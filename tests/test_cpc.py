@@ -25,9 +25,8 @@ from lib.methods.cpc import (
 from lib.runtime.errors import UserError
 from tests.alone import Training, built, normal
 
-HINGE_CPC = {"loss": "hinge", "form": "synchronous"}
-CLAPP = {"loss": "hinge", "local": True, "negatives": 1, "places": "same"}
-VARIANTS = {"cpc": {}, "hinge_cpc": HINGE_CPC, "clapp": CLAPP, "infomax": {"local": True}}
+CLAPP = {"loss": "hinge", "local": True, "negatives": 1, "places": "same", "form": "asynchronous"}
+VARIANTS = {"cpc": {}, "hinge_cpc": {"loss": "hinge"}, "clapp": CLAPP, "infomax": {"local": True}}
 
 
 def method(variant: str = "cpc", **options) -> CPC:
@@ -397,7 +396,7 @@ def test_it_learns_that_patches_of_an_image_belong_together(variant, bound):
     ("options", "words"),
     [
         ({"furthest": 6}, "variants.cpc.furthest is 6; allowed: a whole number .* at most 5"),
-        ({"form": "synchronous"}, "form is synchronous, which has no effect with loss info_nce; set loss to hinge"),
+        ({"form": "asynchronous"}, "form is asynchronous, which has no effect with loss info_nce; set loss to hinge"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, words):

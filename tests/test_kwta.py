@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, triplet_margin_with_distance_loss
 
 from lib.evaluate.codes import is_binary, pattern_entropy, usage_entropy
+from lib.methods import try_method
 from lib.methods.kwta import (
     active_units,
     agreement,
@@ -24,7 +25,7 @@ from lib.methods.kwta import (
     triplet,
 )
 from lib.runtime.errors import UserError
-from tests.alone import Training, built, normal
+from tests.alone import Training, built, normal, small
 
 # the kernel
 
@@ -294,6 +295,7 @@ def test_a_flat_latent_is_the_whole_map_and_finding_its_size_changes_no_weight(e
     assert flat.encoder.training and flat.layer.weight.shape == (128, width)
     for (name, one), other in zip(flat.encoder.state_dict().items(), pooled.encoder.state_dict().values()):
         assert torch.equal(one, other), name
+    try_method(small("kwta", encoder=encoder, size=32, flatten=True), images=64)  # on the meta device
     images = normal(2, 3, 32, 32)
     with torch.no_grad():
         features = flat.eval().encoder(images)

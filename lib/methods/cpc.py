@@ -3,7 +3,7 @@
 From the code of a patch, linear maps predict the codes of patches in the rows below it, and each prediction must
 tell its patch from patches of other images: by InfoNCE (van den Oord et al. 2018) or by a hinge (Illing et al.
 2021). A code is its own context, as in Greedy InfoMax, so there is no recurrent network over the patches. Hinge-CPC
-is ``loss: hinge``; CLAPP is that with ``local: true``.
+is ``loss: hinge``; CLAPP is that with ``local: true`` and, in the asynchronous form, one other image at the very place.
 
 B images, P places in each, D features, n negatives of each prediction. The places of all K distances are laid out one
 after the other and compared at once; ``places`` is how many each distance has, and each has its own mean.
@@ -101,7 +101,7 @@ class CPCOptions:
     ``gray``, whether only brightness is seen.
 
     ``negatives`` of each prediction, drawn from ``places``: any of other images, or the very place of the true one.
-    ``form`` of the hinge: in a step an image's predictions meet true patches or others (asynchronous), or both.
+    ``form`` of the hinge: in a step an image's predictions meet true patches and others, or one kind (asynchronous).
     ``local``: every layer predicts its own codes and learns from its own loss; no gradient passes between layers.
     ``asymmetric``: maps of their own for the way from predicted to predicting code, so that no weight is used in
     both directions.
@@ -112,7 +112,7 @@ class CPCOptions:
     furthest: int = param(FURTHEST, low=1, high=FURTHEST)
     negatives: int = param(16, low=1, high=4096)
     places: str = param("any", choices=("any", "same"))
-    form: str = param("asynchronous", choices=("asynchronous", "synchronous"))
+    form: str = param("synchronous", choices=("synchronous", "asynchronous"))
     local: bool = param(False)
     asymmetric: bool = param(False)
     gray: bool = param(True)

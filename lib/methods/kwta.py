@@ -200,7 +200,7 @@ class KWTA(Method):
     def drive(self, h: Tensor) -> Tensor:
         """What decides who wins, in fp32, where few entries tie: [B, C] -> [B, D]."""
         options = self.options
-        with torch.autocast(h.device.type, enabled=False):
+        with torch.autocast("cuda" if h.is_cuda else "cpu", enabled=False):  # there is none of the meta device
             rows = self.layer(h.float())
         return scaled(rows, self.usage, self.count / options.units, options.scaling, options.scaling_strength)
 
