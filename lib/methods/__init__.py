@@ -15,11 +15,9 @@ from lib.params.pretraining import Pretraining
 from lib.params.spec import nearest, parse
 from lib.runtime.errors import UserError, shown
 
-NO_METHODS = ("__init__", "base")
-
 
 def method_names() -> list[str]:
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in NO_METHODS)
+    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if "\nMETHOD = " in path.read_text())
 
 
 def method_class(name: Any) -> type[Method]:
