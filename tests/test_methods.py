@@ -112,7 +112,7 @@ def test_the_second_projection_collapses_and_the_first_does_not():
     optimizer = torch.optim.Adam(method.parameters(), lr=1e-2)
     stream = torch.Generator().manual_seed(3)
     base = torch.randn(12, 3, 16, 16, generator=stream)
-    for _ in range(40):
+    for _ in range(25):
         noisy = [base + 0.5 * torch.randn(base.shape, generator=stream) for _ in range(2)]
         optimizer.zero_grad()
         method.loss(method.embed(noisy))[0].backward()

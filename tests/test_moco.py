@@ -46,12 +46,6 @@ def test_found_or_orthogonal_keys_among_an_orthogonal_queue(key, temperature, va
     assert queue_contrast(queries, keys, queue, temperature).item() == pytest.approx(value, rel=1e-5)
 
 
-def test_other_images_of_the_batch_do_not_count():
-    queries, keys, queue = rows_of(6, seed=1), rows_of(6, seed=2), rows_of(10, seed=3)
-    alone = [queue_contrast(queries[i : i + 1], keys[i : i + 1], queue, 0.2).item() for i in range(6)]
-    assert queue_contrast(queries, keys, queue, 0.2).item() == pytest.approx(sum(alone) / 6, rel=1e-5)
-
-
 def test_the_gradient_reaches_queries_alone():
     rows = [rows_of(count, seed=count).requires_grad_() for count in (5, 5, 7)]
     queue_contrast(*rows, 0.3).backward()
@@ -167,19 +161,14 @@ def test_queries_and_keys_are_normalized_in_groups_and_come_back_in_order():
     assert (in_order.keys(images) - keys).abs().max() > 1e-3
 
 
-def test_without_batch_statistics_groups_and_order_do_not_matter():
-    images = views(16)[0]
-    methods = [built(variant, queue=64).eval() for variant in ("moco_groups", "moco")]
-    for side in ("queries", "keys"):
-        torch.testing.assert_close(*(getattr(method, side)(images) for method in methods))
-
-
-def test_each_group_counts_into_the_running_statistics():
-    method = built("moco_groups")
+def test_each_group_counts_into_the_running_statistics_and_none_in_evaluation():
+    method, whole = built("moco_groups"), built("moco", queue=64)
     method.embed(views(16))
     norms = {name: module for name, module in method.named_modules() if isinstance(module, nn.BatchNorm2d)}
     assert {name.split(".")[0] for name in norms} == {"encoder", "momentum_encoder"}
     assert all(norm.num_batches_tracked == 2 * 16 // 4 for norm in norms.values())
+    whole.load_state_dict(method.state_dict())
+    torch.testing.assert_close(method.eval().embed(views(16)), whole.eval().embed(views(16)))
 
 
 @pytest.mark.parametrize(
