@@ -1,14 +1,14 @@
-"""Every variant of the preset `all`, and every form, from images to its rows in the table; data of other layouts."""
+"""What holds for every method and every form of it: one suite over all of lib/methods."""
 
-import os
+import io
+import json
 from dataclasses import replace
-from pathlib import Path
 
-import numpy
 import pytest
 import torch
 from lib.params.check import check_params
 
+<<<<<<< HEAD
 from lib.data import official
 from lib.data.store import IMAGES_FILE, load_data, save_data
 from lib.runtime.files import read_arrays, read_json
@@ -28,119 +28,97 @@ SMALL = {
 }
 MEASURED = (pretrain, linear, embed, tsne)
 SENSITIVE = ("simclr", "supervised", "cmc")  # to nothing, to the number of classes, to colors
+=======
+from lib.methods import build_method, method_class, method_names, try_method, typed_options
+from tests.small_methods import ELSEWHERE, VARIANTS, built, embedded, optimizer_of, pretraining, train, views
+>>>>>>> methods
 
 
-def small(**changes) -> dict:
-    """params.yaml with every variant and every form of one, narrow and short."""
-    raw = params_file(**SMALL, **changes)
-    for form, (variant, options) in FORMS.items():
-        raw["variants"][form] = {**raw["variants"][variant], **options}
-    return narrow(raw)
-
-
-def alone(raw: dict, variant: str) -> dict:
-    return {**raw, "variants": {variant: raw["variants"][variant]}, "transfer": {**raw["transfer"], "variants": []}}
-
-
-VARIANTS = tuple(small()["variants"])
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A folder to work in, whose images are random."""
-    before, threads = {**os.environ}, torch.get_num_threads()
-    for name in [name for name in os.environ if name.startswith("ENGRAM_") or name == "DVC_ROOT"]:
-        del os.environ[name]
-    os.environ |= {"ENGRAM_DEVICE": "cpu", "ENGRAM_THREADS": "1", "ENGRAM_PRECISION": "fp32"}
-    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    folder, here = tmp_path_factory.mktemp("project"), Path.cwd()
-    try:
-        os.chdir(folder)
-        save_data(IMAGES_FILE, images(64))
-        yield folder
-    finally:
-        os.chdir(here)
-        os.environ.clear()
-        os.environ.update(before)
-        torch.set_num_threads(threads)
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
+def test_every_method_has_a_variant():
+    assert {block["method"] for block in VARIANTS.values()} == set(method_names()) - ELSEWHERE
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_variant_is_trained_measured_embedded_and_drawn(project, variant):
-    raw = alone(small(), variant)
-    check_params(raw)
-    for stage in MEASURED:
-        stage.main(raw, variant)
-    found, scores = read_json(Path(f"metrics/{variant}.json")), read_json(Path(f"data/scores/{variant}.json"))
-    for name, latent in scores["latents"].items():
-        assert 0 <= latent["top1"] <= latent["top5"] <= 100 and 0 <= latent["knn"] <= 100
-        assert (found if len(scores["latents"]) == 1 else found[name])["top1"] == latent["top1"]
-    arrays = read_arrays(Path(f"data/embeddings/{variant}.npz"))
-    embedded = arrays["latents"].tolist()
-    assert list(scores["latents"])[: len(embedded)] == embedded, "combinations of latents follow them"
-    assert {path.stem for path in Path(f"plots/tsne/{variant}").glob("*.png")} == set(embedded)
+def test_every_learning_parameter_gets_a_gradient_and_no_other(variant):
+    """In the first half of a training or in the second, where layers learn one after the other."""
+    method = built(variant)
+    for step in (1, 2):
+        embeddings = embedded(method)
+        assert all(len(values) == 8 and values.isfinite().all() for values in embeddings.values())
+        total, parts = method.loss(embeddings)
+        total.backward()
+        assert total.ndim == 0 and total.isfinite() and total.dtype == torch.float32
+        assert parts and all(part.ndim == 0 for part in parts.values())
+        method.after_step(step, 4)
+    for name, weight in method.named_parameters():
+        assert (weight.grad is not None) == weight.requires_grad, name
 
 
-def test_the_table_has_rows_for_all_of_them(project):
-    raw = small()
-    absent = [name for name in VARIANTS if not Path(f"metrics/{name}.json").exists()]
-    if absent:
-        pytest.skip(f"those were not measured: {', '.join(absent)}")
-    overview.main(raw)
-    results.main(raw)
-    lines = Path("metrics/results.md").read_text().splitlines()
-    for variant in VARIANTS:
-        names = list(read_json(Path(f"data/scores/{variant}.json"))["latents"])
-        for name in [variant] if len(names) == 1 else [f"{variant} · {each}" for each in names]:
-            assert any(line.startswith(f"| {name} |") for line in lines), name
-    assert Path("plots/tsne/overview.png").stat().st_size > 0
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_loss_computes_in_fp32_whatever_the_callers_autocast(variant):
+    def errors(kind: torch.dtype, autocast: bool) -> list[torch.Tensor]:
+        method = built(variant)
+        embeddings = embedded(method)
+        for name, values in embeddings.items():
+            if values.is_floating_point():  # the same numbers in each type: those that are whole in all of them
+                embeddings[name] = values.detach().half().bfloat16().to(kind)
+        torch.manual_seed(0)  # of negatives that are drawn
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            total, parts = method.loss(embeddings)
+        return [total, *parts.values()]
+
+    expected = errors(torch.float32, autocast=False)
+    for kind in (torch.bfloat16, torch.float16, torch.float32):
+        torch.testing.assert_close(errors(kind, autocast=True), expected, rtol=0, atol=0)
 
 
-def cifar100(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The official layout: 100 classes of four training images and two test images each."""
-    published, _ = official.cifar100_editions()
-    names = "\n".join(f"class_{number}" for number in range(100)).encode()
-    files = {
-        "fine_label_names.txt": names,
-        "coarse_label_names.txt": b"x\ny\n",
-        "train.bin": cifar_records([(0, number % 100) for number in range(400)], 0),
-        "test.bin": cifar_records([(0, number % 100) for number in range(200)], 400),
-    }
-    path = write_tar(
-        folder / published.archive.name, {f"cifar-100-binary/{name}": content for name, content in files.items()}
-    )
-    edition = replace(published, archive=replace(published.archive, checksum=sha256(path.read_bytes())))
-    monkeypatch.setattr(official, "cifar100_editions", lambda: [edition])
-    monkeypatch.setenv("ENGRAM_ARCHIVE", str(path))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_latents_and_projections_are_one_row_per_image(variant):
+    method = built(variant).eval()
+    latents = method.latents(views(5)[0])
+    for rows in (*latents.values(), *method.project(latents).values()):
+        assert len(rows) == 5 and rows.ndim == 2 and rows.dtype == torch.float32 and rows.isfinite().all()
+    assert method.encoder.name and method.encoder.width > 0 and json.dumps(method.encoder.about())
 
 
-def mnist(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The official layout: ten classes of twenty training images and five test images each."""
-    stream, arrays = numpy.random.default_rng(0), {}
-    for split, count in (("train", 200), ("test", 50)):
-        arrays[f"{split}_images"] = stream.integers(0, 256, (count, 28, 28))
-        arrays[f"{split}_labels"] = numpy.arange(count) % 10
-    files = {}
-    for part, file in official.mnist_files().items():
-        content = idx(arrays[part])
-        (folder / file.name).write_bytes(content)
-        files[part] = replace(file, checksum=sha256(content))
-    monkeypatch.setattr(official, "mnist_files", lambda: files)
-    monkeypatch.setenv("ENGRAM_ARCHIVE", str(folder))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_all_that_a_step_changes_is_in_the_state(variant):
+    """Stopped after four steps of six: in a method of other weights the last two lead to the same bits."""
+    method, file = built(variant), io.BytesIO()
+    optimizer = optimizer_of(method)
+    train(method, optimizer, range(4))
+    torch.save([method.state_dict(), optimizer.state_dict()], file)
+    train(method, optimizer, range(4, 6))
+    file.seek(0)
+    again = built(variant, seed=1)
+    other = optimizer_of(again)
+    for module, state in zip((again, other), torch.load(file, weights_only=True)):
+        module.load_state_dict(state)
+    train(again, other, range(4, 6))
+    torch.testing.assert_close(again.state_dict(), method.state_dict(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("variant", SENSITIVE)
-@pytest.mark.parametrize(("layout", "classes"), [(cifar100, 100), (mnist, 10)])
-def test_other_data_goes_through_the_same_stages(project, tmp_path, monkeypatch, layout, classes, variant):
-    monkeypatch.chdir(tmp_path)
-    layout(tmp_path, monkeypatch)
-    raw = alone(small(dataset=layout.__name__, image_size=32, batch_size=32), variant)
-    check_params(raw)
-    download.main(raw)
-    assert len(load_data(IMAGES_FILE).classes) == classes
-    for stage in MEASURED:
-        stage.main(raw, variant)
-    results.main(raw)
-    assert f"| {variant}" in Path("metrics/results.md").read_text()
-    assert len(read_json(Path(f"data/scores/{variant}.json"))["classes"]) == classes
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_state_makes_the_same_method_of_a_fresh_one(variant):
+    """Without `setup`, as a file is loaded: buffers and layers whose size the data gave have it from the state."""
+    method = built(variant).eval()
+    fresh = build_method(pretraining(variant)).eval()
+    fresh.load_state_dict(method.state_dict())
+    images = views(3)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(fresh.latents(images), method.latents(images), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_is_tried_without_what_it_does_not_read(variant):
+    params = pretraining(variant)
+    reads = method_class(params.method).reads(typed_options(params))
+    assert reads <= {"encoder", "gamma"}
+    unread = {name: None for name in ("encoder", "gamma") if name not in reads}
+    try_method(replace(params, **unread), images=64, classes=2)
+    try_method(replace(params, epochs=0, batch_size=256, **unread), images=64, classes=2)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_labels_are_for_supervised_methods_alone(variant):
+    assert ("labels" in built(variant).needs) == ("supervised" in variant)

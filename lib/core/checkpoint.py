@@ -145,7 +145,7 @@ def _write(path: Path, state: dict[str, Any]) -> None:
     torch.save(state, buffer)
     content = buffer.getbuffer()
     digest = hashlib.sha256(content).digest()
-    write_bytes(path, lambda file: (file.write(content), file.write(digest)), len(content) + DIGEST)
+    write_bytes(path, lambda file: (file.write(content), file.write(digest)))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lib.methods.base import WIDEST, DataFacts, MomentumMethod, Named, full_precision, l2_normalize
+from lib.methods.base import WIDEST, DataFacts, MomentumMethod, Named, at_least_fp32, full_precision, l2_normalize
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
 from lib.runtime.errors import UserError
@@ -117,7 +117,7 @@ class MoCo(MomentumMethod):
         return images.tensor_split(max(1, len(images) // size)) if size else (images,)
 
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
-        self.arrived = torch.cat([embeddings[f"k_{key}"] for _, key in self.options.ways]).detach()
+        self.arrived = torch.cat([at_least_fp32(embeddings[f"k_{key}"]).detach() for _, key in self.options.ways])
         parts = {
             f"contrast_{query}{key}": queue_contrast(
                 embeddings[f"q_{query}"], embeddings[f"k_{key}"], self.queue, self.options.temperature
