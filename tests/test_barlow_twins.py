@@ -4,16 +4,10 @@ import math
 
 import pytest
 import torch
-from lib.losses.barlow_twins import barlow_twins, cross_correlation
 from lightly.loss import BarlowTwinsLoss
 
-<<<<<<< HEAD
-from lib.methods import build_method
-from tests.examples import pretraining
-=======
 from lib.methods.barlow_twins import barlow_twins
 from tests.small_methods import built
->>>>>>> methods
 
 
 def outputs(count: int = 10, width: int = 4) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,23 +4,12 @@ import math
 
 import pytest
 import torch
-from lib.losses.byol import direction_distance
 from lightly.loss import NegativeCosineSimilarity
 from torch import nn
 from torch.nn.functional import normalize
 
-<<<<<<< HEAD
-from lib.core.health import spread
-from lib.core.trainer import Pretrainer
-from lib.methods import build_method
-from lib.methods.byol import momentum
-from lib.params.pretraining import pretraining_params
-from tests.examples import CPU, images, params_file, pretraining
-from tests.test_momentum import run_of, steps
-=======
 from lib.methods.byol import direction_distance, momentum_at
 from tests.small_methods import built, optimizer_of, train, views
->>>>>>> methods
 
 
 def pair(count: int = 9, width: int = 6) -> tuple[torch.Tensor, torch.Tensor]:

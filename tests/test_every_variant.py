@@ -6,32 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lib.params.check import check_params
 
-<<<<<<< HEAD
-from lib.data import official
-from lib.data.store import IMAGES_FILE, load_data, save_data
-from lib.runtime.files import read_arrays, read_json
-from stages import download, embed, linear, overview, pretrain, results, tsne
-from tests.examples import FORMS, images, params_file
-from tests.faults.runs import narrow
-from tests.make_archives import cifar_records, idx, sha256, write_tar
-
-SMALL = {
-    "epochs": 1,
-    "linear__epochs": 1,
-    "linear__study_epochs": 1,
-    "knn__k": 5,
-    "tsne__points": 12,
-    "tsne__perplexity": 3.0,
-    "tsne__iterations": 250,
-}
-MEASURED = (pretrain, linear, embed, tsne)
-SENSITIVE = ("simclr", "supervised", "cmc")  # to nothing, to the number of classes, to colors
-=======
 from lib.methods import build_method, method_class, method_names, try_method, typed_options
 from tests.small_methods import ELSEWHERE, VARIANTS, built, embedded, optimizer_of, pretraining, train, views
->>>>>>> methods
 
 
 def test_every_method_has_a_variant():

@@ -4,20 +4,9 @@ import math
 
 import pytest
 import torch
-from lib.losses.cross_entropy import cross_entropy
 
-<<<<<<< HEAD
-from lib.core.checkpoint import CheckpointStore
-from lib.core.loop import pretrain
-from lib.core.trainer import Pretrainer
-from lib.methods import build_method
-from lib.methods.export import load_method, save_method
-from lib.runtime.errors import UserError
-from tests.examples import CPU, images, pretraining
-=======
 from lib.methods.supervised import cross_entropy
 from tests.small_methods import built, embedded
->>>>>>> methods
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,12 @@ import math
 import lightly.loss
 import pytest
 import torch
-from lib.losses.ntxent import nt_xent
-from lib.losses.view_distance import frobenius_distance
 from pytorch_metric_learning.losses import NTXentLoss, SelfSupervisedLoss
 from torch.nn import functional
 from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-<<<<<<< HEAD
-=======
 from lib.methods.barlow_twins import barlow_twins
 from lib.methods.byol import direction_distance
 from lib.methods.moco import queue_contrast
@@ -23,7 +19,6 @@ from lib.methods.supervised import cross_entropy
 from lib.methods.vicreg import covariance, invariance, variance
 from lib.runtime.chunks import chunks
 
->>>>>>> methods
 
 def random_pair(count: int, width: int, seed: int = 0, dtype: torch.dtype = torch.float32):
     """L2-normalized."""

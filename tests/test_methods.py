@@ -4,17 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lib.losses.ntxent import nt_xent
 from torch.nn.functional import normalize
 
-<<<<<<< HEAD
-from lib.methods import build_method, method_class, try_method
-from lib.methods.base import GIVEN
-from lib.methods.export import load_method, save_method
-=======
 from lib.methods import build_method, method_class, try_method, typed_options
 from lib.methods.simclr import nt_xent
->>>>>>> methods
 from lib.runtime.errors import UserError
 from tests.small_methods import built, embedded, pretraining, views
 

@@ -6,20 +6,12 @@ from contextlib import nullcontext
 import lightly.loss
 import pytest
 import torch
-from lib.losses.queue import queue_contrast
 from pytorch_metric_learning.losses import NTXentLoss
 from torch import nn
 from torch.nn.functional import normalize
 
-<<<<<<< HEAD
-from lib.core import processes
-from lib.core.trainer import Pretrainer
-from lib.methods import build_method, try_method
-from lib.methods.moco import dealt_out, enqueue
-=======
 from lib.methods import try_method
 from lib.methods.moco import dealt_out, enqueue, queue_contrast
->>>>>>> methods
 from lib.runtime.errors import UserError
 from tests.small_methods import built, optimizer_of, pretraining, train, views
 

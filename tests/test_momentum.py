@@ -2,21 +2,11 @@
 
 import pytest
 import torch
-from lib.methods.parts.momentum import MomentumMethod, update_ema
 from torch import nn
 
-<<<<<<< HEAD
-from lib.core.health import COLLAPSED
-from lib.core.trainer import Pretrainer
-from lib.methods import build_method
-from lib.methods.export import load_method, save_method
-from lib.params.pretraining import Pretraining
-from tests.examples import CPU, images, params_file, pretraining
-=======
 from lib.methods import method_class
 from lib.methods.base import MomentumMethod, update_ema
 from tests.small_methods import VARIANTS, built, optimizer_of, train, views
->>>>>>> methods
 
 MOMENTUM = [name for name in VARIANTS if issubclass(method_class(VARIANTS[name]["method"]), MomentumMethod)]
 PAIRS = (("momentum_encoder", "encoder"), ("momentum_projector", "projector"))

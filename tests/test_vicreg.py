@@ -5,17 +5,11 @@ import math
 import lightly.loss
 import pytest
 import torch
-from lib.losses.vicreg import covariance, invariance, variance
 from pytorch_metric_learning.losses import VICRegLoss
 from torch import nn
 
-<<<<<<< HEAD
-from lib.methods import build_method
-from tests.examples import pretraining
-=======
 from lib.methods.vicreg import covariance, variance
 from tests.small_methods import built
->>>>>>> methods
 
 
 def total(first: torch.Tensor, second: torch.Tensor, **options: float) -> torch.Tensor:

@@ -17,13 +17,7 @@ from lib.runtime.errors import UserError, shown
 
 
 def method_names() -> list[str]:
-<<<<<<< HEAD
-    """The files of this folder that define a ``METHOD``."""
-    files = Path(__file__).parent.glob("[a-z]*.py")
-    return sorted(path.stem for path in files if "\nMETHOD = " in path.read_text())
-=======
     return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if "\nMETHOD = " in path.read_text())
->>>>>>> methods
 
 
 def method_class(name: Any) -> type[Method]:
