@@ -203,14 +203,16 @@ def test_random_triplets_against_a_slow_twin():
 
 
 def test_the_semi_hard_negative_is_the_most_similar_one_within_the_margin():
-    rows, groups, losses = normal(12, 6), torch.arange(6).repeat(2), []
+    rows, losses, too_far = normal(12, 6), [], 0
     similarity = cosines(rows).tolist()
     for i in range(12):
         positive = similarity[i][(i + 6) % 12]
-        band = [s for j, s in enumerate(similarity[i]) if j % 6 != i % 6 and positive - 0.5 < s < positive]
-        losses += [max(band) - positive + 0.5] if band else []
-    assert 0 < len(losses) < 12
-    assert triplet(rows, groups, 0.5, "semi_hard").item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+        below = [s for j, s in enumerate(similarity[i]) if j % 6 != i % 6 and s < positive]
+        losses += [max(below) - positive + 0.1] if below and max(below) > positive - 0.1 else []
+        too_far += bool(below) and max(below) <= positive - 0.1
+    assert losses and too_far and len(losses) + too_far < 12
+    found = triplet(rows, torch.arange(6).repeat(2), 0.1, "semi_hard")
+    assert found.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
 def test_losses_are_those_of_other_implementations():
