@@ -70,8 +70,11 @@ def test_cifar10_from_a_local_copy_which_is_then_kept(folder, monkeypatch, given
 
 
 def test_cifar100_has_fine_labels(folder, monkeypatch):
-    small_cifar(CIFAR100, folder, monkeypatch, [1, 0, 1, 0], [0, 1], ["apple", "bear"])
-    monkeypatch.setenv(VARIABLE, ".")
+    kept = folder / "main/kept"  # from DVC's temporary copy a relative path leads to the main repository
+    kept.mkdir(parents=True)
+    small_cifar(CIFAR100, kept, monkeypatch, [1, 0, 1, 0], [0, 1], ["apple", "bear"])
+    monkeypatch.setenv("DVC_ROOT", str(folder / "main"))
+    monkeypatch.setenv(VARIABLE, "kept")
     raw = read_official("cifar100", 32)
     assert raw.classes == ["apple", "bear"]
     assert raw.train_labels.tolist() == [1, 0, 1, 0] and raw.test_labels.tolist() == [0, 1]
