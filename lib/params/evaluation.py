@@ -1,4 +1,4 @@
-"""What the stages after pretraining read: probe, nearest neighbours, t-SNE, transfer of filters."""
+"""What the stages after pretraining read: probe, nearest neighbors, t-SNE, transfer of filters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,18 +10,21 @@ from lib.runtime.errors import UserError, shown
 
 @dataclass(frozen=True)
 class Linear:
-    """The linear probe. ``study_epochs: 0`` leaves out the study's own protocol."""
+    """The linear probe, which has no settings of its own, or fine-tuning, which has three.
+
+    ``study_epochs: 0`` leaves out the study's own protocol.
+    """
 
     mode: str = param("probe", choices=("probe", "finetune"))
-    epochs: int = param(50, low=1)
-    batch_size: int = param(256, low=1)
+    finetune_epochs: int = param(50, low=1)
+    finetune_batch_size: int = param(256, low=1)
     finetune_lr: float = param(1e-4, above=0, high=1)
     study_epochs: int = param(50, low=0)
 
 
 @dataclass(frozen=True)
 class Knn:
-    """Weighted nearest neighbours in cosine similarity."""
+    """Weighted nearest neighbors in cosine similarity."""
 
     k: int = param(200, low=1)
     temperature: float = param(0.1, above=0)
