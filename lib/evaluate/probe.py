@@ -20,7 +20,7 @@ from torch.nn import functional
 from lib.evaluate.scores import accuracy
 
 STRENGTHS = (10.0, 1.7, 0.28, 0.046, 7.7e-3, 1.3e-3, 2.2e-4, 3.6e-5, 6e-6, 1e-6)  # a factor of 6 apart
-TOLERANCE = 3e-5  # of the largest entry of the gradient, as a share of the objective at the start
+TOLERANCE = 1e-5  # of the largest entry of the gradient, as a share of the objective at the start
 MOST_STEPS = 2000  # of L-BFGS at one strength; a hundred at the weakest are usual
 DAMPING = 1e-4  # of the features' covariance: directions of less variance are left to L-BFGS
 WIDEST = 4096  # features whose covariance is worth D^3 operations; of more, L-BFGS works in plain coordinates
@@ -106,19 +106,14 @@ def solve(
 
     ``covariance`` float64 [D, D], of these inputs or of similar ones, makes it quick and does not move the minimum.
     """
-    # Where all classes are equally likely, the curvature is about covariance / C + strength. In coordinates u with
-    # weight = u root it is about 1 in all directions, so that L-BFGS needs a tenth of the steps.
-    share = 1 / len(bias)
-    back, root = _coordinates(covariance, weight, share, strength)
-    u = _times(weight.double(), back).requires_grad_()
-    v = (bias.double() * share**0.5).requires_grad_()
-
-    def value() -> Tensor:
-        return objective(inputs, labels, _times(u, root), v / share**0.5, strength)
-
-    start = value().detach()  # separated classes leave little of it, and the tolerance has to follow
+    # Where all classes are equally likely, the curvature is about (covariance + C strength) / C. In coordinates u with
+    # weight = u root it is about 1 / C in all directions, as of b, and L-BFGS needs a tenth of the steps.
+    back, root = _coordinates(covariance, weight, len(bias) * strength)
+    u, b = _times(weight.double(), back).requires_grad_(), bias.double().requires_grad_()
+    with torch.no_grad():  # separated classes leave little of the objective, and the tolerance has to follow
+        start = objective(inputs, labels, _times(u, root), b, strength)
     optimizer = torch.optim.LBFGS(
-        [u, v],
+        [u, b],
         max_iter=MOST_STEPS,
         max_eval=2 * MOST_STEPS,
         tolerance_grad=TOLERANCE,
@@ -128,24 +123,23 @@ def solve(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = value() / start
+        loss = objective(inputs, labels, _times(u, root), b, strength) / start
         loss.backward()
         return loss
 
     optimizer.step(closure)
     if optimizer.state[u]["n_iter"] >= MOST_STEPS:
         print(f"probe: not at the minimum after {MOST_STEPS} steps at L2 strength {strength:g}", flush=True)
-    solution = _times(u, root).detach(), v.detach() / share**0.5
-    return solution[0].to(inputs.dtype), solution[1].to(inputs.dtype)
+    return _times(u.detach(), root).to(inputs.dtype), b.detach().to(inputs.dtype)
 
 
-def _coordinates(covariance: Tensor | None, weight: Tensor, share: float, strength: float) -> tuple[Tensor, Tensor]:
-    """L and its inverse, with L L^T = share * covariance + strength: [D, D], or without covariance diagonals [D]."""
+def _coordinates(covariance: Tensor | None, weight: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """L and its inverse, with L L^T = covariance + damping: [D, D], or without covariance diagonals [D]."""
     if covariance is None:
-        back = torch.full((weight.shape[1],), (share + strength) ** 0.5, dtype=torch.float64, device=weight.device)
+        back = torch.full((weight.shape[1],), (1 + damping) ** 0.5, dtype=torch.float64, device=weight.device)
         return back, 1 / back
     identity = torch.eye(len(covariance), dtype=torch.float64, device=weight.device)
-    back = torch.linalg.cholesky(share * covariance + max(strength, DAMPING * share) * identity)
+    back = torch.linalg.cholesky(covariance + max(damping, DAMPING) * identity)
     return back, torch.linalg.solve_triangular(back, identity, upper=False)
 
 
