@@ -1,1 +1,0 @@
-"""What some methods share and others do not need."""
