@@ -1,12 +1,14 @@
 """The untrained and the supervised encoder (docs/methods.md, 6)."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from lib.methods import build_method
 from lib.methods.supervised import cross_entropy
-from tests.small_methods import built, embedded
+from tests.small_methods import built, embedded, pretraining
 
 
 @pytest.mark.parametrize(
@@ -31,3 +33,31 @@ def test_there_are_as_many_logits_as_the_data_has_classes():
 def test_an_untrained_encoder_is_the_one_that_training_starts_from():
     untrained, trained = built("simclr", epochs=0), built("simclr", epochs=100)
     torch.testing.assert_close(untrained.state_dict(), trained.state_dict(), rtol=0, atol=0)
+
+
+def gradient(variant: str, data) -> list[torch.Tensor]:
+    """Of the first step, and how many images are trained on."""
+    pytest.importorskip("lib.core.passes")
+    from lib.core.trainer import Pretrainer
+    from tests.examples import CPU
+
+    torch.manual_seed(0)
+    params = pretraining(variant)
+    run = Pretrainer(build_method(params), data, params, CPU)
+    run.forward_backward(0, 0, run.order(0)[0])
+    return [torch.tensor(len(run.images)), *(weight.grad for weight in run.method.parameters())]
+
+
+@pytest.mark.parametrize(("variant", "count", "reads"), [("supervised", 56, "fitting"), ("simclr", 64, "")])
+def test_supervised_alone_reads_labels_and_not_those_of_validation_images(variant, count, reads):
+    pytest.importorskip("lib.core.passes")
+    from tests.examples import images
+
+    data = images()
+    expected = gradient(variant, data)
+    assert expected[0] == count
+    for part in ("fitting", "validation"):
+        labels = data.train_labels.clone()
+        labels[getattr(data, part)] = 1 - labels[getattr(data, part)]
+        found = gradient(variant, replace(data, train_labels=labels))
+        assert all(torch.equal(a, b) for a, b in zip(expected, found)) == (part != reads)

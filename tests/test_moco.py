@@ -180,7 +180,10 @@ def test_each_group_counts_into_the_running_statistics_and_none_in_evaluation():
         ({"norm_rows": 3}, "moco_groups.norm_rows is 3"),
         ({"norm_rows": 16}, "moco_groups.norm_rows is 16"),
         ({"norm_rows": 4, "micro_batch_size": 4}, "norm_rows is 4; .* divides micro_batch_size, 4, into 2 groups"),
-        ({"norm_rows": 0}, "shuffle is True, which has no effect with norm_rows 0; allowed: norm_rows of at least 2"),
+        (
+            {"norm_rows": 0},
+            "shuffle is True, which has no effect with norm_rows 0; set norm_rows to at least 2, or shuffle to",
+        ),
         ({"head": "deep"}, "moco_groups.head is 'deep'; allowed: 'linear', 'mlp'"),
         ({"momentum": 1.5}, "moco_groups.momentum is 1.5; allowed: a number at least 0 and at most 1"),
     ],

@@ -1,14 +1,14 @@
 """The test split as arrays: what the stages after ``embed`` read instead of images and networks."""
 
 import numpy
-from torch import nn
 
 from lib.data.store import ImageData
 from lib.evaluate.features import extract_with_projections
+from lib.methods.base import Method
 from lib.runtime.machine import Machine
 
 
-def embed_test(method: nn.Module, data: ImageData, machine: Machine) -> dict[str, numpy.ndarray]:
+def embed_test(method: Method, data: ImageData, machine: Machine) -> dict[str, numpy.ndarray]:
     """Arrays by name, rows in the order of the test split.
 
     Every latent and projection, float32 [M, D], under its own name; ``labels`` and ``indices`` (the row in
@@ -22,5 +22,5 @@ def embed_test(method: nn.Module, data: ImageData, machine: Machine) -> dict[str
         "labels": data.test_labels.numpy(),
         "indices": numpy.arange(len(data.test_labels)),
         "classes": numpy.array(data.classes),
-        **{what: numpy.array(list(tensors)) for what, tensors in found.items()},
+        **{kind: numpy.array(list(tensors)) for kind, tensors in found.items()},
     }

@@ -1,87 +1,80 @@
-"""Latents and projections of images, computed once by a frozen network."""
+"""Latents and projections of images, computed once by a frozen network, in fp32 on every machine.
 
+In bf16 or tf32 a latent is off by about a thousandth, as much as the distances that some measures look at.
+"""
+
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from lib.methods.base import Method, Named
 from lib.runtime.errors import UserError
-from lib.runtime.machine import Machine, autocast
+from lib.runtime.machine import Machine
 from lib.views.augment import normalize
 
 BATCH = 512  # images
 BOTH, ALL, MEAN = "both", "all", "mean"  # combinations of latents
 
-Named = dict[str, Tensor]
-
 
 @contextmanager
-def evaluating(network: nn.Module):
-    """Eval mode and no gradient inside; afterwards every module is in the mode it was in."""
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradient, fp32; afterwards every module and setting is as it was."""
     modes = {module: module.training for module in network.modules()}
+    settings = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     network.eval()
     try:
         with torch.no_grad():
             yield
     finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = settings
         for module, training in modes.items():
             module.training = training
 
 
-def extract(
-    method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machine: Machine, batch: int | None = None
-) -> Named:
+def extract(method: Method, images: Tensor, mean: Tensor, std: Tensor, machine: Machine) -> Named:
     """The latents of ``images`` under the test transform, by name, as float32 on the CPU.
 
-    Parameters and buffers stay as they are. ``batch`` images are taken at a time, or `BATCH`.
+    Parameters and buffers stay as they are.
 
     Shape:
-        images uint8 [N, 3, S, S] -> {name: [N, D]}
+        images uint8 [N, 3, S, S], mean and std [3] -> {name: [N, D]}
 
     Raises:
         UserError: a value that is not finite, the mark of a pretraining that diverged.
     """
-    return _extract(method, images, mean, std, machine, batch, project=False)["latents"]
+    return extract_with_projections(method, images, mean, std, machine, project=False)["latents"]
 
 
 def extract_with_projections(
-    method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machine: Machine, batch: int | None = None
+    method: Method, images: Tensor, mean: Tensor, std: Tensor, machine: Machine, project: bool = True
 ) -> dict[str, Named]:
     """As `extract`, and the projections of the same forward pass: {"latents": ..., "projections": ...}."""
-    return _extract(method, images, mean, std, machine, batch, project=True)
-
-
-def _extract(
-    method: nn.Module, images: Tensor, mean: Tensor, std: Tensor, machine: Machine, batch: int | None, project: bool
-) -> dict[str, Named]:
     method.to(machine.device)
-    mean, std = mean.to(machine.device), std.to(machine.device)
-
-    def outputs(rows: Tensor) -> dict[str, Named]:
-        inputs = normalize(rows.to(machine.device), mean, std).contiguous(memory_format=torch.channels_last)
-        with torch.no_grad(), autocast(machine):
-            found = {"latents": method.latents(inputs)}
-            if project:
-                found["projections"] = method.project(found["latents"])
-        return {what: {name: values.float().cpu() for name, values in named.items()} for what, named in found.items()}
-
+    found: dict[str, Named] = {"latents": {}, "projections": {}}
     with evaluating(method):
-        parts = [outputs(rows) for rows in images.split(batch or BATCH)]
-    found = {
-        what: {name: torch.cat([part[what][name] for part in parts]) for name in named}
-        for what, named in parts[0].items()
-    }
-    for what, named in found.items():
-        for name, values in named.items():
+        for start in range(0, len(images), BATCH):
+            pixels = images[start : start + BATCH].to(machine.device)
+            latents = method.latents(normalize(pixels, mean, std).contiguous(memory_format=torch.channels_last))
+            outputs = {"latents": latents, "projections": method.project(latents) if project else {}}
+            for kind, tensors in outputs.items():
+                for name, values in tensors.items():
+                    if name not in found[kind]:
+                        found[kind][name] = torch.empty(len(images), values.shape[1])
+                    found[kind][name][start : start + BATCH] = values.cpu()
+    for kind, tensors in found.items():
+        for name, values in tensors.items():
             if not values.isfinite().all():
                 raise UserError(
-                    f"{what} {name!r} of the trained network are not finite: pretraining diverged; "
+                    f"{kind} {name!r} of the trained network are not finite: pretraining diverged; "
                     "lower optimizer.lr in params.yaml and run dvc repro"
                 )
     return found
 
 
-def latent_names(latents: dict[str, Tensor], halves: bool = False) -> tuple[str, ...]:
+def latent_names(latents: Named, halves: bool = False) -> tuple[str, ...]:
     """The latents that are scored: those given, and of several also a combination.
 
     Their concatenation is `BOTH` of two and `ALL` of more; it is left out where the main latent joins the others
@@ -94,8 +87,8 @@ def latent_names(latents: dict[str, Tensor], halves: bool = False) -> tuple[str,
     return (*latents, *([] if joined else [BOTH if len(others) == 1 else ALL]), *([MEAN] if halves else []))
 
 
-def one_latent(latents: dict[str, Tensor], name: str) -> Tensor:
-    """One of `latent_names` [N, D], combinations built when they are asked for: at once they may not fit into memory.
+def one_latent(latents: Named, name: str) -> Tensor:
+    """One of `latent_names` [N, D]; a combination is built when it is asked for, since all may not fit into memory.
 
     `BOTH` and `ALL` are the concatenation of all latents in order. `MEAN` is their mean, the control of the same
     width as one of them: for two halves of a map it is the global average.
@@ -103,5 +96,4 @@ def one_latent(latents: dict[str, Tensor], name: str) -> Tensor:
     if name in latents:
         return latents[name]
     values = list(latents.values())
-    joined = {BOTH: torch.cat, ALL: torch.cat, MEAN: lambda values, dim: torch.stack(values).mean(0)}
-    return joined[name](values, dim=1)
+    return torch.stack(values).mean(0) if name == MEAN else torch.cat(values, 1)

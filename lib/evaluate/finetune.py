@@ -11,67 +11,44 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lib.data.store import ImageData
-from lib.evaluate.batches import augmented_batches
+from lib.evaluate.batches import augmented_batches, train
 from lib.evaluate.features import extract, one_latent
 from lib.evaluate.probe import Probe
-from lib.evaluate.progress import Lines
+from lib.evaluate.progress import EpochLines
+from lib.methods.base import Method
 from lib.params.evaluation import Linear
-from lib.params.pretraining import Augment
+from lib.params.pretraining import Pretraining
 from lib.runtime.machine import Machine, autocast
 
 
-def finetuned_scores(
-    method: nn.Module,
-    latent: str,
-    probe: Probe,
-    data: ImageData,
-    recipe: Augment,
-    linear: Linear,
-    machine: Machine,
-    seed: int,
-    label: str = "finetune",
+def finetuned_logits(
+    method: Method, latent: str, probe: Probe, data: ImageData, params: Pretraining, linear: Linear, machine: Machine
 ) -> Tensor:
     """Logits [M, C] of the test images from a copy of ``method`` trained on all training images.
 
-    The linear layer reads ``latent``, one of `latent_names`. Of ``recipe``, pretraining's augmentation,
-    crops and flips are used. ``method`` itself is not touched.
+    The linear layer reads ``latent``, one of `latent_names`. Of ``params``, those of pretraining, the crops and flips
+    and the seed are used. ``method`` itself is not touched.
     """
-    network = copy.deepcopy(method).to(machine.device, memory_format=torch.channels_last).requires_grad_(True)
+    network = copy.deepcopy(method).to(machine.device).to(memory_format=torch.channels_last).requires_grad_(True)
     network.allow_end_to_end_gradient()
-    layer = _layer(probe).to(machine.device)
-    parameters = [*network.parameters(), *layer.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=linear.finetune_lr)
-    steps = linear.epochs * math.ceil(len(data.train_images) / linear.batch_size)
+    weight, bias = (nn.Parameter(values.to(machine.device)) for values in probe.folded())
+
+    def logits(inputs: Tensor) -> Tensor:
+        with autocast(machine):
+            latents = network.latents(inputs)
+        return one_latent({name: values.float() for name, values in latents.items()}, latent) @ weight + bias
+
+    optimizer = torch.optim.Adam([*network.parameters(), weight, bias], lr=linear.finetune_lr)
+    epochs, batch_size = linear.finetune_epochs, linear.finetune_batch_size
+    steps = epochs * math.ceil(len(data.train_images) / batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    train = [tensor.to(machine.device) for tensor in (data.train_images, data.train_labels, data.mean, data.std)]
-    recipe = replace(recipe, jitter=0.0, grayscale=0.0)
-    lines = Lines(label, linear.epochs)
-    for epoch in range(1, linear.epochs + 1):
-        network.train()
-        for inputs, targets in augmented_batches(
-            *train, recipe, batch_size=linear.batch_size, seed=seed, purpose="finetune", epoch=epoch
-        ):
-            with autocast(machine):
-                latents = network.latents(inputs)
-            features = one_latent({name: values.float() for name, values in latents.items()}, latent)
-            loss = functional.cross_entropy(layer(features), targets)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        lines.epoch(epoch, loss=loss.item())
+    config = replace(params.augment, crop_pixels=0, jitter=0.0, grayscale=0.0)
+    images = data.train_images, data.train_labels, data.mean, data.std
+    batches = augmented_batches(images, config, machine.device, batch_size, params.seed, "finetune")
+    lines = EpochLines(f"{params.variant}: {latent}, fine-tuning", epochs)
+    for epoch, loss in train(network, logits, optimizer, batches, epochs, after_step=schedule.step):
+        lines.epoch(epoch, loss=loss)
     features = one_latent(extract(network, data.test_images, data.mean, data.std, machine), latent)
-    with torch.no_grad():
-        return layer(features.to(machine.device)).cpu()
-
-
-def _layer(probe: Probe) -> nn.Linear:
-    weight, bias = probe.folded()
-    layer = nn.Linear(*weight.shape)
-    with torch.no_grad():
-        layer.weight.copy_(weight.T)
-        layer.bias.copy_(bias)
-    return layer
+    return (features @ weight.cpu() + bias.cpu()).detach()

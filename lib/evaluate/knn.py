@@ -1,40 +1,31 @@
-"""Weighted nearest neighbours in cosine similarity (Wu et al. 2018, section 3.4)."""
+"""Weighted nearest neighbors in cosine similarity (Wu et al. 2018, section 3.4)."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from lib.runtime.chunks import chunks
-from lib.runtime.errors import UserError
 
-TILE = 2**26  # elements, 256 MiB: products of more rows are faster
+CHUNK = 2**26  # elements, 256 MiB: products of more rows are faster
 
 
 def knn_scores(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, temperature: float, classes: int) -> Tensor:
-    """Class scores of ``queries``: the sum of exp(s / temperature) over the neighbours of that class.
+    """Class scores of ``queries``: the sum of exp(s / temperature) over the neighbors of that class.
 
-    The neighbours are the ``k`` bank vectors of highest cosine similarity s. Each query's scores are
-    divided by its largest exp(s / temperature), which keeps them finite and changes no order.
+    The neighbors are the ``k`` bank vectors, at most all of them, of highest cosine similarity s. Each query's
+    scores are divided by its largest exp(s / temperature), which keeps them finite and changes no order.
 
     Shape:
         bank [M, D], bank_labels [M], queries [N, D] -> float32 [N, classes]
-
-    Raises:
-        UserError: ``k`` is larger than the bank.
     """
-    if k > len(bank):
-        raise UserError(
-            f"k is {k} nearest neighbours but only {len(bank)} labelled images can be neighbours; "
-            f"allowed: at most {len(bank)}; lower k in params.yaml"
-        )
     bank = functional.normalize(bank.float(), dim=1)
     queries = functional.normalize(queries.float(), dim=1)
     scores = queries.new_zeros(len(queries), classes)
-    parts = list(chunks(len(queries), len(bank), TILE))
+    parts = list(chunks(len(queries), len(bank), CHUNK))
     rows = max((part.stop - part.start for part in parts), default=0)
-    tile = queries.new_empty(rows, len(bank))  # one for all: new memory of this size costs time
+    products = queries.new_empty(rows, len(bank))  # one for all: new memory of this size costs time
     for part in parts:
-        product = torch.mm(queries[part], bank.T, out=tile[: part.stop - part.start])
+        product = torch.mm(queries[part], bank.T, out=products[: part.stop - part.start])
         similarity, index = product.topk(k, dim=1)  # [n, k]
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
         scores[part].scatter_add_(1, bank_labels[index], weights)

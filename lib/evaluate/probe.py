@@ -1,52 +1,51 @@
-"""The linear probe: multinomial logistic regression on frozen, standardized features.
+"""The linear probe: multinomial logistic regression on frozen, standardized features, solved and not stepped.
 
-A grid of learning rates and weight decays is trained at once as one wide layer.
+For every strength s of a path, from strong to weak, full-batch L-BFGS minimizes
 
-P settings of the grid, N images, B images of a minibatch, D features, C classes.
+    mean over images of cross_entropy(W x + b, y)  +  s / 2 |W|^2        (b is free)
+
+from the solution before. Validation chooses the strength; then the same problem is solved for fitting and validation
+images together. There is no learning rate, no batch, no epoch and no seed.
+
+Legend: N images, D features, C classes.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from lib.evaluate.progress import Lines
 from lib.evaluate.scores import accuracy
-from lib.runtime.seeds import generator
 
-LEARNING_RATES = (1e-3, 1e-2)
-WEIGHT_DECAYS = (1e-5, 1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-BETAS = (0.9, 0.999)
-EPSILON = 1e-8
-SMALLEST_STD = 1e-6
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Adam's peak rate, and the factor of half the squared weights in the loss (the bias is free)."""
-
-    lr: float
-    weight_decay: float
-
-
-GRID = tuple(Setting(lr, decay) for lr in LEARNING_RATES for decay in WEIGHT_DECAYS)
+STRENGTHS = (10.0, 1.7, 0.28, 0.046, 7.7e-3, 1.3e-3, 2.2e-4, 3.6e-5, 6e-6, 1e-6)  # a factor of 6 apart
+TOLERANCE = 1e-5  # of the largest entry of the gradient, as a share of the objective at the start
+MOST_STEPS = 2000  # of L-BFGS at one strength; a hundred at the weakest are usual
+DAMPING = 1e-4  # of the features' covariance: directions of less variance are left to L-BFGS
+WIDEST = 4096  # features whose covariance is worth D^3 operations; of more, L-BFGS works in plain coordinates
+CONSTANT = 1e-6  # largest deviation of a feature, as a share of its mean, that counts as rounding
+CHUNK = 4096  # images
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted probe: mean [D], std [D], weight [D, C], bias [C], its setting, validation top-1 in percent."""
+    """A fitted probe: mean [D], std [D] (infinite for a constant feature), weight [D, C], bias [C].
+
+    ``strength`` is the chosen one, ``at_end`` whether it is the strongest or the weakest of the path, and
+    ``validation_top1`` is in percent, of the fit without validation images.
+    """
 
     mean: Tensor
     std: Tensor
     weight: Tensor
     bias: Tensor
-    setting: Setting
+    strength: float
+    at_end: bool
     validation_top1: float
 
-    def scores(self, features: Tensor) -> Tensor:
-        """Logits [N, C] of raw features [N, D]."""
+    def logits(self, features: Tensor) -> Tensor:
+        """[N, C] of raw features [N, D]."""
         return (features - self.mean) / self.std @ self.weight + self.bias
 
     def folded(self) -> tuple[Tensor, Tensor]:
@@ -61,109 +60,106 @@ def fit_probe(
     fitting: Tensor,
     validation: Tensor,
     classes: int,
-    *,
-    epochs: int,
-    batch_size: int,
-    seed: int,
     label: str = "probe",
-    grid: Sequence[Setting] = GRID,
+    strengths: Sequence[float] = STRENGTHS,
 ) -> Probe:
-    """Choose the setting by validation top-1, then fit it again on fitting and validation images together.
-
-    Of equally good settings the one with the strongest weight decay wins, then the lowest rate.
+    """Choose the strength by validation top-1, of equally good ones the strongest, and solve again with all images.
 
     Shape:
         features [N, D], labels [N], fitting and validation: indices into the N
     """
-    mean, std = _moments(features[fitting])
-    inputs = (features - mean) / std
-    weights, biases = fit_grid(
-        inputs[fitting],
-        labels[fitting],
-        classes,
-        grid,
-        epochs=epochs,
-        batch_size=batch_size,
-        seed=seed,
-        label=f"{label}, {len(grid)} settings",
-    )
-    top1 = [accuracy(inputs[validation] @ weight + bias, labels[validation]) for weight, bias in zip(weights, biases)]
-    chosen = max(range(len(grid)), key=lambda i: (top1[i], grid[i].weight_decay, -grid[i].lr))
+    inputs, mean, std = _standardized(features, fitting)
+    held_out, targets = (features[validation] - mean) / std, labels[fitting]
+    covariance = _covariance(inputs)
+    weight, bias = inputs.new_zeros(classes, inputs.shape[1]), inputs.new_zeros(classes)
+    strengths, top1, path = sorted(strengths, reverse=True), [], []
+    for strength in strengths:
+        weight, bias = solve(inputs, targets, strength, weight, bias, covariance)
+        top1.append(accuracy(functional.linear(held_out, weight, bias), labels[validation]))
+        path.append((weight, bias))
+    chosen = top1.index(max(top1))
+    strength, at_end = strengths[chosen], chosen in (0, len(strengths) - 1)
+    end = f", an end of the path from {strengths[0]:g} to {strengths[-1]:g}" if at_end else ""
+    print(f"{label}: L2 strength {strength:g}{end}; validation {top1[chosen]:.2f} %", flush=True)
+    # With the validation images the solution is close by, and so is the covariance.
     del inputs  # as large as the features: two copies of a wide network's are too many
     both = torch.cat([fitting, validation]).sort().values
-    mean, std = _moments(features[both])
-    weights, biases = fit_grid(
-        (features[both] - mean) / std,
-        labels[both],
-        classes,
-        [grid[chosen]],
-        epochs=epochs,
-        batch_size=batch_size,
-        seed=seed,
-        label=f"{label}, the chosen setting",
-    )
-    return Probe(mean, std, weights[0], biases[0], grid[chosen], top1[chosen])
+    inputs, mean, std = _standardized(features, both)
+    weight, bias = solve(inputs, labels[both], strength, *path[chosen], covariance)
+    return Probe(mean, std, weight.T, bias, strength, at_end, top1[chosen])
 
 
-def fit_grid(
-    inputs: Tensor,
-    labels: Tensor,
-    classes: int,
-    grid: Sequence[Setting],
-    *,
-    epochs: int,
-    batch_size: int,
-    seed: int,
-    label: str = "probe",
-) -> tuple[Tensor, Tensor]:
-    """Fit every setting at once, from zero, with Adam and a rate that falls to zero along a cosine.
-
-    All settings see the same minibatches; none influences another.
+def objective(inputs: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, strength: float) -> Tensor:
+    """What the probe minimizes, float64: mean cross entropy in nats, and half the squared weights times ``strength``.
 
     Shape:
-        inputs [N, D], labels [N] -> weights [P, D, C], biases [P, C]
+        inputs [N, D], labels [N], weight float64 [C, D] (this way round its gradient is a fast product), bias [C]
     """
-    count, width = inputs.shape
-    columns = len(grid) * classes
-    lr, decay = (
-        inputs.new_tensor([getattr(setting, name) for setting in grid]).repeat_interleave(classes)
-        for name in ("lr", "weight_decay")
-    )  # [P * C]
-    weight, bias = _Adam(inputs.new_zeros(width, columns)), _Adam(inputs.new_zeros(columns))
-    batches = math.ceil(count / batch_size)
-    lines = Lines(label, epochs)
-    for epoch in range(epochs):
-        order = torch.randperm(count, generator=generator(seed, "probe", epoch)).to(inputs.device)
-        for step, rows in enumerate(order.split(batch_size), start=epoch * batches):
-            batch, targets = inputs[rows], labels[rows]
-            residual = torch.addmm(bias.value, batch, weight.value).view(-1, len(grid), classes).softmax(2)
-            residual[torch.arange(len(rows), device=rows.device), :, targets] -= 1
-            residual = residual.view(-1, columns) / len(rows)  # [B, P * C]
-            rate = lr * (0.5 + 0.5 * math.cos(math.pi * step / (epochs * batches)))
-            weight.move(batch.T @ residual + decay * weight.value, rate)
-            bias.move(residual.sum(0), rate)
-        lines.epoch(epoch + 1)
-    return weight.value.view(width, len(grid), classes).transpose(0, 1), bias.value.view(len(grid), classes)
+    logits = functional.linear(inputs, weight.to(inputs.dtype)).double() + bias  # [N, C]
+    return functional.cross_entropy(logits, labels) + strength / 2 * weight.square().sum()
 
 
-class _Adam:
-    """A tensor moved by Adam (Kingma and Ba 2015) with one rate for each entry of its last axis."""
+def solve(
+    inputs: Tensor, labels: Tensor, strength: float, weight: Tensor, bias: Tensor, covariance: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The minimum of `objective`, from ``weight`` [C, D] and ``bias`` [C] on.
 
-    def __init__(self, value: Tensor) -> None:
-        self.value = value
-        self.first = torch.zeros_like(value)
-        self.second = torch.zeros_like(value)
-        self.steps = 0
+    ``covariance`` float64 [D, D], of these inputs or of similar ones, makes it quick and does not move the minimum.
+    """
+    # Where all classes are equally likely, the curvature is about (covariance + C strength) / C. In coordinates u with
+    # weight = u root it is about 1 / C in all directions, as of b, and L-BFGS needs a tenth of the steps.
+    back, root = _coordinates(covariance, weight, len(bias) * strength)
+    u, b = _times(weight.double(), back).requires_grad_(), bias.double().requires_grad_()
+    with torch.no_grad():  # separated classes leave little of the objective, and the tolerance has to follow
+        start = objective(inputs, labels, _times(u, root), b, strength)
+    optimizer = torch.optim.LBFGS(
+        [u, b],
+        max_iter=MOST_STEPS,
+        max_eval=2 * MOST_STEPS,
+        tolerance_grad=TOLERANCE,
+        tolerance_change=1e-12,  # the gradient alone ends it, unless rounding does
+        line_search_fn="strong_wolfe",
+    )
 
-    def move(self, gradient: Tensor, rate: Tensor) -> None:
-        self.steps += 1
-        self.first.lerp_(gradient, 1 - BETAS[0])
-        self.second.lerp_(gradient.square(), 1 - BETAS[1])
-        scale = (self.second / (1 - BETAS[1] ** self.steps)).sqrt_().add_(EPSILON)
-        self.value -= rate / (1 - BETAS[0] ** self.steps) * self.first / scale
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = objective(inputs, labels, _times(u, root), b, strength) / start
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    if optimizer.state[u]["n_iter"] >= MOST_STEPS:
+        print(f"probe: not at the minimum after {MOST_STEPS} steps at L2 strength {strength:g}", flush=True)
+    return _times(u.detach(), root).to(inputs.dtype), b.detach().to(inputs.dtype)
 
 
-def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every feature; a constant feature has deviation 1."""
-    std, mean = torch.std_mean(features, dim=0, correction=0)
-    return mean, torch.where(std < SMALLEST_STD, torch.ones_like(std), std)
+def _coordinates(covariance: Tensor | None, weight: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """L and its inverse, with L L^T = covariance + damping: [D, D], or without covariance diagonals [D]."""
+    if covariance is None:
+        back = torch.full((weight.shape[1],), (1 + damping) ** 0.5, dtype=torch.float64, device=weight.device)
+        return back, 1 / back
+    identity = torch.eye(len(covariance), dtype=torch.float64, device=weight.device)
+    back = torch.linalg.cholesky(covariance + max(damping, DAMPING) * identity)
+    return back, torch.linalg.solve_triangular(back, identity, upper=False)
+
+
+def _times(values: Tensor, coordinates: Tensor) -> Tensor:
+    return values @ coordinates if coordinates.dim() == 2 else values * coordinates
+
+
+def _standardized(features: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A copy of some images' features with mean 0 and deviation 1; that mean and deviation. What is constant is 0."""
+    inputs = features[images]
+    std, mean = torch.std_mean(inputs, dim=0, correction=0)
+    std = torch.where(std <= CONSTANT * mean.abs(), torch.inf, std)
+    return inputs.sub_(mean).div_(std), mean, std
+
+
+def _covariance(inputs: Tensor) -> Tensor | None:
+    """float64 [D, D] of centered inputs [N, D], or None of too many features."""
+    if inputs.shape[1] > WIDEST:
+        return None
+    total = torch.zeros(inputs.shape[1], inputs.shape[1], dtype=torch.float64, device=inputs.device)
+    for part in inputs.split(CHUNK):  # summed in fp64, which leaves no direction a negative variance beyond rounding
+        total += part.T @ part
+    return total / len(inputs)

@@ -5,7 +5,7 @@ import time
 QUIET_SECONDS = 5.0
 
 
-class Lines:
+class EpochLines:
     """Prints ``label: epoch 5/50, loss 0.31, 12 s, 108 s left`` at about every tenth epoch and the last.
 
     Lines before the last are some seconds apart, so that a quick loop says little.

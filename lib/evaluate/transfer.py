@@ -1,13 +1,10 @@
 """What a first layer of filters is worth: a small classifier that starts from it (docs/methods.md, 13).
 
-The same classifier, drawn from the same numbers but for its first layer, is trained in several arms: from
-scratch; on random filters that stay; on learned filters that stay; on learned filters that go on learning; and,
-where a classifier of other images left its first layer, on that. Filters of other images meet pixels normalized as
-those were. Validation accuracy is measured after every epoch, and nothing is chosen by it; the test images are
-read once, at the end.
+The same classifier, drawn from the same numbers but for its first layer, is trained in several arms. Filters of other
+images meet pixels normalized as those were. Validation accuracy is measured after every epoch, and nothing is chosen
+by it; the test images are read once, at the end.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +15,10 @@ from torch.nn import functional
 
 from lib.data.store import ImageData
 from lib.encoders.shallow import FILTERS, SIZE, map_side
-from lib.evaluate.batches import augmented_batches
-from lib.evaluate.progress import Lines
+from lib.evaluate.batches import augmented_batches, train
+from lib.evaluate.progress import EpochLines
 from lib.evaluate.scores import accuracy
-from lib.params.evaluation import FILTERS_ENCODER, Transfer, check_transfer_size
+from lib.params.evaluation import FILTERS_ENCODER, Transfer
 from lib.params.pretraining import Augment
 from lib.runtime.errors import UserError
 from lib.runtime.files import read_tensors
@@ -31,7 +28,8 @@ from lib.views.augment import normalize
 
 PADDING = 4  # black pixels around an image that is cropped
 HIDDEN = 512
-LAYER = ("weight", "bias")
+BATCH = 512  # images that are scored at a time
+LAYER = {"weight": (FILTERS[0], 3, SIZE[0], SIZE[0]), "bias": (FILTERS[0],)}
 
 Layer = dict[str, Tensor]
 Scaling = tuple[Tensor, Tensor]  # mean and std [3] that pixels in 0..1 are normalized with
@@ -39,8 +37,7 @@ Scaling = tuple[Tensor, Tensor]  # mean and std [3] that pixels in 0..1 are norm
 
 @dataclass(frozen=True)
 class Arm:
-    """Where the first layer starts (None: random), whether it learns, and how its pixels are normalized (None: by the
-    images' own mean and std)."""
+    """Where the first layer starts (None: random), whether it learns, what normalizes pixels (None: their own)."""
 
     name: str
     layer: Layer | None
@@ -50,8 +47,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Percent: validation after every epoch, beside the mean loss of an image in it; test after the last; and the
-    first layer at the end."""
+    """Percent: validation after every epoch, beside its mean loss; test after the last; the first layer at the end."""
 
     name: str
     curve: list[dict[str, float]]
@@ -67,18 +63,10 @@ class Classifier(nn.Module):
         self.first = nn.Conv2d(3, FILTERS[0], SIZE[0])
         side = map_side(image_size, layers=2)
         self.rest = nn.Sequential(
-            nn.MaxPool2d(2),
-            nn.BatchNorm2d(FILTERS[0]),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(*FILTERS, SIZE[1]),
-            nn.MaxPool2d(2),
-            nn.BatchNorm2d(FILTERS[1]),
-            nn.ReLU(inplace=True),
-            nn.Flatten(),
-            nn.Linear(FILTERS[1] * side * side, HIDDEN),
-            nn.ReLU(inplace=True),
-            nn.BatchNorm1d(HIDDEN),
-            nn.Linear(HIDDEN, classes),
+            *(nn.MaxPool2d(2), nn.BatchNorm2d(FILTERS[0]), nn.ReLU(inplace=True)),
+            *(nn.Conv2d(*FILTERS, SIZE[1]), nn.MaxPool2d(2), nn.BatchNorm2d(FILTERS[1]), nn.ReLU(inplace=True)),
+            *(nn.Flatten(), nn.Linear(FILTERS[1] * side * side, HIDDEN), nn.ReLU(inplace=True)),
+            *(nn.BatchNorm1d(HIDDEN), nn.Linear(HIDDEN, classes)),
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -98,31 +86,7 @@ def first_layer(path: Path, variant: str) -> Layer:
             f"params.yaml: transfer.variants names {variant}, whose encoder is {about['encoder']}; "
             f"allowed: variants with the encoder {FILTERS_ENCODER}"
         )
-    return _layer(tensors, "encoder.conv1", path, "pretrain")
-
-
-def _layer(tensors: dict[str, Tensor], where: str, path: Path, stage: str) -> Layer:
-    found = {name: tensors.get(f"{where}.{name}") for name in LAYER}
-    expected = nn.Conv2d(3, FILTERS[0], SIZE[0], device="meta").state_dict()
-    for name in LAYER:
-        shape = expected[name].shape
-        if found[name] is None or found[name].shape != shape:
-            raise UserError(
-                f"{path} holds no tensor {where}.{name} of shape {'x'.join(map(str, shape))}; name a file "
-                f"that the stage {stage} wrote"
-            )
-    return found
-
-
-def _scaling(tensors: dict[str, Tensor], path: Path) -> Scaling:
-    found = [tensors.get(name, torch.empty(0)) for name in ("mean", "std")]
-    if any(values.shape != (3,) or not values.isfinite().all() for values in found) or not (found[1] > 0).all():
-        raise UserError(
-            f"{path} holds no mean and std of the pixels that its filters learned from; allowed as "
-            "transfer.source: a file with both, three finite numbers each, std above 0; run the stage "
-            "transfer again where the file was written"
-        )
-    return found[0].float(), found[1].float()
+    return _read(tensors, LAYER, path, "pretrain", "encoder.conv1.")
 
 
 def arms(own: Layer, source: Path | None) -> list[Arm]:
@@ -131,18 +95,20 @@ def arms(own: Layer, source: Path | None) -> list[Arm]:
     Raises:
         UserError: the file lacks a layer, or what its pixels were normalized with.
     """
-    tensors = read_tensors(source)[0] if source else {}
-    learned = _layer(tensors, "learned", source, "transfer") if source else own
-    scaling = _scaling(tensors, source) if source else None
-    found = [
+    learned, scaling, more = own, None, []
+    if source:
+        tensors = read_tensors(source)[0]
+        learned, scratch = (_read(tensors, LAYER, source, "transfer", where) for where in ("learned.", "scratch."))
+        pixels = _read(tensors, {"mean": (3,), "std": (3,)}, source, "transfer")
+        scaling = pixels["mean"], pixels["std"]
+        more = [Arm("classifier's, fine-tuned", scratch, True, scaling)]
+    return [
         Arm("scratch", None, True),
         Arm("random, frozen", None, False),
         Arm("learned, frozen", learned, False, scaling),
         Arm("learned, fine-tuned", learned, True, scaling),
+        *more,
     ]
-    if source:
-        found.append(Arm("classifier's, fine-tuned", _layer(tensors, "scratch", source, "transfer"), True, scaling))
-    return found
 
 
 def given_filters(found: list[Arm]) -> dict[str, Tensor]:
@@ -153,28 +119,16 @@ def given_filters(found: list[Arm]) -> dict[str, Tensor]:
 def compare(
     found: list[Arm], data: ImageData, params: Transfer, machine: Machine, seed: int, label: str
 ) -> list[Outcome]:
-    """Train the classifier once for every arm.
-
-    Raises:
-        UserError: images too small for the classifier.
-    """
-    check_transfer_size(data.about["image_size"])
+    """Train the classifier once for every arm."""
     return [_train(arm, data, params, machine, seed, f"{label}, {arm.name}") for arm in found]
 
 
 def filters_file(own: Layer, outcomes: list[Outcome], data: ImageData) -> dict[str, Tensor]:
     """What a run with other images can start from: the layer learned from these images, that of the classifier
-    from scratch, and the mean and std that both had their pixels normalized with.
-
-    Nothing of a source is in it, also where the comparison started from one: a file is about its own images.
-    """
+    from scratch, and what their pixels were normalized with. Nothing of a source is in it."""
     scratch = next(outcome.layer for outcome in outcomes if outcome.name == "scratch")
-    return {
-        **{f"learned.{name}": value for name, value in own.items()},
-        **{f"scratch.{name}": value for name, value in scratch.items()},
-        "mean": data.mean,
-        "std": data.std,
-    }
+    layers = {f"{name}.{key}": layer[key] for name, layer in (("learned", own), ("scratch", scratch)) for key in LAYER}
+    return {**layers, "mean": data.mean, "std": data.std}
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, Any]:
@@ -189,37 +143,51 @@ def summary(outcomes: list[Outcome]) -> dict[str, Any]:
     }
 
 
+def _read(tensors: Layer, names: dict[str, tuple[int, ...]], path: Path, stage: str, where: str = "") -> Layer:
+    """The tensors ``where``.name, by name and of the right shape."""
+    for name, shape in names.items():
+        if tensors.get(where + name, torch.empty(0)).shape != shape:
+            raise UserError(
+                f"{path} holds no tensor {where}{name} of shape {'x'.join(map(str, shape))}; name a file "
+                f"that the stage {stage} wrote"
+            )
+    return {name: tensors[where + name] for name in names}
+
+
 def _train(arm: Arm, data: ImageData, params: Transfer, machine: Machine, seed: int, label: str) -> Outcome:
-    network = _network(arm, data, seed).to(machine.device, memory_format=torch.channels_last)
+    network = _network(arm, data, seed).to(machine.device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam([weight for weight in network.parameters() if weight.requires_grad], lr=params.lr)
-    padded = functional.pad(data.train_images[data.fitting], [PADDING] * 4)
     scaling = arm.scaling or (data.mean, data.std)
-    train = [tensor.to(machine.device) for tensor in (padded, data.train_labels[data.fitting], *scaling)]
-    recipe = Augment(crop_pixels=data.about["image_size"], jitter=0.0, grayscale=0.0)
-    score = _scorer(network, scaling, machine)
-    lines, curve = Lines(label, params.epochs), []
-    for epoch in range(1, params.epochs + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = params.lr * (1 if 3 * (epoch - 1) < 2 * params.epochs else 0.1)
-        network.train()
-        total, count = torch.zeros((), device=machine.device), 0
-        for inputs, labels in augmented_batches(
-            *train, recipe, batch_size=params.batch_size, seed=seed, purpose="transfer", epoch=epoch
-        ):
-            with autocast(machine):
-                scores = network(inputs).float()
-            loss = _loss(scores, labels, params.double_softmax)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach() * len(labels)
-            count += len(labels)
-        mean = (total / count).item()
-        top1 = score(data.train_images[data.validation], data.train_labels[data.validation])
-        curve.append({"epoch": epoch, "loss": mean, "validation_top1": round(top1, 2)})
-        lines.epoch(epoch, loss=mean, top1=top1)
+
+    def logits(inputs: Tensor) -> Tensor:
+        with autocast(machine):
+            return network(inputs).float()
+
+    def top1(images: Tensor, labels: Tensor) -> float:
+        network.eval()
+        with torch.no_grad():
+            parts = [logits(normalize(part.to(machine.device), *scaling)).cpu() for part in images.split(BATCH)]
+        return round(accuracy(torch.cat(parts), labels), 2)
+
+    def loss(
+        logits: Tensor, labels: Tensor
+    ) -> Tensor:  # in nats; the source's slip, for ten classes, has 1.461 as floor
+        return functional.cross_entropy(logits.softmax(1) if params.double_softmax else logits, labels)
+
+    # With a black border a crop of the images' size shifts an image by up to four pixels each way.
+    padded = functional.pad(data.train_images[data.fitting], [PADDING] * 4)
+    images = padded, data.train_labels[data.fitting], *scaling
+    config = Augment(crop_pixels=data.about["image_size"], jitter=0.0, grayscale=0.0)
+    batches = augmented_batches(images, config, machine.device, params.batch_size, seed, "transfer")
+    lines, curve = EpochLines(label, params.epochs), []
+    for epoch, mean in train(network, logits, optimizer, batches, params.epochs, loss):
+        validation = top1(data.train_images[data.validation], data.train_labels[data.validation])
+        curve.append({"epoch": epoch, "loss": mean, "validation_top1": validation})
+        lines.epoch(epoch, loss=mean, top1=validation)
+        for group in optimizer.param_groups:  # the last third has a tenth of the rate
+            group["lr"] = params.lr * (1 if 3 * epoch < 2 * params.epochs else 0.1)
     layer = {name: getattr(network.first, name).detach().cpu().contiguous() for name in LAYER}
-    return Outcome(arm.name, curve, round(score(data.test_images, data.test_labels), 2), layer)
+    return Outcome(arm.name, curve, top1(data.test_images, data.test_labels), layer)
 
 
 def _network(arm: Arm, data: ImageData, seed: int) -> Classifier:
@@ -231,20 +199,3 @@ def _network(arm: Arm, data: ImageData, seed: int) -> Classifier:
         network.first.load_state_dict(arm.layer)
     network.first.requires_grad_(arm.learns)
     return network
-
-
-def _loss(scores: Tensor, labels: Tensor, double_softmax: bool) -> Tensor:
-    """Cross entropy in nats; with the source's slip its floor for ten classes is 1.461150."""
-    return functional.cross_entropy(scores.softmax(1) if double_softmax else scores, labels)
-
-
-def _scorer(network: Classifier, scaling: Scaling, machine: Machine) -> Callable[[Tensor, Tensor], float]:
-    mean, std = (values.to(machine.device) for values in scaling)
-
-    def score(images: Tensor, labels: Tensor) -> float:
-        network.eval()
-        with torch.no_grad(), autocast(machine):
-            parts = [network(normalize(part.to(machine.device), mean, std)).float().cpu() for part in images.split(512)]
-        return accuracy(torch.cat(parts), labels)
-
-    return score

@@ -7,7 +7,7 @@ from lib.params.evaluation import Tsne
 from lib.runtime.errors import UserError
 from lib.runtime.seeds import generator
 
-EQUAL = 1e-6  # largest spread of a feature, as a share of the largest value, that counts as float32 rounding
+EQUAL = 1e-6  # largest range of a feature, as a share of the largest value, that counts as float32 rounding
 
 
 def choose_points(count: int, points: int, seed: int) -> numpy.ndarray:
@@ -19,7 +19,7 @@ def choose_points(count: int, points: int, seed: int) -> numpy.ndarray:
 
 
 def select(arrays: dict[str, numpy.ndarray], tsne: Tsne) -> tuple[dict[str, numpy.ndarray], dict[str, numpy.ndarray]]:
-    """From an embeddings file: each latent [P, D] at the chosen points, and what is written beside the planes.
+    """From an embeddings file: each latent [P, D] at the chosen points, and what is written beside its embedding.
 
     Raises:
         UserError: the perplexity is not below the number of points.
@@ -34,11 +34,11 @@ def select(arrays: dict[str, numpy.ndarray], tsne: Tsne) -> tuple[dict[str, nump
     return {name: arrays[name][rows] for name in arrays["latents"].tolist()}, beside
 
 
-def embed_plane(features: numpy.ndarray, tsne: Tsne) -> numpy.ndarray:
+def embed_2d(features: numpy.ndarray, tsne: Tsne) -> numpy.ndarray:
     """Coordinates float32 [N, 2] of features [N, D]: PCA start, fixed seed, one thread.
 
     With several threads sums would be taken in varying order and two runs would differ. A collapsed latent,
-    all of whose rows are equal up to rounding, has no neighbours to keep: its points all lie at the origin.
+    all of whose vectors are equal up to rounding, has no neighbors to keep: its points all lie at the origin.
     """
     features = numpy.asarray(features, dtype=numpy.float32)
     if numpy.ptp(features, axis=0).max() <= EQUAL * numpy.abs(features).max():
@@ -46,16 +46,10 @@ def embed_plane(features: numpy.ndarray, tsne: Tsne) -> numpy.ndarray:
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
-    model = TSNE(
-        perplexity=tsne.perplexity,
-        max_iter=tsne.iterations,
-        init="pca",
-        learning_rate="auto",
-        random_state=tsne.seed,
-        n_jobs=1,
-    )
+    settings = {"perplexity": tsne.perplexity, "max_iter": tsne.iterations, "random_state": tsne.seed}
     with threadpool_limits(1):
-        return model.fit_transform(features).astype(numpy.float32)
+        embedded = TSNE(**settings, init="pca", learning_rate="auto", n_jobs=1).fit_transform(features)
+    return embedded.astype(numpy.float32)
 
 
 def title(variant: str, latent: str, asked: int, count: int, perplexity: float) -> str:

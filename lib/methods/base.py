@@ -94,11 +94,7 @@ class Method(nn.Module):
         return embeddings
 
     def setup(self, facts: DataFacts) -> None:
-        """Called once before training.
-
-        Raises:
-            UserError: options that do not fit the data, or a process's part of the batch.
-        """
+        """Called once before training; a UserError where options do not fit the data, or a process's images."""
 
     def after_step(self, step: int, steps: int) -> None:
         """Called after the optimizer's step number ``step``, from 0, of ``steps``: EMA, queues, running rates."""
@@ -138,11 +134,7 @@ class MomentumMethod(Method):
 
 @torch.no_grad()
 def update_ema(average: nn.Module, online: nn.Module, momentum: float) -> None:
-    """average <- momentum * average + (1 - momentum) * online, parameter by parameter; buffers stay.
-
-    With momentum 1 nothing moves, with 0 the parameters become equal, both exactly. With ``online`` at rest, n
-    steps from average_0 lead to online + momentum^n (average_0 - online).
-    """
+    """average <- momentum * average + (1 - momentum) * online, parameter by parameter; buffers stay."""
     get_ema_multi_avg_fn(momentum)(list(average.parameters()), list(online.parameters()), None)
 
 

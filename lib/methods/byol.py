@@ -18,9 +18,7 @@ from lib.params.spec import param
 def direction_distance(predictions: Tensor, targets: Tensor) -> Tensor:
     """Mean squared distance of L2-normalized embeddings, 2 - 2 cos: 0 if parallel, 2 if orthogonal, 4 if opposed.
 
-    Args:
-        predictions: not normalized, [N, D].
-        targets: not normalized, [N, D]; constants, through which no gradient passes.
+    Both are [N, D] of any length; targets are constants: they get no gradient.
     """
     return (l2_normalize(predictions) - l2_normalize(targets.detach())).square().sum(1).mean()
 

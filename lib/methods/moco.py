@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lib.methods.base import WIDEST, DataFacts, MomentumMethod, Named, at_least_fp32, full_precision, l2_normalize
+from lib.methods.base import WIDEST, DataFacts, MomentumMethod, Named, full_precision, l2_normalize, require_effect
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
 from lib.runtime.errors import UserError
@@ -25,9 +25,8 @@ def queue_contrast(queries: Tensor, keys: Tensor, queue: Tensor, temperature: fl
     """Each query must find its key among the keys of the queue; the rest of the batch does not count.
 
     Args:
-        queries: L2-normalized, [N, D].
-        keys: L2-normalized, [N, D], row i the positive of query i; constants, through which no gradient passes.
-        queue: L2-normalized, [Q, D], of earlier steps, none of this one; constants.
+        queries, keys: L2-normalized, [N, D]; key i is the positive of query i and a constant: it gets no gradient.
+        queue: L2-normalized keys of earlier steps [Q, D], none of this one; constants.
         temperature: divides the cosines.
 
     Returns:
@@ -117,7 +116,7 @@ class MoCo(MomentumMethod):
         return images.tensor_split(max(1, len(images) // size)) if size else (images,)
 
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
-        self.arrived = torch.cat([at_least_fp32(embeddings[f"k_{key}"]).detach() for _, key in self.options.ways])
+        self.arrived = torch.cat([embeddings[f"k_{key}"].detach().float() for _, key in self.options.ways])
         parts = {
             f"contrast_{query}{key}": queue_contrast(
                 embeddings[f"q_{query}"], embeddings[f"k_{key}"], self.queue, self.options.temperature
@@ -161,17 +160,14 @@ def _head(kind: str, width: int, outputs: int) -> nn.Module:
 
 def _check(options: MoCoOptions, params: Pretraining) -> None:
     """Raise UserError for a queue that does not hold whole steps, or a choice without effect."""
-    where, added = f"params.yaml: variants.{params.variant}", len(options.ways) * params.batch_size
+    added = len(options.ways) * params.batch_size
     if params.epochs and options.queue % added:
         raise UserError(
-            f"{where}.queue is {options.queue}; allowed: a multiple of {added}, the keys that join it in a "
-            "step (batch_size, twice that if symmetric)"
+            f"params.yaml: variants.{params.variant}.queue is {options.queue}; allowed: a multiple of {added}, the "
+            "keys that join it in a step (batch_size, twice that if symmetric)"
         )
-    if options.shuffle and not options.norm_rows:
-        raise UserError(
-            f"{where}.shuffle is True, which has no effect with norm_rows 0; allowed: norm_rows of at "
-            "least 2, or shuffle: false"
-        )
+    if not options.norm_rows:
+        require_effect(options, params.variant, ("shuffle",), "norm_rows 0", "set norm_rows to at least 2")
     together = "micro_batch_size" if params.micro_batch_size else "batch_size"
     _check_groups(options, params, getattr(params, together), together, 2)
 
