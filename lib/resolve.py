@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lib.core.trainer import check_batch
 from lib.methods import method_class, try_method, typed_options
 from lib.params.experiment import Experiment, read_experiment, require_default
 from lib.params.pretraining import UNTRAINED, Pretraining, Shared
@@ -108,34 +109,13 @@ def check_against_data(experiment: Experiment, about: dict[str, Any], processes:
         )
     for params in experiment.variants.values():
         try:
-            if params.epochs:
-                check_batch(params, counts["train"], processes)
+            check_batch(params, counts["train"], processes)
             try_method(params, counts["train"] if params.epochs else 0, classes, processes)
         except UserError as error:
             problems.append(str(error).removeprefix("params.yaml: "))
     if problems:
         data = f"{about['dataset']}: {counts['train']} training and {counts['test']} test images"
         raise UserError(f"params.yaml does not fit the data ({data}): {'; also '.join(problems)}")
-
-
-def check_batch(params: Pretraining, images: int, processes: int) -> None:
-    """Raise UserError if the batch is larger than the data or cannot be shared evenly."""
-    size, part, of = params.batch_size, params.micro_batch_size, f"of {params.variant}"
-    local = size // processes
-    if size > images:
-        raise UserError(
-            f"params.yaml: batch_size {of} is {size}; allowed: at most the number of training images, {images}"
-        )
-    if size % processes:
-        raise UserError(
-            f"params.yaml: batch_size {of} is {size}; allowed with the machine setting processes {processes}: a "
-            f"multiple of {processes}"
-        )
-    if part and (local % part or part == local):
-        raise UserError(
-            f"params.yaml: micro_batch_size {of} is {part}; allowed: 0 (the whole batch at once), or a smaller number "
-            f"that divides each process's part of the batch, {local}"
-        )
 
 
 def write_variants(variants: dict[str, dict[str, Any]], folder: Path = VARIANTS) -> None:

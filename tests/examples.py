@@ -30,7 +30,7 @@ CPU = Machine(device="cpu", processes=1, threads=1, precision="fp32", checkpoint
 
 
 def raw_params(preset: str = "all", variants: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-    """A preset as a mapping, small enough to train in a second; ``variants`` replace its own; dots in keys are ``__``."""
+    """A preset, small enough to train in a second. ``variants`` replace its own; dots in keys are ``__``."""
     raw = load_yaml(ROOT / f"presets/{preset}.yaml")
     if variants is not None:
         raw |= {"variants": variants, "transfer": {}}

@@ -1,20 +1,17 @@
-"""Imports point down, no Python thread is started, the core names no method, and DVC knows what a stage imports."""
+"""Imports point down, no Python thread is started, and the core names no method."""
 
 import ast
 import re
-from fnmatch import fnmatch
 from pathlib import Path
 
-import pytest
-
-from lib.params.spec import load_yaml
-from tests.import_closure import ROOT, closure
+from lib.methods import method_names
+from tests.examples import ROOT
 
 # From the top. A module may import its own layer and those below.
 LAYERS = [
     ["stages"],
     ["lib/__main__.py"],
-    ["lib/resolve.py", "lib/plan.py", "lib/preset.py", "lib/offline_plots.py", "lib/willshaw.py"],
+    ["lib/resolve.py", "lib/plan.py", "lib/preset.py", "lib/offline_plots.py"],
     ["lib/report"],
     ["lib/evaluate"],
     ["lib/core"],
@@ -24,7 +21,6 @@ LAYERS = [
     ["lib/runtime", "lib/params/spec.py"],  # machine.yaml is read as params.yaml is
 ]
 FILES = [path.relative_to(ROOT) for folder in ("lib", "stages") for path in sorted((ROOT / folder).rglob("*.py"))]
-PIPELINE = load_yaml(ROOT / "dvc.yaml")["stages"]
 THREADS = ("threading", "_thread", "concurrent", "multiprocessing", "asyncio", "joblib", "torch.multiprocessing")
 
 
@@ -81,24 +77,9 @@ def test_what_is_forbidden_would_be_noticed():
 
 
 def test_no_loop_or_evaluation_names_a_method():
-    methods = {path.stem for path in (ROOT / "lib/methods").glob("[a-z]*.py")} - {"base", "export"}
+    methods = set(method_names())
     for path in FILES:
         if path.parts[1] in ("core", "evaluate", "views", "data", "runtime") or path.parts[0] == "stages":
             code = re.sub(r'""".*?"""|#.*', "", (ROOT / path).read_text(), flags=re.DOTALL)
             named = set(re.findall(r"\w+", code)) & methods
             assert not named, f"{path} names {named}"
-
-
-@pytest.mark.parametrize("name", PIPELINE)
-def test_a_stage_declares_what_it_imports(name):
-    """By file, by folder, or by a slot such as ``lib/methods/${item.method}.py``, which is for whatever is there."""
-    stage = PIPELINE[name].get("do", PIPELINE[name])
-    patterns = [re.sub(r"\$\{[^}]*\}", "*", dep) for dep in stage["deps"]]
-    patterns += [f"{pattern}/*" for pattern in patterns]
-    files = closure(Path(*re.search(r"python -m (\S+)", stage["cmd"])[1].split(".")).with_suffix(".py"))
-    if Path("lib/methods/__init__.py") in files:  # which imports a method and an encoder by name
-        files |= {
-            path for path in FILES if fnmatch(str(path), "lib/methods/*.py") or fnmatch(str(path), "lib/encoders/*.py")
-        }
-    missing = [str(file) for file in files if not any(fnmatch(str(file), pattern) for pattern in patterns)]
-    assert not missing, f"dvc.yaml: {name} imports but does not declare {sorted(missing)}"

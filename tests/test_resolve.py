@@ -108,7 +108,7 @@ def test_a_batch_is_shared_evenly_among_processes():
     variants = {"one": {"method": "simclr"}}
     raw = raw_params(variants=variants, batch_size=16, knn__k=5, tsne__points=20, tsne__perplexity=5.0)
     check_against_data(parse_experiment(raw), images().about, processes=4)
-    with pytest.raises(UserError, match="processes 3: a multiple of 3"):
+    with pytest.raises(UserError, match="processes 3 .machine setting., a multiple"):
         check_against_data(parse_experiment(raw), images().about, processes=3)
 
 
