@@ -16,11 +16,11 @@ from lib.data.store import ImageData
 from lib.evaluate.batches import augmented_batches, train
 from lib.evaluate.features import extract, one_latent
 from lib.evaluate.probe import Probe
-from lib.evaluate.progress import EpochLines
 from lib.methods.base import Method
 from lib.params.evaluation import Linear
 from lib.params.pretraining import Pretraining
 from lib.runtime.machine import Machine, autocast
+from lib.runtime.progress import EpochLines
 
 
 def finetuned_logits(

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from lib.data.store import ImageData
 from lib.evaluate.batches import augmented_batches, train
 from lib.evaluate.features import extract
-from lib.evaluate.progress import EpochLines
 from lib.evaluate.scores import accuracy
 from lib.methods.base import Method
 from lib.params.pretraining import Pretraining
 from lib.runtime.machine import Machine, autocast
+from lib.runtime.progress import EpochLines
 from lib.runtime.seeds import generator
 
 BATCH_SIZE = 256

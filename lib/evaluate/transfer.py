@@ -16,13 +16,13 @@ from torch.nn import functional
 from lib.data.store import ImageData
 from lib.encoders.shallow import FILTERS, SIZE, map_side
 from lib.evaluate.batches import augmented_batches, train
-from lib.evaluate.progress import EpochLines
 from lib.evaluate.scores import accuracy
 from lib.params.evaluation import FILTERS_ENCODER, Transfer
 from lib.params.pretraining import Augment
 from lib.runtime.errors import UserError
 from lib.runtime.files import read_tensors
 from lib.runtime.machine import Machine, autocast
+from lib.runtime.progress import EpochLines
 from lib.runtime.seeds import generator
 from lib.views.augment import normalize
 
