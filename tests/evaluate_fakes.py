@@ -1,13 +1,11 @@
 """A tiny trained method and tiny images for the tests of lib/evaluate."""
 
-from dataclasses import asdict
-
 import numpy
 import torch
 from torch import nn
 
 from lib.data.store import ImageData, RawDataset, assemble
-from lib.params.pretraining import Augment
+from lib.params.pretraining import Augment, Monitor, Optimizer, Pretraining
 from lib.runtime.machine import Machine
 
 MACHINE = Machine(device="cpu", processes=1, threads=1, precision="fp32", checkpoint_minutes=10.0)
@@ -62,11 +60,18 @@ def tiny_data(train: int = 150, test: int = 60, seed: int = 0) -> ImageData:
     )
 
 
-def about(variant: str = "tiny", seed: int = 0) -> dict:
+def pretraining(seed: int = 0, **augment) -> Pretraining:
+    sizes = {"image_size": 8, "batch_size": 32, "micro_batch_size": 0, "epochs": 1, "seed": seed}
+    blocks = {"optimizer": Optimizer(), "augment": Augment(**augment), "monitor": Monitor()}
+    return Pretraining("tiny", "tiny", {}, encoder=None, gamma=None, **sizes, **blocks)
+
+
+def about(seed: int = 0) -> dict:
+    """The record kept with the trained method."""
     return {
-        "variant": variant,
+        "variant": "tiny",
         "method": "tiny",
-        "pretraining": {"seed": seed, "augment": asdict(Augment())},
+        "pretraining": pretraining(seed).as_json(),
         "data": {"checksum": "of the images"},
         "versions": {"torch": "2"},
     }

@@ -1,4 +1,4 @@
-"""CUDA graphs on a CPU, for tests of what is recorded: operations are noted, and replayed into the same storages."""
+"""CUDA graphs on a CPU, for tests of what is captured: operations are noted, and replayed into the same storages."""
 
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -25,9 +25,9 @@ class FakeGraph:
         for value in (value for graph in self.sharing for value in graph.made):
             if value.is_floating_point():
                 value.data.fill_(torch.nan)  # on a device this may lie where an activation goes
-        for operation, given, named, outputs in self.noted:
-            given, named = tree_map(_data, given), tree_map(_data, named)
-            for old, new in zip(tree_leaves(outputs), tree_leaves(operation(*given, **named)), strict=True):
+        for operation, args, kwargs, outputs in self.noted:
+            args, kwargs = tree_map(_data, args), tree_map(_data, kwargs)
+            for old, new in zip(tree_leaves(outputs), tree_leaves(operation(*args, **kwargs)), strict=True):
                 if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
                     old.data.copy_(new)
 
@@ -42,20 +42,16 @@ class _Noting(TorchDispatchMode):
         self.before: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.made: list[torch.Tensor] = []  # kept, so that no address is taken twice
 
-    def __torch_dispatch__(self, operation: Any, types: Any, given: tuple = (), named: dict | None = None) -> Any:
-        made = {value.untyped_storage().data_ptr() for value in self.made}
-        for value in tree_leaves((given, named)):
+    def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        made = _storages(self.made)
+        for value in tree_leaves((args, kwargs)):
             if isinstance(value, torch.Tensor) and value.untyped_storage().data_ptr() not in made:
                 self.before.setdefault(value.data_ptr(), (value.detach(), value.detach().clone()))
-        outputs = operation(*given, **(named or {}))
-        self.made += [
-            value
-            for value in tree_leaves(outputs)
-            if isinstance(value, torch.Tensor)
-            and value.untyped_storage().data_ptr()
-            not in {old.untyped_storage().data_ptr() for old, _ in self.before.values()}
-        ]
-        self.graph.noted.append((operation, given, named or {}, outputs))
+        outputs = operation(*args, **(kwargs or {}))
+        there = _storages([old for old, _ in self.before.values()])
+        tensors = (value for value in tree_leaves(outputs) if isinstance(value, torch.Tensor))
+        self.made += [value for value in tensors if value.untyped_storage().data_ptr() not in there]
+        self.graph.noted.append((operation, args, kwargs or {}, outputs))
         return outputs
 
     def put_back(self) -> None:
@@ -96,15 +92,11 @@ class FakeDevice:
             "current_stream": _Stream,
             "get_rng_state": torch.get_rng_state,
             "get_sync_debug_mode": lambda: self.mode,
-            "set_sync_debug_mode": self._set,
+            "set_sync_debug_mode": lambda mode: setattr(self, "mode", mode),
         }
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
-        monkeypatch.setattr(Draws, "to", lambda draws, device: draws.table())
         return self
-
-    def _set(self, mode: Any) -> None:
-        self.mode = mode
 
     def synchronize(self) -> None:
         """As torch does where it is told to tell."""
@@ -114,3 +106,7 @@ class FakeDevice:
 
 def _data(value: Any) -> Any:
     return value.data if isinstance(value, torch.Tensor) else value
+
+
+def _storages(values: list[torch.Tensor]) -> set[int]:
+    return {value.untyped_storage().data_ptr() for value in values}

@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from lib.methods import build_method
-from tests.examples import FORMS, params_file, pretraining
+from lib.methods.base import DataFacts
+from tests.core_examples import VARIANTS, pretraining
 
 
-@pytest.mark.parametrize("variant", [*params_file()["variants"], *FORMS])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_a_step_stays_on_its_device_and_asks_for_no_number(variant, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which does not know meta
     params = pretraining(variant)
     method = build_method(params)
-    method.setup(torch.zeros(3), torch.ones(3), 64, 2)
+    method.setup(DataFacts(torch.zeros(3), torch.ones(3), 64, 2, params.batch_size))
     method = method.to("meta").train()
     size = params.augment.crop_pixels or params.image_size
     views = [torch.empty(params.batch_size, 3, size, size, device="meta") for _ in range(method.views)]

@@ -1,17 +1,17 @@
-"""The linear probe against torch's own optimizer, scikit-learn and known answers."""
+"""The linear probe against scikit-learn, against loops, and against answers that are known."""
 
 import math
+from itertools import pairwise
 
+import numpy
 import pytest
 import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
-from torch.nn import functional
 
 from lib.evaluate import probe as probe_module
-from lib.evaluate.probe import GRID, Setting, fit_grid, fit_probe
+from lib.evaluate.probe import STRENGTHS, Probe, fit_probe, objective, solve
 from lib.evaluate.scores import accuracy
-from lib.runtime.seeds import generator
 
 
 def split(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -20,85 +20,121 @@ def split(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def gaussians(count: int, classes: int = 4, width: int = 12, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit gaussians around one centre for each class; the best classifier is linear."""
-    centres = 1.2 * torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
+    """Unit gaussians around one center for each class; the best classifier is linear."""
     draw = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, classes, (count,), generator=draw)
-    return centres[labels] + torch.randn(count, width, generator=draw), labels
+    return centers(classes, width)[labels] + torch.randn(count, width, generator=draw), labels
 
 
-def slow_fit(inputs, labels, classes, setting, epochs, batch_size, seed):
-    """One setting with torch's Adam and autograd."""
-    weight = torch.zeros(inputs.shape[1], classes, requires_grad=True)
-    bias = torch.zeros(classes, requires_grad=True)
-    optimizer = torch.optim.Adam([weight, bias], lr=setting.lr)
-    total = epochs * math.ceil(len(inputs) / batch_size)
-    step = 0
-    for epoch in range(epochs):
-        for rows in torch.randperm(len(inputs), generator=generator(seed, "probe", epoch)).split(batch_size):
-            optimizer.param_groups[0]["lr"] = setting.lr * 0.5 * (1 + math.cos(math.pi * step / total))
-            loss = functional.cross_entropy(inputs[rows] @ weight + bias, labels[rows])
-            loss = loss + setting.weight_decay / 2 * weight.square().sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
-    return weight.detach(), bias.detach()
+def centers(classes: int = 4, width: int = 12) -> torch.Tensor:
+    return 1.2 * torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
 
 
-def test_each_setting_of_the_grid_equals_a_fit_of_its_own():
-    inputs, labels = gaussians(110)
-    grid = [Setting(1e-3, 0.0), Setting(1e-2, 0.1), Setting(0.1, 1e-3)]
-    weights, biases = fit_grid(inputs, labels, 4, grid, epochs=3, batch_size=32, seed=5)
-    for setting, weight, bias in zip(grid, weights, biases):
-        slow_weight, slow_bias = slow_fit(inputs, labels, 4, setting, 3, 32, 5)
-        torch.testing.assert_close(weight, slow_weight, rtol=1e-3, atol=1e-5)
-        torch.testing.assert_close(bias, slow_bias, rtol=1e-3, atol=1e-5)
+def fit(features: torch.Tensor, labels: torch.Tensor, classes: int = 4, strengths=(0.1, 0.01)) -> Probe:
+    return fit_probe(features, labels, *split(len(features)), classes, strengths=strengths)
+
+
+def covariance(inputs: torch.Tensor) -> torch.Tensor:
+    return inputs.double().T @ inputs.double() / len(inputs)
+
+
+def digits(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixels [1797, 64], or 100 random ReLU features of them; labels."""
+    pixels, labels = (torch.tensor(values) for values in load_digits(return_X_y=True))
+    draw = torch.Generator().manual_seed(0)
+    hidden = pixels.float() / 16 @ torch.randn(64, 100, generator=draw) / 4 + 0.3 * torch.randn(100, generator=draw)
+    return (pixels.float() if kind == "pixels" else hidden.relu()), labels
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
+@pytest.mark.parametrize("kind", ["pixels", "random ReLU features"])
+def test_digits_have_scikit_learns_optimum_and_accuracy(kind, seed):
+    """The same L2 strengths: 0.1 points of 797 test images are less than one image."""
+    features, labels = digits(kind)
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
+    train, test = order[:1000], order[1000:]
+    for strength in STRENGTHS[3:8:2]:  # 0.046 to 0.000036
+        probe = fit_probe(features, labels, train[:900], train[900:], 10, strengths=[strength])
+        inputs, queries = (((features[rows] - probe.mean) / probe.std).double().numpy() for rows in (train, test))
+        inputs[:, probe.std.isinf()] = queries[:, probe.std.isinf()] = 0
+        judge = LogisticRegression(C=1 / (1000 * strength), max_iter=10_000, tol=1e-7).fit(inputs, labels[train])
+        best = objective(
+            torch.tensor(inputs), labels[train], torch.tensor(judge.coef_), torch.tensor(judge.intercept_), strength
+        )
+        ours = objective(torch.tensor(inputs), labels[train], probe.weight.T.double(), probe.bias.double(), strength)
+        assert ours.item() == pytest.approx(best.item(), rel=1e-5)
+        expected = 100 * judge.score(queries, labels[test])
+        assert accuracy(probe.logits(features[test]), labels[test]) == pytest.approx(expected, abs=0.1)
+
+
+def test_the_objective_and_its_gradient_equal_their_loop_form():
+    inputs, labels = gaussians(9, classes=3, width=2)
+    weight = torch.randn(3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    bias = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64).requires_grad_()
+    value = objective(inputs.double(), labels, weight, bias, 0.5)
+    value.backward()
+    total, slopes, shifts = 0.0, numpy.zeros((3, 2)), numpy.zeros(3)
+    for x, label in zip(inputs.tolist(), labels.tolist()):
+        logits = [sum(w * v for w, v in zip(row, x)) + b for row, b in zip(weight.tolist(), bias.tolist())]
+        shares = [math.exp(logit) / sum(map(math.exp, logits)) for logit in logits]
+        total -= math.log(shares[label]) / 9
+        for c in range(3):
+            error = (shares[c] - (c == label)) / 9
+            shifts[c] += error
+            slopes[c] += error * numpy.array(x)
+    total += 0.25 * sum(w * w for row in weight.tolist() for w in row)
+    assert value.item() == pytest.approx(total, rel=1e-9)
+    assert weight.grad.numpy() == pytest.approx(slopes + 0.5 * weight.detach().numpy(), rel=1e-6)
+    assert bias.grad.numpy() == pytest.approx(shifts, rel=1e-6)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_the_gradient_at_the_solution_is_zero_wherever_it_started(wide):
+    inputs, labels = gaussians(300)
+    for start in (torch.zeros(4, 12), torch.randn(4, 12, generator=torch.Generator().manual_seed(3))):
+        found = solve(inputs, labels, 1e-3, start, torch.zeros(4), None if wide else covariance(inputs))
+        weight, bias = (tensor.double().requires_grad_() for tensor in found)
+        objective(inputs.double(), labels, weight, bias, 1e-3).backward()
+        assert max(weight.grad.abs().max(), bias.grad.abs().max()) < 1e-4
 
 
 def test_gaussians_reach_the_best_possible_accuracy():
     features, labels = gaussians(3000)
     test, answers = gaussians(4000, seed=1)
-    centres = 1.2 * torch.randn(4, 12, generator=torch.Generator().manual_seed(99))
-    best = accuracy(-torch.cdist(test, centres), answers)
-    probe = fit_probe(features, labels, *split(3000), 4, epochs=20, batch_size=128, seed=0)
-    assert accuracy(probe.scores(test), answers) == pytest.approx(best, abs=1.0)
+    best = accuracy(-torch.cdist(test, centers()), answers)
+    probe = fit(features, labels, strengths=STRENGTHS)
+    assert accuracy(probe.logits(test), answers) == pytest.approx(best, abs=0.5) and not probe.at_end
 
 
-def test_digits_agree_with_scikit_learn_within_a_point():
-    pixels, labels = (torch.tensor(values) for values in load_digits(return_X_y=True))
-    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
-    pixels, labels = pixels[order].float(), labels[order]
-    train, test = slice(0, 1000), slice(1000, None)
-    probe = fit_probe(pixels[train], labels[train], *split(1000), 10, epochs=50, batch_size=256, seed=0)
-    inverse = 1 / (1000 * probe.setting.weight_decay)
-    judge = LogisticRegression(C=inverse, max_iter=2000).fit((pixels[train] - probe.mean) / probe.std, labels[train])
-    expected = 100 * judge.score((pixels[test] - probe.mean) / probe.std, labels[test])
-    assert accuracy(probe.scores(pixels[test]), labels[test]) == pytest.approx(expected, abs=1.0)
-    assert expected > 93
+def test_strong_weights_shrink_and_weak_ones_fit():
+    features, labels = gaussians(400)
+    sizes = [fit(features, labels, strengths=[strength]).weight.norm() for strength in STRENGTHS[::3]]
+    assert all(weaker > stronger for stronger, weaker in pairwise(sizes))
+    assert accuracy(fit(features, labels, strengths=[1e-6]).logits(features), labels) > 93
 
 
-def test_validation_alone_chooses_and_ties_go_to_the_stronger_weight_decay():
+def test_validation_alone_chooses_and_among_equals_its_loss(capsys):
     features, labels = torch.eye(3).repeat(40, 1), torch.arange(3).repeat(40)
-    probe = fit_probe(features, labels, *split(120), 3, epochs=30, batch_size=32, seed=0)
-    assert probe.validation_top1 == 100.0
-    assert probe.setting.weight_decay == max(setting.weight_decay for setting in GRID)
+    validation = split(120)[1]
+    for shift, strength, top1 in ((0, 1e-6, "100.00"), (1, 10.0, "0.00")):  # all are equally right, or wrong
+        answers = labels.clone()
+        answers[validation] = (labels[validation] + shift) % 3
+        probe = fit(features, answers, 3, STRENGTHS)
+        assert probe.strength == strength and probe.at_end
+        line = f"probe: L2 strength {strength:g}, an end of the path from 10 to 1e-06; validation {top1} %\n"
+        assert capsys.readouterr().out == line
 
 
-def test_features_are_standardised_by_the_images_that_are_fitted_alone(monkeypatch):
+def test_features_are_standardized_by_the_images_that_are_fitted_alone(monkeypatch):
     """First by the fitting split, from which the validation images are far away; then by both together."""
     inputs = []
-
-    def spy(rows, *rest, **settings):
-        inputs.append(rows)
-        return fit_grid(rows, *rest, **settings)
-
-    monkeypatch.setattr(probe_module, "fit_grid", spy)
+    monkeypatch.setattr(probe_module, "solve", lambda rows, *rest: inputs.append(rows.clone()) or solve(rows, *rest))
     features, labels = gaussians(300)
-    fitting, validation = split(300)
-    features[validation] += 100
-    probe = fit_probe(features, labels, fitting, validation, 4, epochs=1, batch_size=64, seed=0)
-    assert [len(rows) for rows in inputs] == [270, 300]
+    before = features.clone()
+    features[split(300)[1]] += 100
+    before[split(300)[1]] += 100
+    probe = fit(features, labels)
+    assert [len(rows) for rows in inputs] == [270, 270, 300] and torch.equal(features, before)
     for rows in inputs:
         torch.testing.assert_close(rows.mean(0), torch.zeros(12), rtol=0, atol=1e-4)
         torch.testing.assert_close(rows.std(0, correction=0), torch.ones(12), rtol=0, atol=1e-4)
@@ -106,31 +142,54 @@ def test_features_are_standardised_by_the_images_that_are_fitted_alone(monkeypat
     torch.testing.assert_close(probe.std, features.std(0, correction=0))
 
 
-def test_the_scale_of_a_feature_does_not_matter():
+def test_neither_scale_nor_order_of_features_or_images_matters():
     features, labels = gaussians(300)
-    scaled = features * torch.logspace(-3, 3, 12) + 5
-    plain, other = (fit_probe(f, labels, *split(300), 4, epochs=5, batch_size=64, seed=0) for f in (features, scaled))
-    torch.testing.assert_close(plain.scores(features), other.scores(scaled), rtol=1e-2, atol=1e-2)
+    expected = fit(features, labels).logits(features)
+    scaled = features * torch.logspace(-9, 9, 12) + torch.linspace(0, 1e-9, 12)
+    rows = torch.arange(299, -1, -1)
+    fitting, validation = (299 - part for part in split(300))
+    moved = fit_probe(features[rows], labels[rows], fitting, validation, 4, strengths=[0.1, 0.01])
+    for logits in (
+        fit(scaled, labels).logits(scaled),
+        fit(features.flip(1), labels).logits(features.flip(1)),
+        moved.logits(features),
+    ):
+        torch.testing.assert_close(logits, expected, rtol=2e-3, atol=2e-3)
 
 
-def test_folded_weights_give_the_same_scores():
+def test_two_fits_are_one():
     features, labels = gaussians(200)
-    features = torch.cat([3 * features + 1, torch.full((200, 1), 2.0)], dim=1)  # the last feature is constant
-    probe = fit_probe(features, labels, *split(200), 4, epochs=3, batch_size=64, seed=0)
-    weight, bias = probe.folded()
-    torch.testing.assert_close(features @ weight + bias, probe.scores(features), rtol=1e-4, atol=1e-4)
-
-
-def test_one_seed_one_result():
-    features, labels = gaussians(200)
-    first, again, other = (
-        fit_probe(features, labels, *split(200), 4, epochs=3, batch_size=64, seed=seed) for seed in (0, 0, 1)
-    )
+    first, again = fit(features, labels), fit(features, labels)
     assert torch.equal(first.weight, again.weight) and torch.equal(first.bias, again.bias)
-    assert not torch.equal(first.weight, other.weight)
 
 
-def test_classes_above_ten_and_a_batch_larger_than_the_data():
-    features, labels = torch.eye(12).repeat(20, 1), torch.arange(12).repeat(20)
-    probe = fit_probe(features, labels, *split(240), 12, epochs=60, batch_size=1000, seed=0)
-    assert accuracy(probe.scores(features), labels) == 100.0
+@pytest.mark.parametrize("value", [0.0, 7.3, 1e20])
+def test_constant_features_are_left_out_and_folded_weights_give_the_same_logits(value):
+    features, labels = gaussians(200)
+    more = torch.cat([3 * features + 1, torch.full((200, 2), value)], dim=1)
+    probe = fit(more, labels)
+    weight, bias = probe.folded()
+    assert (probe.weight[12:] == 0).all() and (weight[12:] == 0).all()
+    torch.testing.assert_close(probe.logits(more), fit(features, labels).logits(features), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(more @ weight + bias, probe.logits(more), rtol=1e-4, atol=1e-4)
+    collapsed = fit(more[:, 12:], labels)
+    assert collapsed.logits(more[:, 12:]).std(0).max() == 0 and collapsed.bias.isfinite().all()
+
+
+def test_features_that_repeat_each_other_are_no_problem():
+    features, labels = gaussians(300, classes=3, width=2)
+    repeated = features.repeat(1, 300) * (1 + 1e-6 * torch.arange(600))
+    assert accuracy(fit(repeated, labels, 3).logits(repeated), labels) > 60
+
+
+def test_many_features_go_another_way_to_the_same_minimum(monkeypatch):
+    features, labels = gaussians(300)
+    narrow = fit(features, labels)
+    monkeypatch.setattr(probe_module, "WIDEST", 11)
+    torch.testing.assert_close(fit(features, labels).weight, narrow.weight, rtol=2e-3, atol=2e-3)
+
+
+def test_a_fit_that_does_not_end_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(probe_module, "MOST_STEPS", 2)
+    fit(*gaussians(300), strengths=[1e-4])
+    assert "probe: not at the minimum after 2 steps at L2 strength 0.0001" in capsys.readouterr().out

@@ -1,145 +1,104 @@
-"""Each stage tells DVC exactly what it imports, and imports point down only."""
+"""Imports point down, no Python thread is started, the core names no method, and DVC knows what a stage imports."""
 
+import ast
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 from lib.params.spec import load_yaml
-from tests.examples import every_variant, study_params
-from tests.import_closure import ROOT, closure, has_code, imported_files
+from tests.import_closure import ROOT, closure
 
-PIPELINE = load_yaml(ROOT / "dvc.yaml")["stages"]
-STUDY = study_params()
-PARAMS = {**STUDY, "variants": every_variant()}
-ENCODERS = [
-    path.relative_to(ROOT)
-    for path in (ROOT / "lib/encoders").glob("[a-z]*.py")
-    if path.stem not in ("resnet", "small_maps")
-]
 # From the top. A module may import its own layer and those below.
 LAYERS = [
     ["stages"],
-    ["lib/side_by_side.py"],
-    ["lib/plan.py"],
-    ["lib/durations.py", "lib/forecast.py", "lib/shares.py"],
-    ["lib/report", "lib/preset.py", "lib/offline_plots.py"],
+    ["lib/__main__.py"],
+    ["lib/resolve.py", "lib/plan.py", "lib/preset.py", "lib/offline_plots.py", "lib/willshaw.py"],
+    ["lib/report"],
     ["lib/evaluate"],
-    ["lib/methods"],
     ["lib/core"],
-    ["lib/losses"],
-    ["lib/views"],
-    ["lib/encoders"],
-    ["lib/data"],
-    [
-        "lib/params",
-        "lib/machine.py",
-        "lib/files.py",
-        "lib/seeds.py",
-        "lib/errors.py",
-        "lib/stage.py",
-        "lib/tiles.py",
-        "lib/workers.py",
-    ],
+    ["lib/methods"],
+    ["lib/views", "lib/encoders", "lib/data"],
+    ["lib/params"],
+    ["lib/runtime", "lib/params/spec.py"],  # machine.yaml is read as params.yaml is
 ]
-
-
-def instances(variants: dict) -> list[tuple[str, str | None]]:
-    return [
-        (name, variant)
-        for name, stage in PIPELINE.items()
-        for variant in (variants if stage.get("foreach") == "${variants}" else [None])
-    ]
-
-
-def declared(name: str, variant: str | None) -> set[Path]:
-    """The Python files that DVC watches for one stage, folders opened, slots filled."""
-    stage = PIPELINE[name].get("do", PIPELINE[name])
-    files: set[Path] = set()
-    for dep in stage["deps"]:
-        path = Path(re.sub(r"\$\{([^}]*)\}", lambda slot: fill(slot[1], variant), dep))
-        if (ROOT / path).is_dir():
-            files |= {file.relative_to(ROOT) for file in (ROOT / path).rglob("*.py")}
-        elif path.suffix == ".py":
-            assert (ROOT / path).is_file(), f"{name} depends on {path}, which does not exist"
-            files.add(path)
-    return {file for file in files if has_code(file)}
-
-
-def fill(slot: str, variant: str | None) -> str:
-    if slot in ("key", "item"):
-        return str(variant)
-    names = slot.split(".")
-    value = PARAMS["variants"][variant] if names[0] == "item" else PARAMS[names[0]]
-    for name in names[1:]:
-        value = value[name]
-    return value
-
-
-def imported(name: str, variant: str | None, encoders: list[Path]) -> set[Path]:
-    """What the stage imports, also by name: a method, its encoder."""
-    files = closure(Path(f"stages/{name}.py"))
-    if Path("lib/methods/__init__.py") in files:
-        files |= closure(Path(f"lib/methods/{PARAMS['variants'][variant]['method']}.py"))
-        files |= {file for encoder in encoders for file in closure(encoder)}
-    return files
-
-
-def chosen() -> list[Path]:
-    return [Path(f"lib/encoders/{PARAMS['encoder']}.py")]
-
-
-@pytest.mark.parametrize(("name", "variant"), instances(PARAMS["variants"]))
-def test_a_stage_declares_what_it_imports(name, variant):
-    missing = imported(name, variant, chosen()) - declared(name, variant)
-    assert not missing, f"dvc.yaml: {name} imports but does not declare {sorted(map(str, missing))}"
-
-
-@pytest.mark.parametrize(
-    ("name", "variant"),
-    instances([name for name, block in STUDY["variants"].items() if block["watch"]["loss"] == "ntxent"]),
-)
-def test_a_stage_declares_nothing_else(name, variant):
-    """Of the study's models; another method may do without one of the files that those share."""
-    idle = declared(name, variant) - imported(name, variant, ENCODERS)
-    assert not idle, f"dvc.yaml: {name} declares but does not import {sorted(map(str, idle))}"
-
-
-def test_every_script_is_a_stage():
-    assert {path.stem for path in (ROOT / "stages").glob("*.py")} == set(PIPELINE)
-
-
-def test_a_missing_declaration_would_be_noticed():
-    seen = imported("pretrain", "joint", chosen())
-    for path in ("lib/core/loop.py", "lib/losses/view_distance.py", "lib/methods/joint.py", "lib/encoders/resnet.py"):
-        assert Path(path) in seen
-    assert Path("lib/methods/dual.py") not in seen and Path("lib/losses/view_distance.py") not in imported(
-        "pretrain", "simclr", chosen()
-    )
+FILES = [path.relative_to(ROOT) for folder in ("lib", "stages") for path in sorted((ROOT / folder).rglob("*.py"))]
+PIPELINE = load_yaml(ROOT / "dvc.yaml")["stages"]
+THREADS = ("threading", "_thread", "concurrent", "multiprocessing", "asyncio", "joblib", "torch.multiprocessing")
 
 
 def layer(path: Path) -> int:
-    for height, names in enumerate(LAYERS):
-        if any(path.is_relative_to(name) for name in names):
-            return height
-    raise AssertionError(f"{path} belongs to no layer")
+    fits = [height for height, names in enumerate(LAYERS) if any(path.is_relative_to(name) for name in names)]
+    return fits[-1] if fits else -1
 
 
-def test_imports_point_down():
-    for folder in ("lib", "stages"):
-        for file in (ROOT / folder).rglob("*.py"):
-            path = file.relative_to(ROOT)
-            if path == Path("lib/__init__.py"):
-                continue
-            for other in imported_files(path):
-                if has_code(other):
-                    assert layer(other) >= layer(path), f"{path} imports {other}, which is above it"
+def imported(tree: ast.AST) -> set[str]:
+    """Modules that a file names in any import, also within functions and by import_module with a whole name."""
+    modules: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, "a relative import"
+            modules.add(node.module)
+            modules.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in THREADS:
+            modules.add(node.value)
+    return modules
+
+
+def files_of(module: str) -> list[Path]:
+    path = Path(*module.split("."))
+    found = [path.with_suffix(".py"), path / "__init__.py"]
+    return [file for file in found if (ROOT / file).is_file() and len(ast.parse((ROOT / file).read_text()).body) > 1]
+
+
+def upward(path: Path, text: str) -> list[str]:
+    modules = [module for module in imported(ast.parse(text)) if module.split(".")[0] in ("lib", "stages")]
+    return [str(file) for module in modules for file in files_of(module) if layer(file) < layer(path)]
+
+
+def threads(text: str) -> list[str]:
+    """Modules that start threads, pools of them, or processes of Python's own."""
+    modules = imported(ast.parse(text))
+    return [name for name in modules if any(name == start or name.startswith(f"{start}.") for start in THREADS)]
+
+
+def test_imports_point_down_and_start_no_threads():
+    assert not [str(path) for path in FILES if layer(path) < 0 and path != Path("lib/__init__.py")], "of no layer"
+    texts = {path: (ROOT / path).read_text() for path in FILES}
+    assert not {str(path): found for path, text in texts.items() if (found := upward(path, text) + threads(text))}
+
+
+def test_what_is_forbidden_would_be_noticed():
+    assert upward(Path("lib/views/crop.py"), "def f():\n    from lib.core.loop import pretrain\n")
+    assert not upward(Path("lib/core/loop.py"), "import lib.views.crop\n")
+    for line in ("import threading", "from concurrent.futures import ThreadPoolExecutor", "import asyncio as a"):
+        assert threads(line)
+    assert threads("from multiprocessing.pool import ThreadPool") and threads("import_module('_thread')")
+    assert not threads("import torch\ntorch.set_num_threads(2)  # of torch's own, which hold no lock of Python's")
 
 
 def test_no_loop_or_evaluation_names_a_method():
     methods = {path.stem for path in (ROOT / "lib/methods").glob("[a-z]*.py")} - {"base", "export"}
-    for folder in ("lib/core", "lib/evaluate", "stages", "lib/views", "lib/data"):
-        for file in (ROOT / folder).rglob("*.py"):
-            code = re.sub(r'""".*?"""|#.*', "", file.read_text(), flags=re.DOTALL)
+    for path in FILES:
+        if path.parts[1] in ("core", "evaluate", "views", "data", "runtime") or path.parts[0] == "stages":
+            code = re.sub(r'""".*?"""|#.*', "", (ROOT / path).read_text(), flags=re.DOTALL)
             named = set(re.findall(r"\w+", code)) & methods
-            assert not named, f"{file.relative_to(ROOT)} names {named}"
+            assert not named, f"{path} names {named}"
+
+
+@pytest.mark.parametrize("name", PIPELINE)
+def test_a_stage_declares_what_it_imports(name):
+    """By file, by folder, or by a slot such as ``lib/methods/${item.method}.py``, which is for whatever is there."""
+    stage = PIPELINE[name].get("do", PIPELINE[name])
+    patterns = [re.sub(r"\$\{[^}]*\}", "*", dep) for dep in stage["deps"]]
+    patterns += [f"{pattern}/*" for pattern in patterns]
+    files = closure(Path(*re.search(r"python -m (\S+)", stage["cmd"])[1].split(".")).with_suffix(".py"))
+    if Path("lib/methods/__init__.py") in files:  # which imports a method and an encoder by name
+        files |= {
+            path for path in FILES if fnmatch(str(path), "lib/methods/*.py") or fnmatch(str(path), "lib/encoders/*.py")
+        }
+    missing = [str(file) for file in files if not any(fnmatch(str(file), pattern) for pattern in patterns)]
+    assert not missing, f"dvc.yaml: {name} imports but does not declare {sorted(missing)}"

@@ -9,47 +9,50 @@ from pathlib import Path
 
 import pytest
 
-from tests.examples import ROOT
+from tests.core_examples import ROOT
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from Linux's /proc")
-
-GROWTH = """
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from Linux's /proc"),
+]
+PEAK = """
 import torch
-from bench.timing import peak_memory
 torch.set_num_threads(1)
-{prepare}
-before = peak_memory()
-{work}
-print(peak_memory() - before)
+
+def peak():
+    (line,) = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
+"""
+LOSS = """
+from lib.methods.simclr import nt_xent
+
+def run(count):
+    rows = torch.randn(2, count // 2, 128, generator=torch.Generator().manual_seed(0))
+    first, second = (torch.nn.functional.normalize(part, dim=1).requires_grad_() for part in rows)
+    nt_xent(first, second, 0.5).backward()
+
+run(512)
+"""
+STEP = """
+from lib.core.trainer import Pretrainer
+from lib.methods import build_method
+from tests.core_examples import CPU, images, pretraining
+
+def run(batch, part):
+    params = pretraining("simclr", batch_size=batch, micro_batch_size=part)
+    trainer = Pretrainer(build_method(params), images(1024), params, CPU)
+    trainer.step(0, 0, trainer.order(0)[0])
+
+run(64, 32)
 """
 
 
 def growth(prepare: str, work: str) -> float:
     """MiB by which the peak rises with ``work``."""
-    code = GROWTH.format(prepare=prepare, work=work)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    code = f"{PEAK}{prepare}\nbefore = peak()\n{work}\nprint(peak() - before)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
     return float(done.stdout.splitlines()[-1])
-
-
-LOSS = """
-from lib.losses.ntxent import nt_xent
-def run(count):
-    rows = torch.randn(2, count // 2, 128, generator=torch.Generator().manual_seed(0))
-    first, second = (torch.nn.functional.normalize(part, dim=1).requires_grad_() for part in rows)
-    nt_xent(first, second, 0.5).backward()
-run(512)
-"""
-
-STEP = """
-from lib.core.trainer import Pretrainer
-from lib.methods import build_method
-from tests.examples import CPU, images, pretraining
-def run(batch, part):
-    params = pretraining("simclr", batch_size=batch, micro_batch_size=part)
-    trainer = Pretrainer(build_method(params), images(1024), params, CPU)
-    trainer.step(0, 0, trainer.order(0)[0])
-run(64, 32)
-"""
 
 
 def test_nt_xent_never_holds_the_matrix_of_all_pairs():

@@ -45,7 +45,7 @@ def test_a_step_on_the_term_alone_pulls_or_pushes(variant, closer):
     first, second = (rows.requires_grad_() for rows in directions(2, 30))
     total, parts = built(variant, gamma=1.0).loss({"z_a": first, "z_b": second})
     gradients = torch.autograd.grad(total - parts["nt_xent"], (first, second))
-    moved = [normalize(rows - 0.1 * slope, dim=1) for rows, slope in zip((first, second), gradients)]
+    moved = [normalize(rows - 0.1 * gradient, dim=1) for rows, gradient in zip((first, second), gradients)]
     assert ((moved[0] * moved[1]).sum() > (first * second).sum()) == closer
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lib.evaluate.monitor import knn_monitor
-from tests.examples import CPU, images, pretraining
+from tests.core_examples import CPU, images, pretraining
 
 
 class Pixels(nn.Module):
@@ -24,12 +24,12 @@ def test_a_validation_image_is_no_neighbour_of_its_own():
         pixels[row] = pixels[row + 1]
         labels[row] = 1 - labels[row + 1]
     data = dataclasses.replace(data, train_images=pixels, train_labels=labels)
-    monitor = knn_monitor(data, pretraining("simclr", monitor__k=1), CPU)
+    monitor = knn_monitor(data, pretraining("simclr", monitor={"k": 1}), CPU)
     assert monitor(Pixels()) == 0.0
     labels[data.validation] = labels[data.validation + 1]
-    assert knn_monitor(data, pretraining("simclr", monitor__k=1), CPU)(Pixels()) == 100.0
+    assert knn_monitor(data, pretraining("simclr", monitor={"k": 1}), CPU)(Pixels()) == 100.0
 
 
 def test_a_small_set_of_images_lets_all_of_them_vote():
     data = images(count=64, classes=2)
-    assert 0 <= knn_monitor(data, pretraining("simclr", monitor__k=500), CPU)(Pixels()) <= 100
+    assert 0 <= knn_monitor(data, pretraining("simclr", monitor={"k": 500}), CPU)(Pixels()) <= 100

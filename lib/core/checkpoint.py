@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -41,19 +41,15 @@ def fingerprint(params: dict[str, Any], data_checksum: str) -> str:
     return digest.hexdigest()
 
 
-class WrongDigest(Exception):
-    """A file does not end with the sha256 of what is before it."""
-
-
 class CheckpointStore:
     """The states of one variant's pretraining; held by one process at a time."""
 
     def __init__(self, variant: str, key: str, root: Path | None = None) -> None:
         root = root or Path(os.environ.get("DVC_ROOT", ".")) / ".checkpoints"
         self.folder = root / f"{variant}-{key[:16]}"
-        self.latest = self.folder / "latest.pt"
-        self.previous = self.folder / "previous.pt"
-        self.final = self.folder / "final.pt"
+        self.latest, self.previous, self.final = (
+            self.folder / f"{name}.pt" for name in ("latest", "previous", "final")
+        )
         self.damaged: list[Path] = []  # of these files, as `load` found them
         self.saved, self.cost = time.monotonic(), 0.0  # when the last was, or the start; seconds that it took
 
@@ -75,7 +71,7 @@ class CheckpointStore:
         path = self.folder / "lock"
         while True:
             make_folder(self.folder)
-            lock = open(path, "w")
+            lock = open(path, "w")  # noqa: SIM115 (closed by whoever holds it)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -91,8 +87,7 @@ class CheckpointStore:
         Raises:
             UserError: a state may not be read.
         """
-        self.damaged = []
-        state = None
+        self.damaged, state = [], None
         for path in (path for path in (self.final, self.latest, self.previous) if path.exists()):
             try:
                 state = _read(path)
@@ -101,9 +96,7 @@ class CheckpointStore:
                 raise
             except Exception as error:  # a broken file fails in many ways, all of which mean the same
                 if isinstance(error, OSError) and error.errno not in BROKEN:
-                    raise UserError(
-                        f"{path} cannot be read ({error.strerror}); give yourself the right to read it, or remove it"
-                    ) from None
+                    raise UserError(f"cannot read {path} ({error.strerror}); make it readable, or remove it") from None
                 self.damaged.append(path)
         follows = "going on from the one before it" if state else "there is none before it: training starts anew"
         for path in self.damaged:
@@ -152,7 +145,7 @@ def _read(path: Path) -> dict[str, Any]:
     """A state as it was saved, byte for byte; torch.load alone compares no checksums and would take any numbers."""
     content = memoryview(path.read_bytes())
     if hashlib.sha256(content[:-DIGEST]).digest() != content[-DIGEST:]:
-        raise WrongDigest
+        raise ValueError("the digest at its end is another")
     return torch.load(io.BytesIO(content[:-DIGEST]), map_location="cpu", weights_only=True)
 
 
@@ -167,13 +160,9 @@ def prune(root: Path | None = None, unfinished: bool = False) -> list[Path]:
     """
     removed = []
     for folder in sorted((root or Path(".checkpoints")).glob("*-*")):
-        if not unfinished and not (folder / "final.pt").exists():
-            continue
-        with writing(folder), open(folder / "lock", "w") as lock:
-            try:
+        if unfinished or (folder / "final.pt").exists():
+            with writing(folder), open(folder / "lock", "w") as lock, suppress(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            shutil.rmtree(folder)
-            removed.append(folder)
+                shutil.rmtree(folder)
+                removed.append(folder)
     return removed

@@ -63,30 +63,31 @@ def fit_probe(
     label: str = "probe",
     strengths: Sequence[float] = STRENGTHS,
 ) -> Probe:
-    """Choose the strength by validation top-1, of equally good ones the strongest, and solve again with all images.
+    """Choose the strength by validation top-1, among equals by validation loss, and solve again with all images.
 
     Shape:
         features [N, D], labels [N], fitting and validation: indices into the N
     """
     inputs, mean, std = _standardized(features, fitting)
-    held_out, targets = (features[validation] - mean) / std, labels[fitting]
+    held_out, answers = (features[validation] - mean) / std, labels[validation]
     covariance = _covariance(inputs)
     weight, bias = inputs.new_zeros(classes, inputs.shape[1]), inputs.new_zeros(classes)
-    strengths, top1, path = sorted(strengths, reverse=True), [], []
+    strengths, merits, path = sorted(strengths, reverse=True), [], []
     for strength in strengths:
-        weight, bias = solve(inputs, targets, strength, weight, bias, covariance)
-        top1.append(accuracy(functional.linear(held_out, weight, bias), labels[validation]))
+        weight, bias = solve(inputs, labels[fitting], strength, weight, bias, covariance)
+        logits = functional.linear(held_out, weight, bias)
+        merits.append((accuracy(logits, answers), -functional.cross_entropy(logits, answers).item()))
         path.append((weight, bias))
-    chosen = top1.index(max(top1))
-    strength, at_end = strengths[chosen], chosen in (0, len(strengths) - 1)
+    chosen = merits.index(max(merits))
+    strength, top1, at_end = strengths[chosen], merits[chosen][0], chosen in (0, len(strengths) - 1)
     end = f", an end of the path from {strengths[0]:g} to {strengths[-1]:g}" if at_end else ""
-    print(f"{label}: L2 strength {strength:g}{end}; validation {top1[chosen]:.2f} %", flush=True)
+    print(f"{label}: L2 strength {strength:g}{end}; validation {top1:.2f} %", flush=True)
     # With the validation images the solution is close by, and so is the covariance.
     del inputs  # as large as the features: two copies of a wide network's are too many
     both = torch.cat([fitting, validation]).sort().values
     inputs, mean, std = _standardized(features, both)
     weight, bias = solve(inputs, labels[both], strength, *path[chosen], covariance)
-    return Probe(mean, std, weight.T, bias, strength, at_end, top1[chosen])
+    return Probe(mean, std, weight.T, bias, strength, at_end, top1)
 
 
 def objective(inputs: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, strength: float) -> Tensor:

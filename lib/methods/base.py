@@ -124,7 +124,7 @@ class MomentumMethod(Method):
     @torch.no_grad()
     def momentum_projection(self, images: Tensor) -> Tensor:
         """What momentum encoder and projector make of images [B, 3, S, S]: [B, P], a constant to the loss."""
-        return self.momentum_projector(pool(self.momentum_encoder(images))).float()
+        return at_least_fp32(self.momentum_projector(pool(self.momentum_encoder(images))))
 
     def update_momentum(self, momentum: float) -> None:
         """One step of the momentum encoder and projector towards the online ones."""

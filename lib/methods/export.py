@@ -72,7 +72,7 @@ def load_method(path: Path) -> tuple[Method, dict[str, Any]]:
         params = Pretraining.from_json(about["pretraining"])
         method = _rebuilt(params, {name: rows for name, rows in tensors.items() if name not in saved})
         now = _fingerprint(method, params.image_size)
-    except (UserError, KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (UserError, LookupError, TypeError, ValueError, AttributeError, ImportError, RuntimeError) as error:
         raise _another(path, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
     if now.keys() != saved.keys():
         raise _another(path, f"its latents and projections are {', '.join(now)}".replace(FINGERPRINT, ""))

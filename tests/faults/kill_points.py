@@ -1,58 +1,22 @@
-"""A stage that is stopped at a chosen moment.
+"""A stage that is stopped at a chosen moment, or lists its moments; run in a process of its own by `tests.faults.runs`.
 
-    python -m tests.faults.kill_points pretrain joint KILL 17
-    python -m tests.faults.kill_points pretrain joint TERM "after replace latest.pt#2"
-
-runs a stage in the working folder and sends its process group the signal at moment 17, or at the second of
-that name. Moments are: every step of a training, every epoch of a probe, every few movements of a t-SNE; of
-every file the first byte and some later ones; every sync, rename and removal. Signal LIST stops nothing and
-prints the moments, with any file that is opened for writing under its own name.
-
-    python -m tests.faults.kill_points serve 5
-
-takes orders at socket 5 (see `tests.faults.runs`) and forks a process for each, which spares the seconds that
-importing torch takes. Each of them loads the project's own modules from its working folder, and no other has.
+Moments are: every step of a training; of every file some of its bytes; every sync, rename and removal. A moment has a
+number, or a name and how often that came: ``after replace latest.pt#2``.
 """
 
 import builtins
 import json
 import os
 import re
-import resource
 import runpy
 import signal
-import socket
-import subprocess
 import sys
-import traceback
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-OFFSETS = (1, 10_000, 100_000, 1_000_000)  # bytes of a file after which there is a moment
-MOVEMENTS = 25  # of a t-SNE for each moment
-# What the stages import of others, so that a forked process need not.
-LIBRARIES = (
-    "torch",
-    "torchvision",
-    "pandas",
-    "safetensors.torch",
-    "rich.progress",
-    "sklearn.manifold",
-    "yaml",
-    "threadpoolctl",
-    "matplotlib.figure",
-    "matplotlib.backends.backend_agg",
-    "PIL.Image",
-)
-# Where a stage computes: module, class or none, function, and how many calls there are for each moment.
-COMPUTING = {
-    "pretrain": ("lib.core.trainer", "Pretrainer", "step", 1),
-    "linear": ("lib.evaluate.progress", "Lines", "epoch", 1),
-    "transfer": ("lib.evaluate.progress", "Lines", "epoch", 1),
-    "tsne": ("sklearn.manifold._t_sne", None, "_kl_divergence_bh", MOVEMENTS),
-}
+OFFSETS = (1, 10_000, 1_000_000)  # bytes of a file after which there is a moment
 
 
 class Moments:
@@ -98,8 +62,8 @@ class ReportingFile:
         self.file.close()
 
 
-def watch(stage: str, moments: Moments) -> None:
-    """Have the stage's computing, and whatever it does to files in the working folder, report moments."""
+def watch(moments: Moments) -> None:
+    """Have the steps of a training, and whatever is done to files in the working folder, report moments."""
     here = os.getcwd()
 
     def reporting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -118,133 +82,48 @@ def watch(stage: str, moments: Moments) -> None:
         really(handle)
 
     def opened(path: Any, mode: str = "r") -> Any:
-        file = builtins.open(path, mode)
+        file = builtins.open(path, mode)  # noqa: SIM115 (handed on)
         return ReportingFile(file, _shown(path), moments) if "w" in mode else file
 
     os.replace, os.unlink, os.fsync = reporting("replace", os.replace), reporting("unlink", os.unlink), sync
     import_module("lib.runtime.files").open = opened  # hides the builtin from that module alone
-    if stage in COMPUTING:
-        module, owner, name, every = COMPUTING[stage]
-        place = getattr(import_module(module), owner) if owner else import_module(module)
-        setattr(place, name, _counting(getattr(place, name), f"{stage} {name.strip('_')}", every, moments))
+    pretrainer = import_module("lib.core.trainer").Pretrainer
+    step = pretrainer.step
 
+    def counted(self: Any, *position: Any) -> Any:
+        values = step(self, *position)
+        moments.reach("step")
+        return values
 
-def _counting(function: Callable[..., Any], name: str, every: int, moments: Moments) -> Callable[..., Any]:
-    """The function, with a moment after every so many calls."""
-    calls = 0
-
-    def call(*arguments: Any, **named: Any) -> Any:
-        nonlocal calls
-        result = function(*arguments, **named)
-        calls += 1
-        if calls % every == 0:
-            moments.reach(f"{name} {calls}")
-        return result
-
-    return call
+    pretrainer.step = counted
 
 
 def _shown(path: Any) -> str:
     """A file's name without what is random in the name of a part."""
-    name = Path(os.fsdecode(path)).name
-    return re.sub(r"^\.(.+)\.[^.]+\.part$", r"\1.part", name)
+    return re.sub(r"^\.(.+)\.[^.]+\.part$", r"\1.part", Path(os.fsdecode(path)).name)
 
 
-def _report_direct_writes(moments: Moments) -> None:
-    """A moment for every file of the working folder that is opened for writing and is neither part nor lock."""
-    here = os.getcwd()
+def run(folder: str, log: str, module: str, variant: str, sent: str, moment: str, environment: dict[str, str]) -> None:
+    """Become the module of a stage in ``folder``, sent a signal at a moment; signal LIST prints the moments instead.
 
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event != "open" or not isinstance(arguments[0], (str, bytes)):
-            return
-        path, flags = os.path.abspath(os.fsdecode(arguments[0])), arguments[2]
-        writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        if writes and path.startswith(here) and not re.search(r"\.part$|/lock$|/__pycache__/", path):
-            moments.reach(f"direct write {_shown(path)}")
-
-    sys.addaudithook(hook)
-
-
-def run(stage: str, variant: str, sent: str = "", moment: str = "") -> int:
-    """Run a stage of the working folder, or any of its modules, to the end or to the moment; returns its status."""
-
-    def act() -> None:
-        number = signal.Signals[f"SIG{sent}"]
-        if os.getpgrp() == os.getpid():
-            os.killpg(0, number)
-        else:
-            os.kill(os.getpid(), number)
-
-    moments = Moments(moment, act)
-    sys.path[0] = os.getcwd()
-    module = stage if "." in stage else f"stages.{stage}"
-    sys.argv = [module, *([variant] if variant else [])]
+    It has a process group of its own, and its output goes to the file ``log``.
+    """
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job has it ignored
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 (until the process ends)
+    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    os.chdir(folder)
+    os.environ.update(environment)
+    moments = Moments(moment, lambda: os.killpg(0, signal.Signals[f"SIG{sent}"]))
     if sent:
-        watch(stage, moments)
-    if sent == "LIST":
-        _report_direct_writes(moments)
-    status = 0
+        watch(moments)
+    sys.argv = [module, variant]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-    except BaseException:
-        status = 1
-        traceback.print_exc()
-    if sent == "LIST":
-        print(f"moments {json.dumps(moments.names)}", flush=True)
-    return status
-
-
-def _child(order: dict[str, Any], output: int) -> None:
-    """Become the stage that was ordered; never returns."""
-    status = 1
-    try:
-        os.setsid()
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job has it ignored
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        os.chdir(order["folder"])
-        for name, value in order["environment"].items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-        if order["limit"]:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], order["limit"]))
-        status = run(*order["run"])
-        sys.stdout.flush()
-        sys.stderr.flush()
     finally:
-        os._exit(status)
-
-
-def serve(handle: int) -> None:
-    """Answer orders until the other side closes: run (its process id), wait (its status), command (its status)."""
-    for name in LIBRARIES:
-        import_module(name)
-    link = socket.socket(fileno=handle)
-    while True:
-        text, handles, _, _ = socket.recv_fds(link, 1_000_000, 1)
-        if not text:
-            return
-        order = json.loads(text)
-        if "run" in order:
-            answer = os.fork()
-            if not answer:
-                link.close()
-                _child(order, handles[0])
-            os.close(handles[0])
-        elif "wait" in order:
-            answer = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
-        else:
-            answer = subprocess.run(order["command"], stdin=subprocess.DEVNULL, capture_output=True).returncode
-        link.send(json.dumps(answer).encode())
-
-
-if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        serve(int(sys.argv[2]))
-    else:
-        sys.exit(run(*sys.argv[1:]))
+        if sent == "LIST":
+            print(f"moments {json.dumps(moments.names)}")
+        sys.stdout.flush()

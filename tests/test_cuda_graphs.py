@@ -1,4 +1,4 @@
-"""What CUDA graphs record of a step and when they must be recorded anew, with graphs that a CPU emulates.
+"""What CUDA graphs hold of a step and when they must be captured anew, with graphs that a CPU emulates.
 
 That real graphs compute the same is tested where there is a GPU (tests/test_cuda.py).
 """
@@ -8,15 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib.core.cuda_graphs import MOST, Recorded, Unrecordable, _state
+from lib.core.cuda_graphs import MOST, CudaGraphs, Unrecordable, _state
 from lib.core.optimizers import laid_out
 from lib.core.trainer import Pretrainer
 from lib.methods import build_method
-from tests.examples import CPU, FORMS, images, params_file, pretraining
+from tests.core_examples import CPU, EACH, images, pretraining
 from tests.fake_graphs import FakeDevice
-
-TRAINED = [name for name, block in params_file()["variants"].items() if block.get("epochs", 1)]
-LOSSES = ("kwta_contrast", "kwta_positives")  # forms in what no graph holds
 
 
 @pytest.fixture
@@ -30,38 +27,40 @@ def trainer(compile: str = "graphs", variant: str = "simclr", **changes) -> Pret
     return Pretrainer(build_method(params), images(count=128), params, replace(CPU, compile=compile))
 
 
+def pair(**changes) -> tuple[Pretrainer, Pretrainer]:
+    return trainer("off", **changes), trainer(**changes)
+
+
 def steps(run: Pretrainer, *numbers: int) -> list[float]:
     order = run.order(0)
     return [run.step(0, number, order[number])[0].item() for number in numbers]
 
 
-@pytest.mark.parametrize("variant", [*TRAINED, *(form for form in FORMS if form not in LOSSES)])
-def test_recorded_steps_are_those_of_eager_ones(variant, device):
+@pytest.mark.parametrize("variant", EACH)
+def test_graphed_steps_are_those_of_eager_ones(variant, device):
     """Past the half of the steps, where a method may turn to other layers, and with what it remembers."""
-    plain, recorded = trainer("off", variant), trainer(variant=variant)
+    plain, graphed = pair(variant=variant)
     count = min(6, plain.steps_per_epoch)
-    assert steps(recorded, *range(count)) == pytest.approx(steps(plain, *range(count)), rel=1e-5)
-    assert count > 4 and recorded.recorded.of and device.captures in (2, 4)
-    states = zip(plain.method.state_dict().items(), recorded.method.state_dict().values(), strict=True)
+    assert steps(graphed, *range(count)) == pytest.approx(steps(plain, *range(count)), rel=1e-5)
+    assert count > 4 and graphed.passes.graphs.of and device.captures in (2, 4)
+    states = zip(plain.method.state_dict().items(), graphed.method.state_dict().values(), strict=True)
     for (name, expected), found in states:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_an_estimate_and_a_look_at_the_latents_in_between_change_nothing(device):
-    plain, recorded = trainer("off"), trainer()
-    before = steps(recorded, 0, 1)
-    recorded.estimate()
-    recorded.method.eval()
-    recorded.method.latents(torch.zeros(2, 3, 16, 16))
-    recorded.method.train()
-    assert before + steps(recorded, 2, 3) == pytest.approx(steps(plain, 0, 1, 2, 3), rel=1e-5)
+def test_a_look_at_the_latents_in_between_changes_nothing(device):
+    plain, graphed = pair()
+    before = steps(graphed, 0, 1)
+    graphed.method.eval().latents(torch.zeros(2, 3, 16, 16))
+    graphed.method.train()
+    assert before + steps(graphed, 2, 3) == pytest.approx(steps(plain, 0, 1, 2, 3), rel=1e-5)
 
 
 def test_a_training_goes_on_from_a_checkpoint(device):
     whole, first, second = trainer(), trainer(), trainer()
     expected = steps(whole, 0, 1, 2, 3)
     found = steps(first, 0, 1)
-    steps(second, 0)  # recorded before it takes over what another left
+    steps(second, 0)  # captured before it takes over what another left
     second.restore(first.state())
     assert found + steps(second, 2, 3) == pytest.approx(expected, rel=1e-5)
 
@@ -69,11 +68,9 @@ def test_a_training_goes_on_from_a_checkpoint(device):
 def test_gradients_add_up(device):
     """Also where the first is in the storage that the second is computed into."""
     found = []
-    for compile in ("off", "graphs"):
-        run = trainer(compile)
-        order = run.order(0)
+    for run in pair():
         for number in (0, 1):
-            run.gradient(0, number, order[number])
+            run.forward_backward(0, number, run.order(0)[number])
         found.append([weight.grad.clone() for weight in run.method.parameters()])
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
 
@@ -104,21 +101,21 @@ def knob(run: Pretrainer, change) -> None:
     ],
     ids=["buffer in place", "buffer anew", "list", "tuple", "BatchNorm"],
 )
-def test_a_pass_that_changes_is_recorded_again(change, again, device):
-    plain, recorded = trainer("off"), trainer()
-    for run in (plain, recorded):
+def test_a_pass_that_changes_is_captured_again(change, again, device):
+    plain, graphed = pair()
+    for run in (plain, graphed):
         knob(run, change)
-    assert steps(recorded, 0, 1, 2) == pytest.approx(steps(plain, 0, 1, 2), rel=1e-5)
-    assert (recorded.recorded.count > 1) == again
+    assert steps(graphed, 0, 1, 2) == pytest.approx(steps(plain, 0, 1, 2), rel=1e-5)
+    assert (graphed.passes.graphs.count > 1) == again
 
 
 def test_one_that_changes_in_every_step_is_left_alone(device, capsys):
-    plain, recorded = trainer("off", batch_size=8), trainer(batch_size=8)
-    for run in (plain, recorded):
+    plain, graphed = pair(batch_size=8)
+    for run in (plain, graphed):
         knob(run, lambda method: setattr(method, "turns", (method.turns[0] * 1.01,)))
     numbers = range(MOST + 3)
-    assert steps(recorded, *numbers) == pytest.approx(steps(plain, *numbers), rel=1e-4)
-    assert recorded.recorded is None and recorded.machine.compile == "off"
+    assert steps(graphed, *numbers) == pytest.approx(steps(plain, *numbers), rel=1e-4)
+    assert graphed.passes.graphs is None and graphed.setting == plain.setting
     assert f"simclr: its forward pass has changed {MOST} times; without CUDA graphs" in capsys.readouterr().out
 
 
@@ -130,45 +127,41 @@ def test_one_that_changes_in_every_step_is_left_alone(device, capsys):
     ],
 )
 def test_one_that_draws_or_waits_is_started_kernel_by_kernel(disturb, words, device, capsys, monkeypatch):
-    plain, recorded = trainer("off"), trainer()
-    kind, embed = type(recorded.method), type(recorded.method).embed
+    plain, graphed = pair()
+    kind, embed = type(graphed.method), type(graphed.method).embed
     monkeypatch.setattr(kind, "embed", lambda method, views: (disturb(device), embed(method, views))[1])
-    recorded.estimate()
-    assert recorded.recorded is None and recorded.machine.compile == "off" and device.captures == 0
-    assert steps(recorded, 0, 1, 2) == pytest.approx(steps(plain, 0, 1, 2), rel=1e-5)
-    assert capsys.readouterr().out.count(words) == 1 and device.mode == 0
+    assert steps(graphed, 0, 1, 2) == pytest.approx(steps(plain, 0, 1, 2), rel=1e-5)
+    assert graphed.passes.graphs is None and device.captures == 0 and device.mode == 0
+    assert capsys.readouterr().out.count(words) == 1
 
 
 def test_what_is_refused_changes_nothing(device):
     method = trainer().method
     before = {name: value.clone() for name, value in method.state_dict().items()}
-    inputs = [torch.arange(4), torch.rand(4, 3, 16, 16)]
-    run = Recorded()
+    graphs, inputs = CudaGraphs(), [torch.arange(4), torch.rand(4, 3, 16, 16)]
     with pytest.raises(Unrecordable):
-        run.forward(method, lambda given: {"z": method.latents(given[1] + torch.rand(()))["h"]}, inputs)
-    assert not run.of and all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+        graphs.forward(method, lambda inputs: {"z": method.latents(inputs[1] + torch.rand(()))["h"]}, inputs)
+    assert not graphs.of and all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
 
 
 def test_a_loss_that_turns_to_other_embeddings_is_computed_without_graphs(device, capsys):
-    plain, recorded = trainer("off"), trainer()
-    for run in (plain, recorded):
+    """Its gradient is found to be lost after the backward pass: statistics must not count the batch twice."""
+    plain, graphed = pair()
+    for run in (plain, graphed):
         loss = run.method.loss
-        run.calls = 0
 
         def one_side_first(embeddings, run=run, loss=loss):
-            run.calls += 1
-            if run.calls < 3:
+            if run.early:
                 embeddings = {**embeddings, "z_b": embeddings["z_b"].detach()}
             return loss(embeddings)
 
         run.method.loss = one_side_first
-    found = steps(recorded, 0, 1)
-    recorded.calls = plain.calls = 0
-    expected = steps(plain, 0, 1)
-    plain.calls = recorded.calls = 2
-    assert found + steps(recorded, 2, 3) == pytest.approx(expected + steps(plain, 2, 3), rel=1e-5)
-    assert recorded.recorded is None and "met a loss that uses z_a, z_b, and not" in capsys.readouterr().out
-    for expected, found in zip(plain.method.buffers(), recorded.method.buffers(), strict=True):
+        run.early = True
+    found, expected = steps(graphed, 0, 1), steps(plain, 0, 1)
+    plain.early = graphed.early = False
+    assert found + steps(graphed, 2, 3) == pytest.approx(expected + steps(plain, 2, 3), rel=1e-5)
+    assert graphed.passes.graphs is None and "met a loss that uses z_a, z_b, and not" in capsys.readouterr().out
+    for expected, found in zip(plain.method.buffers(), graphed.method.buffers(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
