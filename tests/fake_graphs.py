@@ -4,7 +4,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from lib.views.draws import Draws
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 

@@ -36,8 +36,7 @@ ALL: dict[str, dict[str, Any]] = {
 }
 
 
-ELSEWHERE = {"cmc", "cpc", "kwta", "patch_filters", "clapp", "kwta_supervised"}
-VARIANTS = {name: block for name, block in ALL.items() if block["method"] not in ELSEWHERE}
+VARIANTS = ALL
 
 
 def pretraining(variant: str, **changes: Any) -> Pretraining:

@@ -37,7 +37,6 @@ def test_an_untrained_encoder_is_the_one_that_training_starts_from():
 
 def gradient(variant: str, data) -> list[torch.Tensor]:
     """Of the first step, and how many images are trained on."""
-    pytest.importorskip("lib.core.passes")
     from lib.core.trainer import Pretrainer
     from tests.examples import CPU
 
@@ -50,7 +49,6 @@ def gradient(variant: str, data) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(("variant", "count", "reads"), [("supervised", 56, "fitting"), ("simclr", 64, "")])
 def test_supervised_alone_reads_labels_and_not_those_of_validation_images(variant, count, reads):
-    pytest.importorskip("lib.core.passes")
     from tests.examples import images
 
     data = images()

@@ -144,7 +144,7 @@ def places_ahead(furthest: int) -> tuple[int, ...]:
 
 def pairs(predicted: Tensor, codes: Tensor, places: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """What `Ahead` predicts [B, P * D], and the codes [B, 49 * D] that are truly there: [B, P, D] each."""
-    grid = codes.unflatten(1, (GRID * GRID, -1))
+    grid = at_least_fp32(codes).unflatten(1, (GRID * GRID, -1))
     there = torch.cat([grid[:, -count:] for count in places], 1)
     return predicted.view(there.shape), there
 

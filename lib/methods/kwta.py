@@ -209,12 +209,12 @@ class KWTA(Method):
         return {name: winning(rows) for name, rows in embeddings.items()}
 
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
-        codes, options = embeddings["training_code_a"], self.options
+        codes, options = at_least_fp32(embeddings["training_code_a"]), self.options
         if options.positives == "class":
             groups = embeddings["labels"]
         else:  # the first views of all images, then the second ones
             groups = torch.arange(len(codes), device=codes.device).repeat(2)
-            codes = torch.cat([codes, embeddings["training_code_b"]])
+            codes = torch.cat([codes, at_least_fp32(embeddings["training_code_b"])])
         self.latest = winning(codes).mean(0)
         if options.loss == "triplet":
             error = triplet(codes, groups, options.margin, options.triplets)
