@@ -31,6 +31,24 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
+def natural(count: int, size: int, seed: int = 0) -> Tensor:
+    """Random images [B, 3, S, S] in 0..1 with the statistics of photographs as far as patches of them are concerned:
+    smooth (amplitudes fall as frequency^-1.5), mostly gray, each of a contrast of its own (log-normal)."""
+    noise = normal(count, 3, size, size, seed=seed)
+    noise = 3**0.5 * noise.mean(1, keepdim=True) + 0.3 * noise
+    line = torch.fft.fftfreq(size)
+    frequency = (line[:, None].square() + line.square()).sqrt().clamp(min=1 / size)
+    smooth = torch.fft.ifft2(torch.fft.fft2(noise) / frequency**1.5).real
+    contrast = (0.5 * normal(count, 1, 1, 1, seed=seed + 1)).exp()
+    return (0.47 + 0.22 * contrast * smooth / smooth.std()).clamp(0, 1)
+
+
+def normalized(images: Tensor) -> tuple[Tensor, DataFacts]:
+    """Images [B, 3, S, S] by their own mean and std [3], as a training has them, and these."""
+    mean, std = images.mean((0, 2, 3)), images.std((0, 2, 3))
+    return (images - mean[:, None, None]) / std[:, None, None], DataFacts(mean, std, len(images), 2, len(images))
+
+
 @dataclass
 class Training:
     """Steps of one method by Adam, without augmentation."""

@@ -2,7 +2,7 @@
 
 The convolutions have no padding. With pooling, a 7x7 patch becomes one place: 2x2 responses, of which the
 largest counts; for the second layer so does a patch of 4x4 places of the first one's map. torch's default
-initialization, and a bias, as in the source. The second layer has the size of its classifier's.
+initialization, and a bias, as in the source, whose second layer has these sizes too.
 """
 
 from typing import Any

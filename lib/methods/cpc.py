@@ -2,8 +2,11 @@
 
 From the code of a patch, linear maps predict the codes of patches in the rows below it, and each prediction must
 tell its patch from patches of other images: by InfoNCE (van den Oord et al. 2018) or by a hinge (Illing et al.
-2021). A code is its own context, as in Greedy InfoMax, so there is no recurrent network over the patches. Hinge-CPC
-is ``loss: hinge``; CLAPP is that with ``local: true`` and, in the asynchronous form, one other image at the very place.
+2021). A code is its own context, as in Greedy InfoMax, so there is no recurrent network over the patches.
+
+CLAPP as its authors' script has it is ``loss: hinge``, ``form: asynchronous``, ``negatives: 1``, ``places: same``,
+``asymmetric: true`` and ``local: true``; Hinge-CPC is the same without ``local``. CLAPP-s is ``loss: hinge`` and
+``local: true`` alone.
 
 B images, P places in each, D features, n negatives of each prediction. The places of all K distances are laid out one
 after the other and compared at once; ``places`` is how many each distance has, and each has its own mean.
@@ -101,7 +104,8 @@ class CPCOptions:
     ``gray``, whether only brightness is seen.
 
     ``negatives`` of each prediction, drawn from ``places``: any of other images, or the very place of the true one.
-    ``form`` of the hinge: in a step an image's predictions meet true patches and others, or one kind (asynchronous).
+    ``form`` of the hinge: in a step an image's predictions meet true patches and others, or one kind (asynchronous),
+    by a coin of the image that each layer and each direction tosses anew, as in the authors' code.
     ``local``: every layer predicts its own codes and learns from its own loss; no gradient passes between layers.
     ``asymmetric``: maps of their own for the way from predicted to predicting code, so that no weight is used in
     both directions.
@@ -198,25 +202,19 @@ class CPC(Method):
         Parts are the layers' losses, or the distances' where one layer alone learns; and ``score``, the mean size of
         the logits of true patches at the last layer: they have no bound, and a hinge may be met by growth alone.
         """
-        last = embeddings[self.names[-1]]
-        same: list[Tensor | None] = [None, None]
-        if self.options.loss == "hinge":
-            # An image's coin is one for all layers; each direction tosses its own. The synchronous form tosses too, so
-            # that with one seed both have the same negatives.
-            same = [send(torch.rand(len(last)) < 0.5, last.device) for _ in self.ways]
         errors: Named = {}
         for name in self.names:
             codes = embeddings[name]
-            errors[name], score = self._one_way(embeddings[f"{name}_ahead"], codes, same[0])
+            errors[name], score = self._one_way(embeddings[f"{name}_ahead"], codes)
             if self.options.asymmetric:
-                errors[name] = errors[name] + self._one_way(embeddings[f"{name}_back"], codes.detach(), same[1])[0]
+                errors[name] = errors[name] + self._one_way(embeddings[f"{name}_back"], codes.detach())[0]
         parts = {name: error.mean() for name, error in errors.items()}
         total = torch.stack(list(parts.values())).sum()
         if not self.options.local:
             parts = {f"ahead{distance}": error for distance, error in enumerate(errors[self.names[-1]], 1)}
         return total, {**parts, "score": score}
 
-    def _one_way(self, predicted: Tensor, codes: Tensor, same: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _one_way(self, predicted: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of each distance [K], and the mean size of the logits of true patches []."""
         options, places = self.options, self.places
         ahead, there = pairs(predicted, codes, places)
@@ -225,7 +223,9 @@ class CPC(Method):
         score = by_distance(true.detach().abs(), places).mean()
         if options.loss == "info_nce":
             return info_nce(true, false, places), score
-        return hinge(true, false, places, same if options.form == "asynchronous" else None), score
+        asynchronous = options.form == "asynchronous"
+        same = send(torch.rand(len(there)) < 0.5, there.device) if asynchronous else None
+        return hinge(true, false, places, same), score
 
     def allow_end_to_end_gradient(self) -> None:
         self.encoder.local = False

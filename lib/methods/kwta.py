@@ -3,6 +3,11 @@
 Codes that belong together should be similar: those of the two views of an image or, as in the source, those of a
 class. The latter is not self-supervised, and trains without the validation images.
 
+The drive of a unit, which decides whether it wins, has zero mean and unit variance over the batch (in evaluation, by
+running statistics). Hardness and scaling are in units of that deviation; the source's drive is as large as its layer
+happens to make it, so that soft codes of all images begin alike and scaling does nothing. Standardization evens out
+the units' means, though not their use: a unit may win rarely and by far, or all units may share one direction.
+
 B images, D units, k of them active; R codes of a batch, in groups that belong together.
 """
 
@@ -105,23 +110,27 @@ def hard_code(rows: Tensor, count: Tensor) -> Tensor:
 def soft_code(rows: Tensor, count: Tensor, hardness: Tensor, form: str) -> Tensor:
     """How far each entry is above the threshold, squashed into 0..1: [B, D] -> [B, D].
 
-    ``form`` is sigmoid, or hard_sigmoid, clip(x / 6 + 1/2, 0, 1). The threshold is held fixed in the gradient, which
-    would otherwise gather all units' gradients in the two that it is the middle of.
+    ``form`` is sigmoid, or hard_sigmoid, clip(x / 6 + 1/2, 0, 1). As in the source, the gradient passes through the
+    threshold too: what pushes all entries alike, which no code can follow, adds up to nothing.
     """
-    distance = hardness * (rows - threshold(rows.detach(), count))
+    distance = hardness * (rows - threshold(rows, count))
     return distance.sigmoid() if form == "sigmoid" else functional.hardsigmoid(distance)
 
 
 def scaled(rows: Tensor, usage: Tensor, target: Tensor, form: str, strength: float) -> Tensor:
     """Synaptic scaling: units [D] that were active more often than ``target`` are held back, the others favored.
 
-    ``additive`` shifts rows [B, D] by strength times (target - usage). ``multiplicative`` is the source's factor,
-    exp of the same, which drives a negative entry of a rarely used unit further down.
+    ``additive`` shifts rows [B, D] by strength times (1 - usage / target): a silent unit gains ``strength``, one of
+    twice the target loses as much, at any sparsity. Where rows are normal with deviation 1 and threshold t, differences
+    of use shrink by the factor 1 + strength * density(t) / target: threefold with strength 1 and target 0.05.
+    ``multiplicative`` is the source's factor, exp of strength times (target - usage), which drives a negative entry of
+    a rarely used unit further down and hardly moves the others: use of 0.05 too little is a factor of 1.05.
     """
     if form == "off":
         return rows
-    push = strength * (target - usage)
-    return rows + push if form == "additive" else rows * push.exp()
+    if form == "additive":
+        return rows + strength * (1 - usage / target)
+    return rows * (strength * (target - usage)).exp()
 
 
 def ramped(progress: float, start: float, end: float, share: float) -> float:
@@ -138,9 +147,12 @@ def winning(codes: Tensor) -> Tensor:
 class KWTAOptions:
     """``positives``: what belongs together, the two views of an image or the images of a class.
 
-    ``sparsity`` and ``hardness`` are reached after the share ``ramp`` of the steps, from their starts.
-    ``training_code``: what the loss sees. ``triplets`` belong to the triplet loss, ``margin`` to it and to contrast.
-    ``scaling_strength`` is beta, ``usage_rate`` the share of a batch in the running mean of each unit's use.
+    ``sparsity`` and ``hardness`` are reached after the share ``ramp`` of the steps, the source's, from their starts.
+    Hardness is per deviation of the drive: from 4 on, unrelated soft codes of 30 % active units have cosines below 0.5,
+    so that equal positives meet a margin of 0.5; at 1 they have 0.8. ``training_code``: what the loss sees.
+    ``triplets`` belong to the triplet loss, ``margin``, a difference of cosines, to it and to contrast.
+    ``scaling_strength`` is in deviations of the drive (`scaled`), ``usage_rate`` the share of a batch in the running
+    mean of each unit's use.
     ``flatten``: ``h`` is the encoder's whole map, every place of it, and not the mean over its places.
     """
 
@@ -149,8 +161,8 @@ class KWTAOptions:
     sparsity: float = param(0.05, above=0, high=1)
     sparsity_start: float = param(0.3, above=0, high=1)
     hardness: float = param(10.0, above=0, high=1e4)
-    hardness_start: float = param(1.0, above=0, high=1e4)
-    ramp: float = param(0.5, low=0, high=1)
+    hardness_start: float = param(4.0, above=0, high=1e4)
+    ramp: float = param(0.12, low=0, high=1)
     training_code: str = param("sigmoid", choices=("sigmoid", "hard_sigmoid", "hard"))
     loss: str = param("triplet", choices=("triplet", "contrast", "positives"))
     triplets: str = param("semi_hard", choices=("semi_hard", "random"))
@@ -162,7 +174,7 @@ class KWTAOptions:
 
 
 class KWTA(Method):
-    """Encoder, ``h``, a linear layer without bias, scaling, k winners. The main latent is the binary code."""
+    """Encoder, ``h``, a linear layer without bias, standardization, scaling, k winners. The main latent is the code."""
 
     Options = KWTAOptions
     encoder: Any
@@ -178,6 +190,7 @@ class KWTA(Method):
             self.views, self.needs = 1, ("labels",)
         places = _places(self.encoder, params.image_size) if options.flatten else 1
         self.layer = nn.Linear(places * self.encoder.width, options.units, bias=False)
+        self.standardize = nn.BatchNorm1d(options.units, affine=False)  # mean and deviation of each unit's drive
         final, first = (active_units(share, options.units) for share in (options.sparsity, options.sparsity_start))
         self.register_buffer("usage", torch.full((options.units,), first / options.units))
         self.register_buffer("final_count", torch.tensor(final))
@@ -185,10 +198,17 @@ class KWTA(Method):
         self.register_buffer("training_hardness", torch.tensor(options.hardness_start))
         self.latest: Tensor | None = None  # each unit's use in the step's batch, [D]
 
+    def embed_view(self, view: Tensor) -> Named:
+        """Without the latent code, so that BatchNorm counts a batch once."""
+        return self.project({"h": self._h(view)})
+
     def latents(self, images: Tensor) -> Named:
-        features = self.encoder(images)
-        h = features.float().flatten(1) if self.options.flatten else pool(features)
+        h = self._h(images)
         return {"code": hard_code(self.drive(h), self.final_count), "h": h}
+
+    def _h(self, images: Tensor) -> Tensor:
+        features = self.encoder(images)
+        return features.float().flatten(1) if self.options.flatten else pool(features)
 
     def project(self, latents: Named) -> Named:
         """What the loss compares while training: the soft code, with the sparsity and hardness of the step."""
@@ -198,10 +218,10 @@ class KWTA(Method):
         return {"training_code": soft_code(drive, self.count, self.training_hardness, options.training_code)}
 
     def drive(self, h: Tensor) -> Tensor:
-        """What decides who wins, in fp32, where few entries tie: [B, C] -> [B, D]."""
+        """What decides who wins, standardized and scaled, in fp32, where few entries tie: [B, C] -> [B, D]."""
         options = self.options
         with torch.autocast("cuda" if h.is_cuda else "cpu", enabled=False):  # there is none of the meta device
-            rows = self.layer(h.float())
+            rows = self.standardize(self.layer(h.float()))
         return scaled(rows, self.usage, self.count / options.units, options.scaling, options.scaling_strength)
 
     def watched(self, embeddings: Named) -> Named:

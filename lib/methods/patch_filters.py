@@ -2,13 +2,16 @@
 
 One small square is cut from each image, and all 7x7 patches in it, which overlap nearly whole, are to be near
 one another and far from the patches of other images. With a second layer, the first half of the steps trains
-the first; then it stays, and patches of its map train the second. What the first layer is worth shows when a
-classifier starts from it (`lib.evaluate.transfer`), what both are worth in the latents.
+the first, each pair against a semi-hard negative; then it stays, and patches of its map train the second, each pair
+against the hardest one. The margin is a squared distance of responses to pixels in 0..1, so filters see these, not
+normalized ones. What the first layer is worth shows when a classifier starts from it (`lib.evaluate.transfer`), what
+both are worth in the latents.
 
 B images with P patches each, embeddings of D numbers; A = B P (P - 1) / 2 pairs (anchor, positive), each unordered
 pair once, its first patch the anchor.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from lib.encoders.shallow import Shallow, map_side
-from lib.methods.base import Method, Named, at_least_fp32, pool
+from lib.methods.base import DataFacts, Method, Named, at_least_fp32, pool
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
 from lib.runtime.chunks import chunks
@@ -27,24 +30,27 @@ PATCH = {1: 7, 2: 4}  # by layer: rows of a patch, in pixels and in places of th
 MOST = 4  # patches in a row of the square: pairs of patches grow with the fourth power
 SQUARE = 8  # pixels, for the first layer where a second asks for larger squares
 
+Mining = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
-def patch_triplets(patches: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+
+def patch_triplets(patches: Tensor, margin: float, mining: Mining) -> tuple[Tensor, Tensor]:
     """Mean over triples of d(a, p) - d(a, n) + margin, of patches [B, P, D]; and the share of pairs that have one.
 
-    With squared Euclidean distances d, a negative n of another image is semi-hard for the pair (a, p) if
-    d(a, p) < d(a, n) < d(a, p) + margin. Each pair has one of them, chosen at random from torch's global generator;
-    a pair without does not count. Where none has one, as where all patches are equal, loss and gradient are 0.
+    Distances d are squared Euclidean. ``mining``, `semi_hard` or `hardest`, finds one negative n among the patches of
+    other images for each pair (a, p); a pair without does not count. Where none has one, loss and gradient are 0.
     """
     count, each, _ = patches.shape
     first, second = torch.triu_indices(each, each, 1, device=patches.device)
     distances = squared_distances(at_least_fp32(patches).flatten(0, 1))  # [B P, B P]
     starts = torch.arange(count, device=patches.device)[:, None] * each
+    owner = torch.arange(len(distances), device=patches.device) // each  # the image of each patch
     anchors, positives = (starts + first).flatten(), (starts + second).flatten()
     near = _picked(distances, anchors, positives)  # [A]
     # a few pairs at a time: A x B P numbers are never held at once
     parts = [
-        semi_hard(distances.detach()[anchors[part]], near.detach()[part], anchors[part] // each, each, margin)
+        mining(distances.detach()[rows], near.detach()[part], owner[rows, None] != owner, margin)
         for part in chunks(len(anchors), len(distances))
+        for rows in [anchors[part]]
     ]
     chosen, exists = map(torch.cat, zip(*parts))
     losses = (near - _picked(distances, anchors, chosen) + margin).relu()
@@ -58,18 +64,23 @@ def squared_distances(rows: Tensor) -> Tensor:
         return (length[:, None] + length - 2 * rows @ rows.T).clamp(min=0)
 
 
-def semi_hard(distances: Tensor, near: Tensor, images: Tensor, each: int, margin: float) -> tuple[Tensor, Tensor]:
-    """A random semi-hard negative of every pair: the patch [A], and whether there is one [A].
+def semi_hard(distances: Tensor, near: Tensor, other: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """A random one of the negatives with d(a, p) < d(a, n) < d(a, p) + margin: each pair's [A]; whether it has one [A].
 
     Args:
         distances: [A, B P], of the pairs' anchors to all patches; ``near`` [A], to their positives.
-        images: int64 [A], the image of each pair; ``each`` of its patches follow one another.
+        other: bool [A, B P], the patches of other images. Draws come from torch's global generator.
     """
-    owner = torch.arange(distances.shape[1], device=distances.device) // each
-    allowed = (distances > near[:, None]) & (distances < near[:, None] + margin) & (owner != images[:, None])
+    allowed = other & (distances > near[:, None]) & (distances < near[:, None] + margin)
     ticket = torch.rand(distances.shape, device=distances.device).masked_fill_(~allowed, -1)
     best, chosen = ticket.max(1)
     return chosen, best >= 0
+
+
+def hardest(distances: Tensor, near: Tensor, other: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+    """The nearest negative, which may be nearer than the positive, if d(a, n) < d(a, p) + margin. As `semi_hard`."""
+    far, chosen = distances.where(other, torch.inf).min(1)
+    return chosen, far < near + margin
 
 
 def _picked(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -79,8 +90,8 @@ def _picked(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FilterOptions:
-    """``margin`` of the triplets in squared distance; ``max_pool``: the largest of a patch's 2x2 responses;
-    ``layers`` of filters."""
+    """``margin`` of the triplets in squared distance of responses to pixels in 0..1; ``max_pool``: the largest of a
+    patch's 2x2 responses; ``layers`` of filters."""
 
     margin: float = param(2.0, above=0)
     max_pool: bool = param(True)
@@ -90,13 +101,16 @@ class FilterOptions:
 class PatchFilters(Method):
     """A layer's responses to a patch are its embedding; ``h`` is the mean of the last layer's over the whole image.
 
-    With two layers there is also ``first``, the mean of the first one's.
+    With two layers there is also ``first``, the mean of the first one's. Images come normalized, as everywhere; what
+    they were normalized with is kept, so that filters have pixels in 0..1 in evaluation too.
     """
 
     Options = FilterOptions
     views = 1
     encoder: Shallow
     learning: Tensor  # [], the layer that learns, from 1
+    mean: Tensor  # [3], as std: what the images are normalized with
+    std: Tensor
 
     @classmethod
     def reads(cls, options: FilterOptions) -> frozenset[str]:
@@ -111,6 +125,8 @@ class PatchFilters(Method):
                 f"params.yaml: augment.crop_pixels of {params.variant} is {params.augment.crop_pixels}; allowed for "
                 f"the method {params.method} with layers {options.layers}: {allowed[0]} to {allowed[-1]}"
             )
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("std", torch.ones(3))
         self.register_buffer("learning", torch.ones((), dtype=torch.int64))
         self.now = 1  # the same, known without asking the device
         self.register_load_state_dict_post_hook(_resume)
@@ -118,9 +134,17 @@ class PatchFilters(Method):
     def network(self, params: Pretraining) -> Shallow:
         return Shallow(self.options.max_pool, layers=self.options.layers)
 
+    def setup(self, facts: DataFacts) -> None:
+        self.mean.copy_(facts.mean)
+        self.std.copy_(facts.std)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Normalized images as pixels in 0..1: [B, 3, S, S] -> [B, 3, S, S]."""
+        return images * self.std[:, None, None] + self.mean[:, None, None]
+
     def embed(self, views: list[Tensor]) -> Named:
         """All patches of the squares [B, 3, s, s], by the layer that learns: {"e": [B, P D]}."""
-        inputs = views[0]
+        inputs = self.pixels(views[0])
         if self.now == 2:
             with torch.no_grad():
                 inputs = self.encoder(inputs, layer=1)
@@ -135,7 +159,8 @@ class PatchFilters(Method):
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
         rows = embeddings["e"]
         width = self.encoder.widths[self.now - 1] * (1 if self.options.max_pool else 4)
-        loss, share = patch_triplets(rows.view(len(rows), -1, width), self.options.margin)
+        mining = semi_hard if self.now == 1 else hardest
+        loss, share = patch_triplets(rows.view(len(rows), -1, width), self.options.margin, mining)
         return loss, {"triplets": loss, "pairs_with_negative": share}
 
     def after_step(self, step: int, steps: int) -> None:
@@ -144,7 +169,7 @@ class PatchFilters(Method):
             self.learning.fill_(2)
 
     def latents(self, images: Tensor) -> Named:
-        first = self.encoder(images, layer=1)
+        first = self.encoder(self.pixels(images), layer=1)
         if self.options.layers == 1:
             return {"h": pool(first)}
         return {"h": pool(self.encoder(first, layer=2)), "first": pool(first)}
