@@ -22,7 +22,7 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         known = "\n".join(f"  {name:15}{about}" for name, (_, about) in COMMANDS.items())
         asked = len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help")
-        text = f"python -m lib <command>\n\n{known}"
+        text = f"usage: python -m lib <command>\n\n{known}"
         sys.exit(print(text) if asked else f"error: there is no command {sys.argv[1]!r}\n{text}")  # type: ignore[func-returns-value]
     try:
         import_module(COMMANDS[sys.argv[1]][0]).main(sys.argv[2:])
