@@ -16,10 +16,12 @@ from lib.evaluate.linear import evaluate, write_evaluation
 from lib.evaluate.probe import fit_probe
 from lib.evaluate.study import study_protocol
 from lib.params.evaluation import Knn, Linear
+from lib.params.experiment import parse_experiment
 from lib.params.pretraining import Augment
 from lib.runtime.errors import UserError
 from lib.runtime.files import read_arrays, read_json
 from tests.evaluate_fakes import MACHINE, TinyMethod, about, pretraining, same_state, state, tiny_data, tiny_method
+from tests.examples import raw_params
 
 LINEAR, PROBE, KNN = Linear(study_epochs=2), Linear(study_epochs=0), Knn(k=10)
 STUDY = ["study_top1", "study_top5"]
@@ -60,6 +62,7 @@ def test_one_latent_metrics_and_record():
     assert [row["epoch"] for row in found.record["study"]["curve"]] == [1, 2]
     agreement = (found.predictions["h"] == tiny_data().test_labels).double().mean().item()
     assert found.metrics["top1"] == pytest.approx(100 * agreement, abs=0.005)
+    assert found.record == run()[1].record and found.record["study"] != run(seed=1)[1].record["study"]
 
 
 def test_several_latents_have_features_computed_once_and_files_of_numbers(tmp_path):
@@ -98,11 +101,6 @@ def test_more_is_said_of_binary_codes_alone():
     assert "code" not in found.record["latents"]["h"] and "centroid" not in found.metrics
 
 
-def test_same_seed_same_numbers():
-    assert run()[1].record == run()[1].record
-    assert run()[1].record["study"] != run(seed=1)[1].record["study"]
-
-
 def test_test_images_choose_nothing():
     """Shuffled test labels change what is reported on test, and no choice."""
     data, shuffled = tiny_data(), tiny_data()
@@ -134,31 +132,17 @@ def test_neighbors_come_from_the_right_split_and_must_fit_into_it(monkeypatch):
     assert str(error.value) == "params.yaml: knn.k is 136; allowed: at most 135, the images of the fitting split"
 
 
-def test_study_moves_batch_norm_of_its_copy_and_no_parameter(monkeypatch):
-    method, data, networks = tiny_method(), tiny_data(), []
+def test_study_learns_and_moves_batch_norm_of_its_copy_and_no_parameter(monkeypatch):
+    method, networks = tiny_method(), []
     monkeypatch.setattr(study, "train", lambda network, *rest: networks.append(network) or train(network, *rest))
-    found = study_protocol(method, data, pretraining(), 3, MACHINE)
+    found = study_protocol(method, tiny_data(train=600), pretraining(crop_scale_min=0.5), 30, MACHINE)
     moved, own = dict(networks[0].named_buffers()), dict(method.named_buffers())
     assert not torch.equal(moved["encoder.1.running_mean"], own["encoder.1.running_mean"])
-    assert moved["encoder.1.num_batches_tracked"] == own["encoder.1.num_batches_tracked"] + 3
+    assert moved["encoder.1.num_batches_tracked"] == own["encoder.1.num_batches_tracked"] + 3 * 30
     assert all(torch.equal(a, b) for a, b in zip(networks[0].parameters(), method.parameters()))
     curve = [row["top1"] for row in found["curve"]]
-    assert found["top1"] == max(curve) and found["best_epoch"] == 1 + curve.index(max(curve))
-
-
-def test_study_learns():
-    params = pretraining(crop_scale_min=0.5)
-    found = study_protocol(tiny_method(), tiny_data(train=600), params, 30, MACHINE)
-    assert found["top1"] > 50 and found["curve"][-1]["loss"] < found["curve"][0]["loss"]
-
-
-def test_study_layer_has_torchs_initialization_of_the_seed_alone():
-    first = study._linear(2000, 10, 0)
-    torch.rand(1)
-    assert torch.equal(first.weight, study._linear(2000, 10, 0).weight)
-    bound = 2000**-0.5
-    assert first.weight.abs().max() <= bound
-    assert first.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+    assert found["top1"] == max(curve) > 50 and found["best_epoch"] == 1 + curve.index(max(curve))
+    assert found["curve"][-1]["loss"] < found["curve"][0]["loss"]
 
 
 def test_study_settings_are_the_studys(monkeypatch):
@@ -166,7 +150,8 @@ def test_study_settings_are_the_studys(monkeypatch):
 
     class Adam(torch.optim.Adam):
         def __init__(self, parameters, **settings):
-            adams.append((parameters := list(parameters), settings))
+            parameters = list(parameters)
+            adams.append(([parameter.detach().clone() for parameter in parameters], settings))
             super().__init__(parameters, **settings)
 
     monkeypatch.setattr(torch.optim, "Adam", Adam)
@@ -176,6 +161,7 @@ def test_study_settings_are_the_studys(monkeypatch):
     ((parameters, settings),) = adams
     assert settings == {"lr": 1e-3, "weight_decay": 1e-6}
     assert [tuple(parameter.shape) for parameter in parameters] == [(3, 8), (3,)]
+    assert 0.9 * 8**-0.5 < parameters[0].abs().max() <= 8**-0.5  # torch's initialization
     ((images, *given),) = calls
     assert given == [Augment(hue=0.05), "cpu", 256, 7, "study"]
     assert torch.equal(images[0], data.train_images) and torch.equal(images[1], data.train_labels)
@@ -187,19 +173,16 @@ def some_batches(epoch=1, size=32, seed=0, purpose="study"):
     return list(augmented_batches(images, Augment(), "cpu", size, seed, purpose)(epoch))
 
 
-def test_augmented_batches_cover_the_images_once_and_keep_the_short_one():
-    labels = torch.cat([targets for _, targets in some_batches()])
-    assert [len(targets) for _, targets in some_batches()] == [32, 32, 32, 32, 22]
+def test_augmented_batches_cover_the_images_once_and_depend_on_seed_purpose_and_epoch_alone():
+    found = some_batches()
+    labels = torch.cat([targets for _, targets in found])
     assert labels.bincount().tolist() == [50, 50, 50] and labels.tolist() != tiny_data().train_labels.tolist()
-    assert [len(targets) for _, targets in some_batches(size=149)] == [149]
-
-
-def test_augmented_batches_depend_on_seed_purpose_and_epoch_alone():
-    first = some_batches()[2][0]
+    assert [len(targets) for _, targets in found] == [32, 32, 32, 32, 22]
+    assert [len(targets) for _, targets in some_batches(size=149)] == [149]  # one image alone is left out
     torch.rand(10)
-    assert torch.equal(first, some_batches()[2][0])
+    assert torch.equal(found[2][0], some_batches()[2][0])
     for change in ({"seed": 1}, {"epoch": 2}, {"purpose": "finetune"}):
-        assert not torch.equal(first, some_batches(**change)[2][0])
+        assert not torch.equal(found[2][0], some_batches(**change)[2][0])
 
 
 def test_training_yields_the_mean_loss_of_an_image():
@@ -213,6 +196,15 @@ def test_training_yields_the_mean_loss_of_an_image():
     expected = torch.nn.functional.cross_entropy(layer(inputs), torch.zeros(4, dtype=torch.int64)).item()
     assert [epoch for epoch, _ in found] == [1, 2] and len(steps) == 4 and layer.training
     assert [loss for _, loss in found] == pytest.approx([expected] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(("key", "value", "default"), [("epochs", 3, 50), ("batch_size", 8, 256)])
+def test_a_setting_of_finetuning_is_refused_where_a_probe_is_fitted(key, value, default):
+    words = (
+        f"linear.finetune_{key} is {value}, which has no effect with linear.mode probe; set linear.mode to finetune, "
+    )
+    with pytest.raises(UserError, match=f"{words}or linear.finetune_{key} to {default}"):
+        parse_experiment(raw_params(**{f"linear__finetune_{key}": value}))
 
 
 def test_finetuning_learns_what_the_frozen_network_cannot_see():

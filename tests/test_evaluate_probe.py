@@ -1,7 +1,6 @@
 """The linear probe against scikit-learn, against loops, and against answers that are known."""
 
 import math
-from itertools import pairwise
 
 import numpy
 import pytest
@@ -106,13 +105,6 @@ def test_gaussians_reach_the_best_possible_accuracy():
     assert accuracy(probe.logits(test), answers) == pytest.approx(best, abs=0.5) and not probe.at_end
 
 
-def test_strong_weights_shrink_and_weak_ones_fit():
-    features, labels = gaussians(400)
-    sizes = [fit(features, labels, strengths=[strength]).weight.norm() for strength in STRENGTHS[::3]]
-    assert all(weaker > stronger for stronger, weaker in pairwise(sizes))
-    assert accuracy(fit(features, labels, strengths=[1e-6]).logits(features), labels) > 93
-
-
 def test_validation_alone_chooses_and_among_equals_its_loss(capsys):
     features, labels = torch.eye(3).repeat(40, 1), torch.arange(3).repeat(40)
     validation = split(120)[1]
@@ -130,9 +122,8 @@ def test_features_are_standardized_by_the_images_that_are_fitted_alone(monkeypat
     inputs = []
     monkeypatch.setattr(probe_module, "solve", lambda rows, *rest: inputs.append(rows.clone()) or solve(rows, *rest))
     features, labels = gaussians(300)
-    before = features.clone()
     features[split(300)[1]] += 100
-    before[split(300)[1]] += 100
+    before = features.clone()
     probe = fit(features, labels)
     assert [len(rows) for rows in inputs] == [270, 270, 300] and torch.equal(features, before)
     for rows in inputs:
@@ -142,9 +133,10 @@ def test_features_are_standardized_by_the_images_that_are_fitted_alone(monkeypat
     torch.testing.assert_close(probe.std, features.std(0, correction=0))
 
 
-def test_neither_scale_nor_order_of_features_or_images_matters():
+def test_neither_scale_nor_order_of_features_or_images_matters(monkeypatch):
     features, labels = gaussians(300)
     expected = fit(features, labels).logits(features)
+    assert torch.equal(fit(features, labels).logits(features), expected)
     scaled = features * torch.logspace(-9, 9, 12) + torch.linspace(0, 1e-9, 12)
     rows = torch.arange(299, -1, -1)
     fitting, validation = (299 - part for part in split(300))
@@ -155,12 +147,8 @@ def test_neither_scale_nor_order_of_features_or_images_matters():
         moved.logits(features),
     ):
         torch.testing.assert_close(logits, expected, rtol=2e-3, atol=2e-3)
-
-
-def test_two_fits_are_one():
-    features, labels = gaussians(200)
-    first, again = fit(features, labels), fit(features, labels)
-    assert torch.equal(first.weight, again.weight) and torch.equal(first.bias, again.bias)
+    monkeypatch.setattr(probe_module, "WIDEST", 11)  # too many features for their covariance
+    torch.testing.assert_close(fit(features, labels).logits(features), expected, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("value", [0.0, 7.3, 1e20])
@@ -180,13 +168,6 @@ def test_features_that_repeat_each_other_are_no_problem():
     features, labels = gaussians(300, classes=3, width=2)
     repeated = features.repeat(1, 300) * (1 + 1e-6 * torch.arange(600))
     assert accuracy(fit(repeated, labels, 3).logits(repeated), labels) > 60
-
-
-def test_many_features_go_another_way_to_the_same_minimum(monkeypatch):
-    features, labels = gaussians(300)
-    narrow = fit(features, labels)
-    monkeypatch.setattr(probe_module, "WIDEST", 11)
-    torch.testing.assert_close(fit(features, labels).weight, narrow.weight, rtol=2e-3, atol=2e-3)
 
 
 def test_a_fit_that_does_not_end_says_so(monkeypatch, capsys):

@@ -1,23 +1,28 @@
 """Classifiers that start from learned filters: arms, what stays and what learns, the file for other images."""
 
 import dataclasses
+import json
+from pathlib import Path
 
+import pandas
 import pytest
 import torch
+import yaml
 from torch.nn import functional
 
-from lib.data.store import ImageData
-from lib.evaluate.transfer import Arm, Classifier, _network, arms, compare, filters_file, first_layer, given_filters
-from lib.evaluate.transfer import summary as summarized
+from lib.data.store import IMAGES_FILE, ImageData, save_data
+from lib.evaluate.transfer import Arm, Classifier, _network, arms, compare, filters_file, first_layer, summary
 from lib.params.evaluation import Transfer
 from lib.report.figures_transfer import filters_figure, transfer_figure
 from lib.runtime.errors import UserError
 from lib.runtime.files import read_tensors, write_tensors
 from lib.views.augment import normalize
-from tests.examples import CPU, images
+from stages import transfer as stage
+from tests.examples import CPU, images, raw_params
 
 SHORT = Transfer(epochs=2, batch_size=16)
 FOUR = ["scratch", "random, frozen", "learned, frozen", "learned, fine-tuned"]
+FIVE = [*FOUR, "classifier's, fine-tuned"]
 SCALING = {"mean": torch.tensor([0.5, 0.45, 0.3]), "std": torch.tensor([0.25, 0.3, 0.1])}  # other than `images` has
 
 
@@ -78,38 +83,52 @@ def test_frozen_arms_keep_their_filters_bit_by_bit_and_the_others_move(outcomes)
     assert not torch.equal(found["scratch"]["weight"], found["random, frozen"]["weight"])
 
 
-def test_arms_differ_in_the_first_layer_alone():
+def test_arms_differ_in_the_first_layer_alone_and_repeat(outcomes):
     drawn = [_network(arm, images(size=16), 0) for arm in arms(OWN, None)]
     for network in drawn[1:]:
         assert all(torch.equal(a, b) for a, b in zip(drawn[0].rest.parameters(), network.rest.parameters()))
     assert torch.equal(drawn[0].first.weight, drawn[1].first.weight)
     assert torch.equal(drawn[2].first.weight, OWN["weight"])
-
-
-def test_the_same_arm_twice_is_the_same_run(outcomes):
-    (again,) = compare([Arm(FOUR[3], OWN, True)], images(size=16), SHORT, CPU, 0, "a")
+    again = compare(arms(OWN, None)[3:], images(size=16), SHORT, CPU, 0, "a")[0]
     assert again.curve == outcomes[3].curve and torch.equal(again.layer["weight"], outcomes[3].layer["weight"])
 
 
-def test_filters_move_from_a_hundred_classes_to_ten(tmp_path):
+def staged(folder: Path, data: ImageData, layer: dict[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:
+    """Run the stage in a project of its own; the filters file that it writes."""
+    folder.mkdir()
+    params = raw_params(transfer__source=source, transfer__epochs=1, transfer__batch_size=64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for key in ("device", "threads", "precision"):
+            patch.setenv(f"ENGRAM_{key.upper()}", str(getattr(CPU, key)))
+        tensors = {f"encoder.conv1.{name}": values for name, values in layer.items()}
+        write_tensors(Path("data/encoders/patch_filters.safetensors"), tensors, {"encoder": "shallow"})
+        save_data(IMAGES_FILE, data)
+        Path("params.yaml").write_text(yaml.safe_dump(params))
+        stage.main("patch_filters")
+        written, about = read_tensors(Path("data/filters/patch_filters.safetensors"))
+    assert about == {"variant": "patch_filters", "data": data.about["checksum"]}
+    return written
+
+
+@pytest.mark.slow
+def test_the_stage_moves_filters_from_a_hundred_classes_to_ten(tmp_path):
     """The form of CIFAR-100 -> CIFAR-10: five arms; a file is about its own images, whatever the run started from."""
-    many, few = scaled(images(count=200, classes=100)), images(count=80, classes=10)
-    params = Transfer(epochs=1, batch_size=64)
-    moved = filters_file(drawn_layer(2), compare(arms(drawn_layer(2), None)[:1], many, params, CPU, 0, "a"), many)
-    write_tensors(tmp_path / "many", moved, {})
-    found = arms(OWN, tmp_path / "many")
-    assert [arm.name for arm in found] == [*FOUR, "classifier's, fine-tuned"] and found[-1].learns
-    given = given_filters(found)
-    assert list(given) == ["learned", "classifier's"] and torch.equal(given["learned"], drawn_layer(2)["weight"])
-    assert torch.equal(given["classifier's"], moved["scratch.weight"])
-    outcomes = compare(found[::4], few, params, CPU, 0, "a")
-    write_tensors(tmp_path / "few", filters_file(OWN, outcomes, few), {})
-    written, _ = read_tensors(tmp_path / "few")
-    assert torch.equal(written["learned.weight"], OWN["weight"])
-    assert torch.equal(written["scratch.weight"], outcomes[0].layer["weight"])
-    assert torch.equal(written["mean"], few.mean) and torch.equal(written["std"], few.std)
-    assert not torch.equal(outcomes[1].layer["weight"], moved["scratch.weight"])
-    assert list(summarized(outcomes)["scratch"]) == ["first_epoch", "last_epoch", "test_top1"]
+    first, second, other = tmp_path / "first", tmp_path / "second", drawn_layer(2)
+    moved = staged(first, scaled(images(count=200, classes=100)), OWN, source="")
+    file = first / "data/filters/patch_filters.safetensors"
+    written = staged(second, images(count=80, classes=10), other, source=str(file))
+    for folder, names in ((first, FOUR), (second, FIVE)):
+        assert list(json.loads((folder / "metrics/transfer/patch_filters.json").read_text())) == names
+        curves = pandas.read_csv(folder / "plots/transfer/patch_filters.csv")
+        assert curves["arm"].tolist() == names and curves["epoch"].tolist() == [1] * len(names)
+        assert curves["validation_top1"].between(0, 100).all() and curves["loss"].between(0, 10).all()
+        assert all((folder / f"plots/{kind}/patch_filters.png").is_file() for kind in ("filters", "transfer"))
+    assert all(torch.equal(moved[name], SCALING[name]) for name in SCALING)
+    assert torch.equal(moved["learned.weight"], OWN["weight"])
+    assert torch.equal(written["learned.weight"], other["weight"])
+    assert not torch.equal(written["scratch.weight"], moved["scratch.weight"])
+    assert written["mean"].tolist() == pytest.approx([0.4] * 3) and written["std"].tolist() == pytest.approx([0.2] * 3)
 
 
 def test_pixels_are_scaled_as_those_were_that_the_filters_learned_from(source, monkeypatch):
@@ -189,7 +208,7 @@ def test_the_double_softmax_is_trained_with_where_it_is_asked_for():
 def test_pictures_are_drawn(outcomes):
     rows = [{"arm": outcome.name, **row} for outcome in outcomes for row in outcome.curve]
     axes = transfer_figure(rows, "patch_filters").axes[0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(summarized(outcomes)) == FOUR
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(summary(outcomes)) == FOUR
     panels = filters_figure({"a": OWN["weight"].numpy(), "b": OWN["weight"][:20].numpy()}, "patch_filters").axes
     for panel, lines, title in zip(panels, (16, 2), ("256 filters, a (patch_filters)", "20 filters, b"), strict=True):
         sheet = panel.images[0].get_array()
