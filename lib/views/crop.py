@@ -11,7 +11,7 @@ from torch import Tensor
 def positions(start: Tensor, length: Tensor, size: int) -> Tensor:
     """Where ``size`` resized pixels look in the source, float64 [B, size], for spans [B] of pixels.
 
-    Pixel i looks at start + (i + 1/2) length / size - 1/2 (pixel centres are whole numbers), held inside
+    Pixel i looks at start + (i + 1/2) length / size - 1/2 (pixel centers are whole numbers), held inside
     the span: no pixel outside the box counts, as if it had been cut out first.
     """
     inside = (torch.arange(size, dtype=torch.float64) + 0.5) * (length[:, None] / size) - 0.5
@@ -34,6 +34,6 @@ def resample(images: Tensor, down: Tensor, across: Tensor) -> Tensor:
 
 
 def _weights(position: Tensor, size: int) -> Tensor:
-    """[B, h, size]: of each of ``size`` source pixels at each position [B, h]; its two neighbours share."""
+    """[B, h, size]: of each of ``size`` source pixels at each position [B, h]; its two neighbors share."""
     source = torch.arange(size, device=position.device, dtype=position.dtype)
     return (position[:, :, None] - source).abs_().neg_().add_(1).clamp_(min=0)
