@@ -12,6 +12,7 @@ from lib.core import processes
 from lib.core.checkpoint import CheckpointStore
 from lib.core.health import COLLAPSED, forget_peak, peak_memory
 from lib.core.trainer import Pretrainer
+from lib.methods.base import Method
 from lib.runtime.errors import UserError
 from lib.runtime.files import write_table
 from lib.runtime.progress import StepProgress
@@ -19,7 +20,7 @@ from lib.runtime.stage import times_folder
 
 TIMES = ("images_per_second", "seconds", "memory_gb", "device")  # of an epoch; no two runs share them
 
-Monitor = Callable[[torch.nn.Module], float]
+Monitor = Callable[[Method], float]
 
 
 def pretrain(trainer: Pretrainer, store: CheckpointStore, curve: Path, monitor: Monitor) -> None:
