@@ -4,10 +4,14 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import yaml
+
 from lib.data.store import IMAGES_FILE, save_data
-from lib.runtime.files import write_json
+from lib.params.experiment import read_experiment
+from lib.resolve import VARIANTS, resolve, write_variants
 from tests.core_examples import ROOT, images, pretraining
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -42,10 +46,18 @@ def output(process: subprocess.Popen, status: int = 0) -> str:
     return text
 
 
-def node(folder: Path, epochs: int = 1) -> Path:
-    """One machine's copy of what pretraining reads; the code comes from PYTHONPATH."""
-    write_json(folder / "data/variants/joint.json", pretraining("joint", epochs=epochs).as_json())
-    save_data(folder / IMAGES_FILE, images(96))
+def project(folder: Path, *variants: str, count: int = 96, classes: int = 2, **changes) -> Path:
+    """What pretraining reads, of one machine: params.yaml, the resolved variants, images. The code is this one."""
+    raw: dict = {"dataset": "digits", "variants": {}}
+    for variant in variants:
+        params = pretraining(variant, **changes)
+        shared = ("image_size", "encoder", "batch_size", "epochs", "seed", "gamma")
+        raw |= {key: getattr(params, key) for key in shared} | {"monitor": asdict(params.monitor)}
+        raw["variants"][variant] = {"method": params.method, **params.options, "augment": asdict(params.augment)}
+    folder.mkdir(parents=True)
+    (folder / "params.yaml").write_text(yaml.safe_dump(raw))
+    write_variants(resolve(read_experiment(folder / "params.yaml")), folder / VARIANTS)
+    save_data(folder / IMAGES_FILE, images(count, classes=classes))
     return folder
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib.core.cuda_graphs import MOST, CudaGraphs, Unrecordable, _state
+from lib.core.cuda_graphs import MOST, CudaGraphs, Unrecordable
 from lib.core.optimizers import laid_out
 from lib.core.trainer import Pretrainer
 from lib.methods import build_method
@@ -46,14 +46,6 @@ def test_graphed_steps_are_those_of_eager_ones(variant, device):
     states = zip(plain.method.state_dict().items(), graphed.method.state_dict().values(), strict=True)
     for (name, expected), found in states:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=name)
-
-
-def test_a_look_at_the_latents_in_between_changes_nothing(device):
-    plain, graphed = pair()
-    before = steps(graphed, 0, 1)
-    graphed.method.eval().latents(torch.zeros(2, 3, 16, 16))
-    graphed.method.train()
-    assert before + steps(graphed, 2, 3) == pytest.approx(steps(plain, 0, 1, 2, 3), rel=1e-5)
 
 
 def test_a_training_goes_on_from_a_checkpoint(device):
@@ -163,17 +155,6 @@ def test_a_loss_that_turns_to_other_embeddings_is_computed_without_graphs(device
     assert graphed.passes.graphs is None and "met a loss that uses z_a, z_b, and not" in capsys.readouterr().out
     for expected, found in zip(plain.method.buffers(), graphed.method.buffers(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-
-
-def test_the_state_is_what_a_pass_depends_on():
-    method = trainer("off", "patch_filters_two").method
-    before = _state(method)
-    assert _state(method) == before
-    method.now = 2
-    assert _state(method) != before
-    method.now = 1
-    next(method.parameters()).requires_grad_(False)
-    assert _state(method) != before
 
 
 def test_gradients_lie_as_their_weights_do():

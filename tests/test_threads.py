@@ -13,11 +13,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.core.trainer import Pretrainer
-from lib.data.store import IMAGES_FILE, save_data
 from lib.methods import build_method
-from lib.runtime.files import write_json
 from tests.core_examples import CPU, VARIANTS, images, pretraining
-from tests.machines import start
+from tests.machines import project, start
 
 SLOW = pytest.mark.slow
 PATIENCE = 180  # seconds; a training of this size takes a tenth
@@ -71,11 +69,10 @@ def test_a_training_by_two_threads_is_the_same_twice(variant, two_threads):
 def test_trainings_by_two_threads_end(turn, tmp_path):
     """The stage, with the demo's variants in turn, in both precisions; a hang is a failure and no endless test run."""
     variant, precision = ("joint", "simclr", "dual", "supervised")[turn % 4], ("fp32", "bf16")[turn // 4 % 2]
-    write_json(tmp_path / f"data/variants/{variant}.json", pretraining(variant, batch_size=64, epochs=3).as_json())
-    save_data(tmp_path / IMAGES_FILE, images(256))
+    folder = project(tmp_path / "project", variant, count=256, batch_size=64, epochs=3)
     command = [sys.executable, "-m", "stages.pretrain", variant]
     settings = {"ENGRAM_THREADS": "2", "OMP_NUM_THREADS": "2", "ENGRAM_PRECISION": precision}
-    process = start(command, tmp_path, **settings)
+    process = start(command, folder, **settings)
     try:
         said = process.communicate(timeout=PATIENCE)[0]
     except subprocess.TimeoutExpired:

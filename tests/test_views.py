@@ -1,8 +1,7 @@
-"""Views against torchvision, operation by operation on the same drawn numbers."""
+"""Views against torchvision's, image by image, on the same drawn numbers."""
 
 from dataclasses import replace
 
-import numpy
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,8 +12,6 @@ from lib.params.pretraining import Augment
 from lib.runtime.seeds import generator
 from lib.views import augment as augment_module
 from lib.views.augment import AugmentationParams, augment, draw, normalize
-from lib.views.color import blend_, gray, turn_hue_
-from lib.views.crop import resample
 
 MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.25, 0.24, 0.26])
 PLAIN = torch.zeros(3), torch.ones(3)
@@ -51,7 +48,7 @@ def drawn(config: Augment, count: int, height: int = 32, width: int = 32, seed: 
 
 
 def view_by_torchvision(image, params, index):
-    """The slow twin: one image, float tensor or PIL, augmented as torchvision would."""
+    """The slow twin: one image [3, H, W] in 0..1, augmented as torchvision would."""
     view = tv.resized_crop(image, *params.box[index].tolist(), params.size, InterpolationMode.BILINEAR, antialias=True)
     view = tv.hflip(view) if params.flip[index] else view
     steps = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue]
@@ -60,68 +57,19 @@ def view_by_torchvision(image, params, index):
     return tv.rgb_to_grayscale(view, 3) if params.gray[index] else view
 
 
-@pytest.mark.parametrize("antialias", [False, True])
-@pytest.mark.parametrize("size", [(32, 32), (17, 40), (40, 17)])
-def test_crop_resize_and_flip_agree_with_torchvision(size, antialias):
-    images, params = some_images(64, *size), drawn(replace(NOTHING, crop_scale_min=0.02, flip=0.5), 64, *size)
-    result = resample(images, *params.to("cpu").parts()[:2])
-    for index, image in enumerate(images):
-        box = params.box[index].tolist()
-        expected = tv.resized_crop(image / 255, *box, size, InterpolationMode.BILINEAR, antialias=antialias)
-        expected = tv.hflip(expected) if params.flip[index] else expected
-        assert torch.allclose(result[index], expected, rtol=0, atol=TOLERANCE)
-
-
-@pytest.mark.parametrize(("operation", "column"), [("brightness", None), ("contrast", 2), ("saturation", 1)])
-def test_blends_agree_with_torchvision(operation, column):
-    images, factors = some_images(64) / 255, torch.linspace(0, 2, 64)
-    weights = torch.zeros(64, 3)
-    weights[:, 0] = factors
-    if column is not None:
-        weights[:, column] = 1 - factors
-    result = blend_(images.clone(), weights)
-    expected = [getattr(tv, f"adjust_{operation}")(image, factor.item()) for image, factor in zip(images, factors)]
-    assert torch.allclose(result, torch.stack(expected), rtol=0, atol=TOLERANCE)
-
-
-def test_hue_and_gray_agree_with_torchvision():
-    images, turns = some_images(65) / 255, torch.linspace(-0.5, 0.5, 65)
-    expected = torch.stack([tv.adjust_hue(image, turn.item()) for image, turn in zip(images, turns)])
-    assert torch.allclose(turn_hue_(images.clone(), turns), expected, rtol=0, atol=TOLERANCE)
-    assert torch.allclose(gray(images)[:, None], tv.rgb_to_grayscale(images), rtol=0, atol=1e-6)
-
-
-def test_hue_turns_the_six_pure_colors_into_each_other():
-    circle = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1]]).float()
-    for steps in range(-3, 4):
-        turned = turn_hue_(circle[:, :, None, None].clone(), torch.full((6,), steps / 6))
-        assert torch.allclose(turned[:, :, 0, 0], circle.roll(-steps, 0), rtol=0, atol=1e-6)
-
-
-CONFIGS = ({}, {"jitter": 0.0}, {"hue": 0.0}, {"jitter": 1.0, "grayscale": 0.0}, {"crop_pixels": 9}, {"grayscale": 0.7})
+STRONG = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.5, "jitter": 1.0, "crop_scale_min": 0.02}
+CONFIGS = (STRONG, {}, {"jitter": 0.0}, {"hue": 0.0}, {"grayscale": 0.0}, {"crop_pixels": 9}, {"grayscale": 0.7})
 
 
 @pytest.mark.parametrize("changes", CONFIGS)
-@pytest.mark.parametrize("size", [(32, 32), (20, 28)])
-def test_whole_views_agree_with_torchvision_on_float_tensors(size, changes):
+@pytest.mark.parametrize("size", [(32, 32), (17, 40), (40, 17)])
+def test_views_agree_with_torchvision(size, changes):
     images, params = some_images(128, *size), drawn(replace(Augment(), **changes), 128, *size)
     result = augment(images, params, MEAN, STD)
     assert result.dtype == torch.float32 and result.is_contiguous()
     for index, image in enumerate(images):
         expected = tv.normalize(view_by_torchvision(image / 255, params, index), MEAN.tolist(), STD.tolist())
         assert torch.allclose(result[index], expected, rtol=0, atol=TOLERANCE / 0.24)
-
-
-def test_whole_views_agree_with_torchvision_on_pictures_to_a_few_gray_levels():
-    """PIL cuts down to whole gray levels after each step and keeps hue in 1/255 turns; each factor then
-    enlarges what was cut. torchvision's own uint8 tensors differ from its PIL pictures as much (up to 17)."""
-    smooth = tv.resize(some_images(200, 5, 5), [32, 32], InterpolationMode.BICUBIC)
-    for config, mean, most, few in ((Augment(), 1.5, 20, 8), (Augment(jitter=0), 0.5, 1.5, 1.4)):
-        params = drawn(config, 200)
-        views = [view_by_torchvision(tv.to_pil_image(image), params, index) for index, image in enumerate(smooth)]
-        expected = torch.stack([torch.from_numpy(numpy.array(view)).permute(2, 0, 1) for view in views])
-        apart = (255 * augment(smooth, params, *PLAIN) - expected).abs()
-        assert apart.mean() < mean and apart.max() < most and (apart > few).float().mean() < 0.01
 
 
 def test_what_does_nothing_is_normalization_alone():

@@ -33,51 +33,8 @@ def without_batch_norm(module: nn.Module) -> None:
             without_batch_norm(child)
 
 
-class SumOverProcesses(torch.autograd.Function):
-    """The same sum in every process, and of the gradients on the way back."""
-
-    @staticmethod
-    def forward(_, part: Tensor) -> Tensor:
-        total = part.clone()
-        distributed.all_reduce(total)
-        return total
-
-    backward = forward
-
-
-class SharedStatistics(nn.Module):
-    """BatchNorm over the images of all processes: the formula of SyncBatchNorm, which torch has on CUDA alone."""
-
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self.norm = norm
-
-    def forward(self, features: Tensor) -> Tensor:
-        axes = [axis for axis in range(features.dim()) if axis != 1]
-        shape = [1, -1] + [1] * (features.dim() - 2)
-        count = distributed.get_world_size() * features.numel() / features.shape[1]
-        mean = SumOverProcesses.apply(features.sum(axes)) / count
-        centered = features - mean.view(shape)
-        variance = SumOverProcesses.apply(centered.square().sum(axes)) / count
-        normal = centered / (variance + self.norm.eps).sqrt().view(shape)
-        return normal * self.norm.weight.view(shape) + self.norm.bias.view(shape) if self.norm.affine else normal
-
-
-def with_shared_statistics(module: nn.Module) -> None:
-    """In one process, BatchNorm stays what it is."""
-    for name, child in module.named_children():
-        if not isinstance(child, BATCH_NORMS):
-            with_shared_statistics(child)
-        elif processes.world_size() > 1:
-            setattr(module, name, SharedStatistics(child))
-
-
-CASES = {"micro-batches": (without_batch_norm, 4), "shared statistics": (with_shared_statistics, 0)}
-
-
-def cases() -> list[tuple[str, str]]:
-    """MoCo's groups are of a process's own images, and so others in one process than in two."""
-    return [(variant, case) for variant in VARIANTS for case in CASES if variant != "moco_groups"]
+# MoCo's groups are of a process's own images, and so others in one process than in two.
+COMPARED = [variant for variant in VARIANTS if variant != "moco_groups"]
 
 
 @contextmanager
@@ -99,11 +56,11 @@ def in_double_precision(method: nn.Module) -> nn.Module:
     return method.double()
 
 
-def trained(params: Pretraining, prepare) -> tuple[list[Tensor], Tensor, list[Tensor], dict[str, Tensor]]:
+def trained(params: Pretraining) -> tuple[list[Tensor], Tensor, list[Tensor], dict[str, Tensor]]:
     """The views of the first batch, its loss with its parts, its gradient, and what is learned in a step of it."""
     torch.manual_seed(0)
     method = build_method(params)
-    prepare(method)
+    without_batch_norm(method)
     run = Pretrainer(in_double_precision(method), images(), params, CPU)
     order = run.order(0)[0]
     views = [processes.gather(view) for view in run.views(run.batch(0, 0, order))]
@@ -111,33 +68,18 @@ def trained(params: Pretraining, prepare) -> tuple[list[Tensor], Tensor, list[Te
     gradient = [weight.grad.clone() for weight in method.parameters() if weight.grad is not None]
     method.zero_grad(set_to_none=True)
     run.step(0, 0, order)
-    learned = {
-        name.replace(".norm.", "."): value
-        for name, value in method.state_dict().items()
-        if "running_" not in name and "num_batches" not in name
-    }
-    return views, loss, gradient, learned
+    return views, loss, gradient, method.state_dict()
 
 
-def compare(variant: str, prepare, micro: int) -> None:
-    """Raise AssertionError where two processes and one differ."""
+def parity(variant: str) -> None:
+    """Two processes, in micro-batches, against one; without BatchNorm, whose statistics are of a process's own."""
     params = replace(pretraining(variant), optimizer=Optimizer(name="sgd", lr=0.01))  # Adam would blow up near zeros
-    shared = trained(replace(params, micro_batch_size=micro), prepare)
+    shared = trained(replace(params, micro_batch_size=4))
     with alone():
-        whole = trained(params, prepare)
+        whole = trained(params)
     names, bounds = ("views", "loss", "gradient", "learned"), (1e-6, 1e-5, 1e-4, 1e-5)
     for name, some, all_, bound in zip(names, shared, whole, bounds):
         torch.testing.assert_close(some, all_, atol=bound, rtol=bound, msg=lambda text, name=name: f"{name}: {text}")
-
-
-def parity() -> None:
-    for variant, case in cases():
-        try:
-            compare(variant, *CASES[case])
-            verdict = "agrees"
-        except AssertionError as difference:
-            verdict = " ".join(str(difference).split())
-        print(f"{processes.rank()}: {variant}, {case}: {verdict}\n", end="", flush=True)
 
 
 def from_the_main_rank() -> None:
@@ -150,8 +92,8 @@ def from_the_main_rank() -> None:
     try:
         processes.require_same(f"digest {rank}")
     except UserError as refusal:
-        verdict = "agrees" if f"process {rank} and process {1 - rank} differ" in str(refusal) else str(refusal)
-        print(f"{rank}: main rank: {verdict}\n", end="", flush=True)
+        words = str(refusal)
+    assert f"process {rank} and process {1 - rank} differ" in words
 
 
 def resume(folder: Path) -> None:
@@ -170,13 +112,22 @@ def resume(folder: Path) -> None:
         both = processes.gather(weight.detach()[None])
         assert torch.equal(both[0], both[1]), name
     assert run.position.epoch == params.epochs
-    print(f"{rank}: resume: agrees\n", end="", flush=True)
+
+
+def judge(name: str, check, *args) -> None:
+    try:
+        check(*args)
+        verdict = "agrees"
+    except AssertionError as difference:
+        verdict = " ".join(str(difference).split())
+    print(f"{processes.rank()}: {name}: {verdict}\n", end="", flush=True)
 
 
 if __name__ == "__main__":
     distributed.init_process_group("gloo")
     torch.set_num_threads(1)
-    from_the_main_rank()
-    parity()
-    resume(Path(sys.argv[1]))
+    judge("main rank", from_the_main_rank)
+    for each in COMPARED:
+        judge(each, parity, each)
+    judge("resume", resume, Path(sys.argv[1]))
     distributed.destroy_process_group()

@@ -12,6 +12,7 @@ from lib.core import processes
 from lib.core.checkpoint import CheckpointStore
 from lib.core.health import COLLAPSED, forget_peak, peak_memory
 from lib.core.trainer import Pretrainer
+from lib.methods.base import Method
 from lib.runtime.errors import UserError
 from lib.runtime.files import write_table
 from lib.runtime.progress import StepProgress
@@ -19,7 +20,7 @@ from lib.runtime.stage import times_folder
 
 TIMES = ("images_per_second", "seconds", "memory_gb", "device")  # of an epoch; no two runs share them
 
-Monitor = Callable[[torch.nn.Module], float]
+Monitor = Callable[[Method], float]
 
 
 def pretrain(trainer: Pretrainer, store: CheckpointStore, curve: Path, monitor: Monitor) -> None:
@@ -59,18 +60,16 @@ def pretrain(trainer: Pretrainer, store: CheckpointStore, curve: Path, monitor: 
 
 
 def _what_follows(trainer: Pretrainer, store: CheckpointStore, resumed: bool) -> str:
+    """What a training says at its start."""
     params, position = trainer.params, trainer.position
     if not params.epochs:
         return "0 epochs, the encoder stays as it was drawn"
     if position.epoch == params.epochs:
-        return (
-            f"trained before with the same parameters, code and data; taken from {store.folder} (make prune forgets it)"
-        )
+        return f"trained before with the same parameters, code and data; taken from {store.folder} (see make prune)"
+    steps = f"{params.epochs} epochs of {trainer.steps_per_epoch} steps of {params.batch_size} images"
+    plan = f"{trainer.method.encoder.name}, {steps} on {trainer.setting}"
     where = f"epoch {position.epoch + 1}, step {position.step + 1} of {trainer.steps_per_epoch}"
-    return (f"going on from the checkpoint at {where}; " if resumed else "") + (
-        f"{trainer.method.encoder.name}, {params.epochs} epochs of {trainer.steps_per_epoch} steps of "
-        f"{params.batch_size} images on {trainer.setting}"
-    )
+    return f"going on from the checkpoint at {where}; {plan}" if resumed else plan
 
 
 def _untrained(trainer: Pretrainer, monitor: Monitor) -> dict[str, Any]:
@@ -91,8 +90,7 @@ def _epoch(trainer: Pretrainer, store: CheckpointStore, progress: StepProgress, 
         position.step += 1
         ended = position.step == trainer.steps_per_epoch
         at_rest = ended or store.due(trainer.machine.checkpoint_minutes, epoch_ends=False)
-        # To look at a number makes the host wait for a GPU, so it is done where it is time to wait: for the estimate
-        # of the time left, at rests. On a CPU the number is there already.
+        # To look at a number makes the host wait for a GPU: only at rests, and for the estimate of the time left.
         if at_rest or progress.estimates_next or torch.device(device).type == "cpu":
             _require_finite(trainer, store)
         progress.advance()

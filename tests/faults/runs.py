@@ -9,10 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.data.store import save_data
-from lib.runtime.files import write_json
-from tests.core_examples import images, pretraining
 from tests.faults.kill_points import run
+from tests.machines import project
 
 SETTINGS = {
     "ENGRAM_DEVICE": "cpu",
@@ -80,12 +78,8 @@ class Run:
 
 
 def new_project(folder: Path, *variants: str, **changes) -> Path:
-    """What pretraining reads: three batches of images, and the resolved parameters of some variants."""
-    for variant in variants:
-        params = pretraining(variant, batch_size=8, **changes)
-        write_json(folder / f"data/variants/{variant}.json", params.as_json())
-    save_data(folder / "data/images.safetensors", images(28, classes=4))
-    return folder
+    """What pretraining reads: three batches of images, params.yaml and the resolved variants."""
+    return project(folder, *variants, count=28, classes=4, batch_size=8, **changes)
 
 
 def written(folder: Path, variant: str) -> dict[str, bytes]:

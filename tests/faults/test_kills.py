@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from lib.core.checkpoint import CheckpointStore
-from lib.runtime.files import write_json
-from tests.core_examples import VARIANTS, pretraining
+from tests.core_examples import VARIANTS
 from tests.faults.runs import Ended, Run, new_project, one_line, strays, written
 
 STATUS = {"KILL": -signal.SIGKILL, "TERM": 143, "INT": 130}
@@ -93,12 +92,11 @@ def test_a_training_stopped_at_many_moments_ends_the_same(tmp_path, reference):
 def test_what_a_training_depends_on_decides_whether_it_goes_on(tmp_path, reference):
     project = new_project(tmp_path / "project", VARIANT)
     stop(project, VARIANT, "KILL", "step#5")
-    params = project / f"data/variants/{VARIANT}.json"
-    kept = params.read_bytes()
-    write_json(params, pretraining(VARIANT, batch_size=8, seed=1).as_json())
-    assert GOING_ON not in finish(project, VARIANT)
-    assert written(project, VARIANT) != reference(VARIANT)
-    params.write_bytes(kept)
+    other = new_project(tmp_path / "other", VARIANT, seed=1)
+    (project / ".checkpoints").rename(other / ".checkpoints")
+    assert GOING_ON not in finish(other, VARIANT)
+    assert written(other, VARIANT) != reference(VARIANT)
+    (other / ".checkpoints").rename(project / ".checkpoints")
     assert f"{GOING_ON}2, step 2 of 3" in finish(project, VARIANT, ENGRAM_CHECKPOINT_MINUTES="5")
     assert written(project, VARIANT) == reference(VARIANT)
 
