@@ -123,8 +123,7 @@ def arrange(names: list[Parts], folders: list[Parts], where: str) -> tuple[list[
         if len(name) != depth or (splits and name[0] not in SPLITS):
             raise UserError(f"{where}: {shown('/'.join(name))} is out of place; allowed: {LAYOUTS}; move or remove it")
     empty = {name for name in folders if len(name) == depth - 1 and (depth == 2 or name[0] in SPLITS)}
-    empty -= {name[:-1] for name in names}
-    if empty:
+    if empty := empty - {name[:-1] for name in names}:
         label = shown("/".join(min(empty)))
         raise UserError(f"{where}: class folder {label} holds no images that can be read; put some in or remove it")
     _check_classes({name[-2] for name in names}, where)
@@ -133,16 +132,13 @@ def arrange(names: list[Parts], folders: list[Parts], where: str) -> tuple[list[
         if odd := sorted({name[1] for name in train} ^ {name[1] for name in test}):
             raise UserError(f"{where}: train and test differ in the classes {_some(odd, 5)}; both need images of each")
         return train, test, False
-    for label, count in Counter(name[0] for name in names).items():
-        if count < 2:
-            raise UserError(f"{where}: class {shown(label)} has one image; add one for test, or remove the class")
-    labels = numpy.unique([name[0] for name in names], return_inverse=True)[1]
-    chosen = stratified(labels, TEST_SHARE, "test split").tolist()
-    return (
-        [names[row] for row in sorted(set(range(len(names))).difference(chosen))],
-        [names[row] for row in chosen],
-        True,
-    )
+    classes, labels = numpy.unique([name[0] for name in names], return_inverse=True)
+    if (counts := numpy.bincount(labels)).min() < 2:
+        label = shown(str(classes[counts.argmin()]))
+        raise UserError(f"{where}: class {label} has one image; add one for test, or remove the class")
+    chosen = set(stratified(labels, TEST_SHARE, "test split").tolist())
+    train, test = ([name for row, name in enumerate(names) if (row in chosen) == tested] for tested in (False, True))
+    return train, test, True
 
 
 def _check_classes(labels: set[str], where: str) -> None:

@@ -109,8 +109,7 @@ def parse(kind: type[T], raw: Any, where: str = "", also: Sequence[str] = ()) ->
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     known = [*fields, *also]
     if not isinstance(raw, Mapping):
-        names = ", ".join(sorted(known))
-        raise UserError(f"params.yaml: {where} is {shown(raw)}; allowed: a block of keys and values ({names})")
+        raise not_allowed(where, shown(raw), f"a block of keys and values ({', '.join(sorted(known))})")
     for key in raw:
         if key not in known:
             raise unknown_key(key, known, where)
@@ -121,6 +120,10 @@ def parse(kind: type[T], raw: Any, where: str = "", also: Sequence[str] = ()) ->
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UserError(f"params.yaml: {join(where, name)} is missing; allowed: {_allowed(field)}; add it")
     return kind(**values)
+
+
+def not_allowed(key: str, value: Any, allowed: str) -> UserError:
+    return UserError(f"params.yaml: {key} is {value}; allowed: {allowed}")
 
 
 def unknown_key(key: Any, known: Iterable[str], where: str = "") -> UserError:
@@ -161,7 +164,7 @@ def _value(field: dataclasses.Field, raw: Any, where: str) -> Any:
             and (rule["choices"] is None or raw in rule["choices"])
         ):
             return kind(raw)
-    raise UserError(f"params.yaml: {where} is {shown(raw)}; allowed: {_allowed(field)}{bound}")
+    raise not_allowed(where, shown(raw), _allowed(field) + bound)
 
 
 def _allowed(field: dataclasses.Field) -> str:

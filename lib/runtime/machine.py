@@ -1,9 +1,7 @@
 """Settings of the machine: where and how fast to compute. They never belong to an experiment.
 
-Read from the environment (ENGRAM_DEVICE, ENGRAM_PROCESSES, ENGRAM_THREADS, ENGRAM_PRECISION,
-ENGRAM_CHECKPOINT_MINUTES, ENGRAM_COMPILE, ENGRAM_TORCHRUN), then from a git-ignored machine.yaml in the
-working folder, then chosen from what the machine has. Where torchrun has started this process already,
-``processes`` is the number that it started on this machine.
+Read from the environment (ENGRAM_DEVICE and so on, by the names of `Machine`), then from a git-ignored machine.yaml in
+the working folder, then chosen from what the machine has.
 """
 
 import ctypes
@@ -12,6 +10,7 @@ import shlex
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from lib.params.spec import load_yaml
 from lib.runtime.errors import UserError
@@ -24,10 +23,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt, as glibc's malloc.h numbers
 class Machine:
     """``precision`` is bf16 (autocast; parameters and losses stay fp32) or fp32.
 
-    ``processes`` of this machine, and those of the others, share one global batch; ``threads`` are per
-    process. ``compile`` is off, on (torch.compile of the encoder) or graphs (CUDA graphs of the forward and the
-    backward pass, for one process); the choice of "auto" is graphs where they can be, else off. Micro-batches do
-    without. ``torchrun`` is what torchrun has to know about several machines (docs/scaling.md), empty for one alone.
+    ``processes`` of all machines share one global batch; ``threads`` are per process. ``compile`` is off, on
+    (torch.compile of the encoder) or graphs (CUDA graphs, for one process and no micro-batches); "auto" is graphs where
+    they can be, else off. ``torchrun`` is what torchrun has to know about several machines (docs/scaling.md).
     ``nodes`` is no setting: the number of machines that torchrun has started processes on.
     """
 
@@ -62,18 +60,20 @@ def read_machine(alone: bool = False) -> Machine:
     for key in written:
         if key not in names:
             raise UserError(f"machine.yaml: unknown key {key}; allowed: {', '.join(names)}")
-    found = {name: os.environ.get(f"ENGRAM_{name.upper()}", written.get(name, "auto")) for name in names}
-    device = _device(str(found["device"]))
-    processes, torchrun = _processes(found["processes"]), _torchrun(found["torchrun"])
+    settings = {name: os.environ.get(f"ENGRAM_{name.upper()}", written.get(name, "auto")) for name in names}
+    device = _device(str(settings["device"]))
+    processes, torchrun = _processes(settings["processes"]), _torchrun(settings["torchrun"])
     several = processes > 1 or bool(torchrun) or launched()
-    _require_devices(device, processes, several)
+    if several and device != "cpu":
+        _require_devices(device, processes)
+    processes = 1 if alone else processes
     machine = Machine(
         device=device,
-        processes=1 if alone else processes,
-        threads=_count("threads", found["threads"], max(1, _processors() // (1 if alone else processes))),
-        precision=_precision(str(found["precision"]), device),
-        checkpoint_minutes=_minutes(found["checkpoint_minutes"]),
-        compile=_compile(found["compile"], device, several),
+        processes=processes,
+        threads=_number("threads", settings["threads"], max(1, _processors() // processes)),
+        precision=_precision(str(settings["precision"]), device),
+        checkpoint_minutes=_number("checkpoint_minutes", settings["checkpoint_minutes"], 10.0, float, 0),
+        compile=_compile(settings["compile"], device, several),
         torchrun=torchrun,
         nodes=int(os.environ["GROUP_WORLD_SIZE"]) if launched() else 1,
     )
@@ -119,6 +119,21 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _not_allowed(name: str, value: object, allowed: str) -> UserError:
+    return UserError(f"machine setting {name} is {value!r}; allowed: {allowed}")
+
+
+def _number(name: str, value: object, usual: float, kind: type = int, low: int = 1) -> Any:
+    try:
+        number = usual if value == "auto" else kind(str(value))
+    except ValueError:
+        number = -1
+    if not number >= low:
+        word = "a whole number" if kind is int else "a number"
+        raise _not_allowed(name, value, f"auto or {word} of at least {low}")
+    return number
+
+
 def _device(value: str) -> str:
     import torch
 
@@ -134,15 +149,13 @@ def _device(value: str) -> str:
 
 def _processes(value: object) -> int:
     """What the setting says, or what torchrun has started on this machine, which must not differ."""
-    count = _count("processes", value, 1)
+    count = _number("processes", value, 1)
     if not launched():
         return count
     started = int(os.environ["LOCAL_WORLD_SIZE"])
     if value != "auto" and count != started:
-        raise UserError(
-            f"machine setting processes is {value!r} while torchrun has started {started} on this machine; "
-            f"allowed: auto or {started}"
-        )
+        found = f"{value!r} while torchrun has started {started} on this machine"
+        raise UserError(f"machine setting processes is {found}; allowed: auto or {started}")
     return started
 
 
@@ -151,19 +164,16 @@ def _torchrun(value: object) -> str:
     try:
         shlex.split(text)
     except ValueError as error:
-        raise UserError(
-            f"machine setting torchrun is {text!r} ({error}); allowed: arguments of torchrun, for example "
-            "--nnodes 2 --node-rank 0 --master-addr node0 --master-port 29500"
-        ) from None
+        example = "--nnodes 2 --node-rank 0 --master-addr node0 --master-port 29500"
+        allowed = f"arguments of torchrun, for example {example}"
+        raise UserError(f"machine setting torchrun is {text!r} ({error}); allowed: {allowed}") from None
     return text
 
 
-def _require_devices(device: str, processes: int, several: bool) -> None:
+def _require_devices(device: str, processes: int) -> None:
     """On CUDA every process needs a device of its own."""
     import torch
 
-    if device == "cpu" or not several:
-        return
     if device != "cuda" or processes > torch.cuda.device_count():
         raise UserError(
             f"machine setting processes is {processes} with device {device!r}; allowed: device 'cuda' and "
@@ -171,50 +181,27 @@ def _require_devices(device: str, processes: int, several: bool) -> None:
         )
 
 
-def _count(name: str, value: object, auto: int) -> int:
-    if value == "auto":
-        return auto
-    try:
-        count = int(str(value))
-    except ValueError:
-        count = 0
-    if count < 1:
-        raise UserError(f"machine setting {name} is {value!r}; allowed: auto or a whole number of at least 1")
-    return count
-
-
-def _minutes(value: object) -> float:
-    try:
-        minutes = 10.0 if value == "auto" else float(str(value))
-    except ValueError:
-        minutes = -1.0
-    if not minutes >= 0:
-        raise UserError(f"machine setting checkpoint_minutes is {value!r}; allowed: auto or a number of at least 0")
-    return minutes
-
-
 def _compile(value: object, device: str, several: bool) -> str:
-    words = {"True": "on", "False": "off"}  # YAML reads on and off as true and false
-    chosen = words.get(str(value), str(value))
+    value = {"True": "on", "False": "off"}.get(str(value), str(value))  # as YAML reads on and off
     graphs = device != "cpu" and not several
-    if chosen == "auto":
+    if value == "auto":
         return "graphs" if graphs else "off"
-    if chosen not in ("off", "on", "graphs"):
-        raise UserError(f"machine setting compile is {value!r}; allowed: auto, off, on, graphs")
-    if chosen == "graphs" and not graphs:
+    if value not in ("off", "on", "graphs"):
+        raise _not_allowed("compile", value, "auto, off, on, graphs")
+    if value == "graphs" and not graphs:
         reason = f"device {device!r}" if device == "cpu" else "several processes"
         raise UserError(
             f"machine setting compile is 'graphs' with {reason}; CUDA graphs need a CUDA device and one "
             "process: allowed: auto, off, on"
         )
-    return chosen
+    return value
 
 
 def _precision(value: str, device: str) -> str:
     import torch
 
     if value not in ("auto", "fp32", "bf16"):
-        raise UserError(f"machine setting precision is {value!r}; allowed: auto, fp32, bf16")
+        raise _not_allowed("precision", value, "auto, fp32, bf16")
     if value != "auto":
         return value
     if torch.device(device).type == "cuda":
