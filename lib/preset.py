@@ -92,12 +92,14 @@ def apply_preset(name: str, settings: list[str], params: Path = PARAMS_FILE, fol
     return lines or ["no change"]
 
 
+def add_settings(parser: argparse.ArgumentParser, about: str) -> None:
+    parser.add_argument("-S", dest="settings", metavar="key=value", action="append", default=[], help=about)
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m lib preset", description="Copy a preset to params.yaml.")
     parser.add_argument("name", nargs="?", help="without one, the presets are listed")
-    parser.add_argument(
-        "-S", dest="settings", metavar="key=value", action="append", default=[], help="one more value; may be repeated"
-    )
+    add_settings(parser, "one more value; may be repeated")
     chosen = parser.parse_args(arguments)
     if chosen.name is None:
         print("\n".join(f"{name:8}{describe(name)}" for name in preset_names()))

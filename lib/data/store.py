@@ -107,7 +107,7 @@ def save_data(path: Path, data: ImageData) -> None:
 def load_data(path: Path = IMAGES_FILE) -> ImageData:
     """The data file that the download stage wrote; a UserError says that it is missing, damaged or another file."""
     tensors, about = read_tensors(path)
-    if tensors.keys() != set(TENSORS) or not ABOUT <= about.keys():
+    if tensors.keys() != set(TENSORS) or not about.keys() >= ABOUT:
         raise UserError(f"{path} is not a data file of this version; delete it and run dvc repro")
     return ImageData(**tensors, about=about)
 

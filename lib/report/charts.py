@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.report.figures import COLORS, draw_line, readable
-from lib.report.records import Groups, Record, confusion_counts, ranked
+from lib.report.records import Groups, Record, confusion_counts, percent_of_actual, ranked
 from lib.report.tables import measures
 
 LOOKS = {"top1": ("#0072B2", "o"), "knn": ("#56B4E9", "s"), "study_top1": ("#E69F00", "^")}
@@ -141,8 +141,7 @@ def confusion_figure(groups: Groups) -> Figure:
     figure = Figure(figsize=(1.6 + side * columns, 0.7 + side * down))
     panels = figure.subplots(down, columns, squeeze=False)
     for number, (panel, (name, members)) in enumerate(zip(panels.flat, groups.items())):
-        counts = confusion_counts(members)
-        percent = 100 * counts / counts.sum(1, keepdims=True).clip(1)
+        percent = percent_of_actual(confusion_counts(members))
         image = panel.imshow(percent, cmap="Blues", vmin=0, vmax=100)
         panel.set_title(name, loc="left", fontsize=10 if columns < 4 else 8)
         panel.spines[:].set_visible(False)

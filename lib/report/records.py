@@ -1,6 +1,6 @@
 """What the report knows of one variant: the one reader of the files that earlier stages wrote."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pandas
 
 from lib.params.pretraining import Optimizer, Pretraining
 from lib.runtime.errors import UserError
-from lib.runtime.files import read_about, read_arrays, read_json
+from lib.runtime.files import read_about, read_arrays, read_json, require_file
 
 KINDS = ("trained with labels", "trained without labels", "untrained")  # ceilings, what is compared, floors
 CODE = ("active", "centroid", "centroid_code", "usage_entropy", "pattern_entropy", "unused")  # of binary codes
@@ -38,10 +38,10 @@ Groups = dict[str, list[Record]]  # replicates, which differ in their seed alone
 
 def replicates(records: Iterable[Record]) -> Groups:
     """The groups in the order of their first variants."""
-    found: Groups = {}
+    groups: Groups = {}
     for record in records:
-        found.setdefault(record.pretraining.replicate_key(), []).append(record)
-    return {members[0].variant: members for members in found.values()}
+        groups.setdefault(record.pretraining.replicate_key(), []).append(record)
+    return {members[0].variant: members for members in groups.values()}
 
 
 def ranked(groups: Groups) -> Groups:
@@ -64,8 +64,7 @@ def read_record(variant: str, root: Path = Path()) -> Record:
     arrays = read_arrays(root / f"data/scores/{variant}.npz")
     about = read_about(root / f"data/encoders/{variant}.safetensors")
     curve = root / f"plots/curves/{variant}.csv"
-    if not curve.is_file():
-        raise UserError(f"{curve} does not exist; the stage that writes it has not run: dvc repro")
+    require_file(curve)
     try:
         params = Pretraining.from_json(about["pretraining"])
         rows = [_row(variant, latent, scores, about, params) for latent in scores["latents"]]
@@ -118,10 +117,14 @@ def optimizer_words(optimizer: Optimizer) -> str:
     return words
 
 
-def confusion_counts(records: Iterable[Record]) -> numpy.ndarray:
+def confusion_counts(records: Sequence[Record]) -> numpy.ndarray:
     """Test images [C, C] of the main latent's probe, summed: rows are the actual class, columns the predicted."""
-    records = list(records)
     counts = numpy.zeros((len(records[0].classes),) * 2, dtype=int)
     for record in records:
         numpy.add.at(counts, (record.labels, record.predictions), 1)
     return counts
+
+
+def percent_of_actual(counts: numpy.ndarray) -> numpy.ndarray:
+    """`confusion_counts` [C, C] as percent of each actual class; zeros for a class without test images."""
+    return 100 * counts / counts.sum(1, keepdims=True).clip(1)

@@ -178,11 +178,15 @@ def read_about(path: Path) -> dict[str, Any]:
         return about
 
 
+def require_file(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; the stage that writes it has not run: dvc repro")
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Turn what reading a missing, closed or damaged file raises into one line."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; the stage that writes it has not run: dvc repro")
+    require_file(path)
     try:
         yield
     except PermissionError as error:
