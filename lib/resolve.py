@@ -62,13 +62,12 @@ def code_digests(params: Pretraining) -> dict[str, str]:
     """sha256 of the variant's method, its encoder, and what they import of `OWN_CODE`, by path."""
     waiting = [f"lib/methods/{params.method}.py", "lib/methods/__init__.py"]
     waiting += [f"lib/encoders/{params.encoder}.py"] if params.encoder else []
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     while waiting:
-        path = waiting.pop()
-        if path not in found:
-            found[path], imported = _digest_and_imports(path)
+        if (path := waiting.pop()) not in digests:
+            digests[path], imported = _digest_and_imports(path)
             waiting += imported
-    return dict(sorted(found.items()))
+    return dict(sorted(digests.items()))
 
 
 @cache
@@ -81,32 +80,24 @@ def _digest_and_imports(path: str) -> tuple[str, list[str]]:
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.update((node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
-    places = {
-        place for name in names for place in (name.replace(".", "/") + ".py", name.replace(".", "/") + "/__init__.py")
-    }
-    return hashlib.sha256(content).hexdigest(), sorted(
-        place for place in places if place.startswith(OWN_CODE) and (ROOT / place).is_file()
-    )
+    paths = {name.replace(".", "/") + end for name in names for end in (".py", "/__init__.py")}
+    own = sorted(path for path in paths if path.startswith(OWN_CODE) and (ROOT / path).is_file())
+    return hashlib.sha256(content).hexdigest(), own
 
 
 def check_against_data(experiment: Experiment, about: dict[str, Any], processes: int = 1) -> None:
-    """Hold the numbers of all stages against the data, before any of them has spent hours.
-
-    Args:
-        about: the record beside the images (`lib.data.store`): its counts, classes and name.
+    """Hold the numbers of all stages against the data, whose record is ``about``, before any has spent hours.
 
     Raises:
         UserError: all that does not fit, in one list.
     """
     counts, classes = about["counts"], len(about["classes"])
     fitting, problems = counts["train"] - counts["validation"], []
-    if experiment.knn.k > fitting:
-        problems.append(f"knn.k is {experiment.knn.k}; allowed: at most {fitting}, the images that it is chosen on")
+    if (k := experiment.knn.k) > fitting:
+        problems.append(f"knn.k is {k}; allowed: at most {fitting}, the images that it is chosen on")
     points = min(experiment.tsne.points, counts["test"])
-    if experiment.tsne.perplexity >= points:
-        problems.append(
-            f"tsne.perplexity is {experiment.tsne.perplexity:g}; allowed: below {points}, the test images drawn"
-        )
+    if (perplexity := experiment.tsne.perplexity) >= points:
+        problems.append(f"tsne.perplexity is {perplexity:g}; allowed: below {points}, the test images drawn")
     for params in experiment.variants.values():
         try:
             check_batch(params, counts["train"], processes)
@@ -125,7 +116,7 @@ def write_variants(variants: dict[str, dict[str, Any]], folder: Path = VARIANTS)
 
 
 def read_variant(variant: str, folder: Path = VARIANTS) -> dict[str, Any]:
-    """One variant's JSON as the stage `resolve` wrote it; `Pretraining.from_json` takes it without its ``code``.
+    """One variant's JSON as the stage `resolve` wrote it, for `Pretraining.from_json`.
 
     Raises:
         UserError: there is none, or params.yaml or the variant's code has changed since.

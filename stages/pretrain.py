@@ -24,7 +24,7 @@ def main(variant: str) -> None:
     from lib.runtime.seeds import generator
 
     stored, machine = read_variant(variant), read_machine()
-    params = Pretraining.from_json({key: value for key, value in stored.items() if key != "code"})
+    params = Pretraining.from_json(stored)
     store = CheckpointStore(variant, fingerprint(stored, read_about(IMAGES_FILE)["checksum"]))
     processes.start(machine, "stages.pretrain", [variant])
     data = load_data(IMAGES_FILE)

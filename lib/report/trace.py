@@ -29,10 +29,8 @@ def trace(path: str, root: Path = Path()) -> list[str]:
     stages = load_yaml(root / LOCK)["stages"]
     names = _writers(stages, path)
     if not names:
-        raise UserError(
-            f"{LOCK} knows no stage that wrote {path}; "
-            "name an output as dvc.yaml has it, for example metrics/simclr.json"
-        )
+        how = "name an output as dvc.yaml has it, for example metrics/simclr.json"
+        raise UserError(f"{LOCK} knows no stage that wrote {path}; {how}")
     lines = []
     for name in names:  # grows by the stages before
         stage = stages[name]
@@ -41,10 +39,8 @@ def trace(path: str, root: Path = Path()) -> list[str]:
             file = root / written["path"]
             # one that is only in DVC's cache may be absent
             if file.is_file() and hashlib.md5(file.read_bytes()).hexdigest() != written["md5"]:
-                raise UserError(
-                    f"{written['path']} is not what {name} wrote by {LOCK}; "
-                    "it was changed by hand, or the stage's run was not finished: dvc repro"
-                )
+                why = "it was changed by hand, or the stage's run was not finished: dvc repro"
+                raise UserError(f"{written['path']} is not what {name} wrote by {LOCK}; {why}")
             lines += [f"  wrote {written['path']}  md5 {written['md5']}", *_about(file)]
         for dep in stage.get("deps", []):
             lines.append(f"  read  {dep['path']}  md5 {dep['md5']}")
@@ -69,9 +65,8 @@ def _about(path: Path) -> list[str]:
         return []
     about = read_about(path)
     data = about.get("data", about)
-    found = {"data": f"{data.get('dataset')}, checksum {data.get('checksum')}"}
-    found |= {key: json.dumps(about[key]) for key in ("versions", "pretraining") if key in about}
-    return [f"  {key}: {value}" for key, value in found.items()]
+    lines = [f"  data: {data.get('dataset')}, checksum {data.get('checksum')}"]
+    return lines + [f"  {key}: {json.dumps(about[key])}" for key in ("versions", "pretraining") if key in about]
 
 
 def main(arguments: list[str]) -> None:
