@@ -7,7 +7,6 @@ what changed in code and data. Nothing is written.
 import argparse
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
@@ -23,10 +22,11 @@ from lib.params.spec import PARAMS_FILE, load_yaml, read_yaml
 from lib.preset import add_settings, differences, with_settings
 from lib.resolve import VARIANTS, resolve
 from lib.runtime.errors import UserError
-from lib.runtime.files import read_json
+from lib.runtime.files import overlap, read_json
 from lib.runtime.progress import duration
+from lib.runtime.stage import times_folder
 
-TIMES = Path(os.environ.get("DVC_ROOT", ".")) / ".times"  # of this machine, by stage; git-ignored
+TIMES = times_folder()
 
 
 @dataclass
@@ -68,11 +68,7 @@ def _filled(entries: list[Any], slots: Mapping[str, str]) -> list[str]:
 
 
 def plan(raw: dict[str, Any], experiment: Experiment) -> tuple[list[Stage], list[str]]:
-    """The stages that ``dvc repro`` would run with a loaded params.yaml, in its order; and the variants that stay.
-
-    Raises:
-        UserError: an option that a method does not have, or DVC cannot read the project.
-    """
+    """The stages that ``dvc repro`` would run with a loaded params.yaml, in its order; and the variants that stay."""
     variants, stages = resolve(experiment), stages_of(load_yaml(Path("dvc.yaml")), raw)
     recorded = load_yaml(Path("dvc.lock"))["stages"] if Path("dvc.lock").is_file() else {}
     status = _dvc_status()
@@ -111,7 +107,7 @@ def _from_status(found: list[Any], stages: list[Stage]) -> list[str]:
     lines = [words for words in found if isinstance(words, str)]
     for changes in (words for words in found if not isinstance(words, str)):
         deps = changes.get("changed deps", {}).items()
-        lines += [f"{path} {state}" for path, state in deps if not any(_overlap(path, out) for out in made)]
+        lines += [f"{path} {state}" for path, state in deps if not any(overlap(path, out) for out in made)]
         lines += [f"{path} {state}" for path, state in changes.get("changed outs", {}).items()]
     return lines
 
@@ -133,11 +129,7 @@ def _changed_json(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[s
 
 
 def _feeds(earlier: Stage, later: Stage) -> bool:
-    return any(_overlap(dep, out) for dep in later.deps for out in earlier.outs)
-
-
-def _overlap(path: str, other: str) -> bool:
-    return Path(path).is_relative_to(other) or Path(other).is_relative_to(path)
+    return any(overlap(dep, out) for dep in later.deps for out in earlier.outs)
 
 
 def seconds(stage: Stage, epochs: Mapping[str, int]) -> float | None:

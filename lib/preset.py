@@ -30,11 +30,7 @@ def describe(name: str, folder: Path = FOLDER) -> str:
 
 
 def with_settings(text: str, settings: list[str]) -> str:
-    """The text of a params.yaml with ``key=value`` settings; keys are dotted, values are YAML.
-
-    Raises:
-        UserError: a setting that is none, or a key that the text does not have.
-    """
+    """The text of a params.yaml with ``key=value`` settings; keys are dotted and must be there, values are YAML."""
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 4096
     params = yaml.load(text)
@@ -73,11 +69,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def apply_preset(name: str, settings: list[str], params: Path = PARAMS_FILE, folder: Path = FOLDER) -> list[str]:
-    """Write the preset with ``settings`` to ``params``; returns what is said about it.
-
-    Raises:
-        UserError: no such preset, or a setting that is refused; nothing is written.
-    """
+    """Write the preset with ``settings`` to ``params``, unless one is refused; returns what is said about it."""
     if name not in preset_names(folder):
         raise UserError(f"there is no preset {shown(name)}; presets: {', '.join(preset_names(folder))}")
     text = with_settings((folder / f"{name}.yaml").read_text(), settings)

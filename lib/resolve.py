@@ -29,11 +29,7 @@ OWN_CODE = ("lib/methods", "lib/encoders")  # digested for each variant; dvc.yam
 
 
 def resolve(experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """Every variant's JSON by name.
-
-    Raises:
-        UserError: an option that a method does not have, or one that changes nothing.
-    """
+    """Every variant's JSON by name; refused: an option that a method does not have, or one that changes nothing."""
     variants = {name: resolve_variant(experiment, name) for name in experiment.variants}
     if not any("gamma" in stored for stored in variants.values()):
         require_default("gamma", experiment.shared.gamma, Shared().gamma, "these variants", "give a variant a term")
@@ -88,8 +84,7 @@ def _digest_and_imports(path: str) -> tuple[str, list[str]]:
 def check_against_data(experiment: Experiment, about: dict[str, Any], processes: int = 1) -> None:
     """Hold the numbers of all stages against the data, whose record is ``about``, before any has spent hours.
 
-    Raises:
-        UserError: all that does not fit, in one list.
+    A UserError tells all that does not fit, in one list.
     """
     counts, classes = about["counts"], len(about["classes"])
     fitting, problems = counts["train"] - counts["validation"], []
@@ -118,8 +113,7 @@ def write_variants(variants: dict[str, dict[str, Any]], folder: Path = VARIANTS)
 def read_variant(variant: str, folder: Path = VARIANTS) -> dict[str, Any]:
     """One variant's JSON as the stage `resolve` wrote it, for `Pretraining.from_json`.
 
-    Raises:
-        UserError: there is none, or params.yaml or the variant's code has changed since.
+    A UserError says that there is none, or that params.yaml or the variant's code has changed since.
     """
     experiment = read_experiment()
     if variant not in experiment.variants:

@@ -32,11 +32,7 @@ class Experiment:
 
 
 def read_experiment(path: Path = PARAMS_FILE) -> Experiment:
-    """All of params.yaml.
-
-    Raises:
-        UserError: the first thing wrong anywhere in it.
-    """
+    """All of params.yaml; a UserError tells the first thing wrong anywhere in it."""
     return parse_experiment(load_yaml(path))
 
 

@@ -122,8 +122,7 @@ class Pretraining:
     def from_json(cls, stored: Mapping[str, Any]) -> "Pretraining":
         """Back from `as_json`, or from a variant's file, which has the digests of its code too.
 
-        Raises:
-            KeyError, TypeError: what is stored is of another version.
+        A KeyError or TypeError says that what is stored is of another version.
         """
         usual: dict[str, Any] = {key: getattr(Shared(), key) for key in UNTRAINED}
         own = {key: BLOCKS[key](**value) if key in BLOCKS else value for key, value in stored.items() if key != "code"}

@@ -71,9 +71,7 @@ def load_yaml(path: Path, may_be_empty: bool = False) -> dict[str, Any]:
 def read_yaml(text: str | bytes, where: str) -> Any:
     """The value of a YAML text; ``where`` names it in errors.
 
-    Raises:
-        UserError: not YAML, a tag that is not plain YAML's, a key that comes twice, or text that looks like a
-            date or a number and is none.
+    Refused: a tag that is not plain YAML's, a key that comes twice, text that looks like a date or number and is none.
     """
     try:
         return yaml.load(text, Loader=Loader)
@@ -101,10 +99,8 @@ def param(
 def parse(kind: type[T], raw: Any, where: str = "", also: Sequence[str] = ()) -> T:
     """Fill dataclass ``kind`` from the mapping ``raw``; ``where`` is its place in params.yaml.
 
-    ``also`` are keys that may be there and are read elsewhere.
-
-    Raises:
-        UserError: an unknown or missing key, a wrong type or a value that is not allowed.
+    ``also`` are keys that may be there and are read elsewhere. Refused: an unknown or missing key, a wrong type, a
+    value that is not allowed.
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     known = [*fields, *also]

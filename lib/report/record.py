@@ -31,11 +31,8 @@ LARGEST = 400_000  # bytes of a picture that git keeps for ever
 def write_record(name: str, title: str, about: str, root: Path = Path(), notes: str = "") -> list[str]:
     """Copy the run in ``root`` to docs/results/``name``; returns lines that say what was done.
 
-    ``notes``: Markdown that the page has before its tables. All checks come before the first write.
-
-    Raises:
-        UserError: ``name`` is no plain folder name, the run is not finished, its code differs from the commit or has
-            none, or ``images_path`` is absolute.
+    ``notes``: Markdown that the page has before its tables. Refused before the first write: a ``name`` that is no plain
+    folder name, a run that is not finished, code that differs from the commit or has none, an absolute ``images_path``.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f"{name!r} is not a usable name; allowed: letters, digits, ., _ and -, as in 2026-01-31-digits")

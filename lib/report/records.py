@@ -55,11 +55,7 @@ def ranked(groups: Groups) -> Groups:
 
 
 def read_record(variant: str, root: Path = Path()) -> Record:
-    """Everything about ``variant`` below the project's folder ``root``.
-
-    Raises:
-        UserError: a file is missing, damaged, or of another version.
-    """
+    """Everything about ``variant`` below ``root``; a UserError says that a file is missing, damaged or older."""
     scores = read_json(root / f"data/scores/{variant}.json")
     arrays = read_arrays(root / f"data/scores/{variant}.npz")
     about = read_about(root / f"data/encoders/{variant}.safetensors")
@@ -72,10 +68,8 @@ def read_record(variant: str, root: Path = Path()) -> Record:
         labels, predictions = arrays["labels"], arrays[rows[0]["latent"]]
         return Record(variant, params, kind, rows, scores["classes"], labels, predictions, pandas.read_csv(curve))
     except (KeyError, TypeError) as error:
-        raise UserError(
-            f"the files of variant {variant} under data/ are of another version ({error}); "
-            f"dvc repro -f linear@{variant}"
-        ) from None
+        what = f"the files of variant {variant} under data/ are of another version ({error})"
+        raise UserError(f"{what}; dvc repro -f linear@{variant}") from None
 
 
 def _row(variant: str, latent: str, scores: Any, about: Any, params: Pretraining) -> dict[str, Any]:
@@ -102,14 +96,14 @@ def _row(variant: str, latent: str, scores: Any, about: Any, params: Pretraining
         "epochs": params.epochs,
         "batch_size": params.batch_size if params.epochs else None,
         "gamma": params.gamma,
-        "optimizer": optimizer_words(params.optimizer) if params.epochs else None,
+        "optimizer": _optimizer(params.optimizer) if params.epochs else None,
         "parameters": about["parameters"]["total"],
         "width": numbers["width"],
         **{key: numbers.get("code", {}).get(key) for key in CODE},
     }
 
 
-def optimizer_words(optimizer: Optimizer) -> str:
+def _optimizer(optimizer: Optimizer) -> str:
     """For example ``adam 0.001, cosine, 1 warm-up epoch``."""
     words = f"{optimizer.name} {optimizer.lr:g}, {optimizer.schedule}"
     if optimizer.warmup_epochs:

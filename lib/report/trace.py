@@ -13,7 +13,7 @@ from typing import Any
 from lib.params.spec import load_yaml
 from lib.report.show import say
 from lib.runtime.errors import UserError
-from lib.runtime.files import read_about
+from lib.runtime.files import overlap, read_about
 
 LOCK = Path("dvc.lock")
 
@@ -21,8 +21,7 @@ LOCK = Path("dvc.lock")
 def trace(path: str, root: Path = Path()) -> list[str]:
     """Lines that tell the history of one output of the pipeline.
 
-    Raises:
-        UserError: no stage wrote the file, or it or one of its sources is not what dvc.lock records.
+    A UserError says that no stage wrote it, or that it or one of its sources is not what dvc.lock records.
     """
     if not (root / LOCK).is_file():
         raise UserError(f"{LOCK} does not exist: no stage has run; dvc repro")
@@ -52,11 +51,8 @@ def trace(path: str, root: Path = Path()) -> list[str]:
 
 def _writers(stages: dict[str, Any], path: str) -> list[str]:
     """The stages that wrote ``path``, the folder that it is in, or something in it."""
-
-    def meets(written: str) -> bool:
-        return written == path or path.startswith(f"{written}/") or written.startswith(f"{path}/")
-
-    return [name for name, stage in stages.items() if any(meets(out["path"]) for out in stage.get("outs", []))]
+    outs = {name: [out["path"] for out in stage.get("outs", [])] for name, stage in stages.items()}
+    return [name for name, paths in outs.items() if any(overlap(path, out) for out in paths)]
 
 
 def _about(path: Path) -> list[str]:

@@ -46,10 +46,8 @@ class Machine:
 
 def read_machine(alone: bool = False) -> Machine:
     """The resolved settings; also sets torch's thread count, and strict fp32 where it is chosen, for this process.
-    ``alone``: for a stage that is one process, whatever `processes` says, and has all threads.
-
-    Raises:
-        UserError: an unknown key, or a value that this machine cannot honour.
+    ``alone``: for a stage that is one process, whatever `processes` says, and has all threads. A UserError names an
+    unknown key, or a value that this machine cannot honor.
     """
     import torch
 
