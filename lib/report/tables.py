@@ -132,12 +132,14 @@ def cells(table: pandas.DataFrame, columns: Iterable[str]) -> list[list[str]]:
 
 
 def _cell(row: pandas.Series, key: str) -> str:
-    value, deviation = row[key], row.get(f"{key}_sd")
-    if pandas.isna(value):
-        return "-"
-    form = ".2f" if key in PERCENT or key.startswith("centroid") else ".3g" if isinstance(value, float) else ""
-    form = ",.0f" if key in WHOLE else form
-    return f"{value:{form}}" + ("" if pandas.isna(deviation) else f" ± {deviation:{form}}")
+    form = ".2f" if key in PERCENT or key.startswith("centroid") else ".3g" if isinstance(row[key], float) else ""
+    return "-" if pandas.isna(row[key]) else with_deviation(row, key, ",.0f" if key in WHOLE else form)
+
+
+def with_deviation(row: pandas.Series, key: str, form: str) -> str:
+    """A value of `summary`, and ``±`` its deviation where there is one."""
+    deviation = row.get(f"{key}_sd")
+    return f"{row[key]:{form}}" + ("" if pandas.isna(deviation) else f" ± {deviation:{form}}")
 
 
 def accuracy_table(table: pandas.DataFrame, order: Iterable[str]) -> pandas.DataFrame:
