@@ -45,10 +45,9 @@ def resolve_variant(experiment: Experiment, name: str) -> dict[str, Any]:
     if not params.epochs:
         unread |= {*UNTRAINED, "gamma"}
     if without_effect := sorted(unread & experiment.own[name]):
-        raise UserError(
-            f"params.yaml: variants.{name}.{without_effect[0]} has no effect: the method {params.method} with these "
-            f"options{'' if params.epochs else ' and 0 epochs'} does not read it; remove it"
-        )
+        reader = f"the method {params.method} with these options{'' if params.epochs else ' and 0 epochs'}"
+        where = f"variants.{name}.{without_effect[0]}"
+        raise UserError(f"params.yaml: {where} has no effect: {reader} does not read it; remove it")
     left_out: dict[str, Any] = {key: None for key in ("encoder", "gamma") if key in unread}
     stored = replace(params, options=asdict(options), **left_out).as_json()
     return {**stored, "code": code_digests(params if "encoder" in stored else replace(params, encoder=None))}

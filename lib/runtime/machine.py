@@ -62,13 +62,17 @@ def read_machine(alone: bool = False) -> Machine:
     device = _device(str(settings["device"]))
     processes, torchrun = _processes(settings["processes"]), _torchrun(settings["torchrun"])
     several = processes > 1 or bool(torchrun) or launched()
-    if several and device != "cpu":
-        _require_devices(device, processes)
+    # on CUDA every process needs a device of its own
+    if several and device != "cpu" and (device != "cuda" or processes > torch.cuda.device_count()):
+        allowed = f"device 'cuda' and at most its {torch.cuda.device_count()} device(s)"
+        raise UserError(f"machine setting processes is {processes} with device {device!r}; allowed: {allowed}")
     processes = 1 if alone else processes
+    # how many this process may use, not how many the machine has
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     machine = Machine(
         device=device,
         processes=processes,
-        threads=_number("threads", settings["threads"], max(1, _processors() // processes)),
+        threads=_number("threads", settings["threads"], max(1, processors // processes)),
         precision=_precision(str(settings["precision"]), device),
         checkpoint_minutes=_number("checkpoint_minutes", settings["checkpoint_minutes"], 10.0, float, 0),
         compile=_compile(settings["compile"], device, several),
@@ -100,21 +104,13 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def autocast(machine: Machine):
-    """Autocast to the machine's precision.
-
-    On a CPU without autocast's cache: a weight that is used several times, as by two views, then has its gradients
-    added up in fp32, and not in bf16.
-    """
+    """Autocast to the machine's precision."""
     import torch
 
     kind = torch.device(machine.device).type
+    # On a CPU without the cache: the gradients of a weight that two views use are then added up in fp32, not in bf16.
     with torch.autocast(kind, dtype=torch.bfloat16, enabled=machine.precision == "bf16", cache_enabled=kind != "cpu"):
         yield
-
-
-def _processors() -> int:
-    """How many processors this process may use; not how many the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _not_allowed(name: str, value: object, allowed: str) -> UserError:
@@ -168,17 +164,6 @@ def _torchrun(value: object) -> str:
     return text
 
 
-def _require_devices(device: str, processes: int) -> None:
-    """On CUDA every process needs a device of its own."""
-    import torch
-
-    if device != "cuda" or processes > torch.cuda.device_count():
-        raise UserError(
-            f"machine setting processes is {processes} with device {device!r}; allowed: device 'cuda' and "
-            f"at most its {torch.cuda.device_count()} device(s)"
-        )
-
-
 def _compile(value: object, device: str, several: bool) -> str:
     value = {"True": "on", "False": "off"}.get(str(value), str(value))  # as YAML reads on and off
     graphs = device != "cpu" and not several
@@ -188,10 +173,8 @@ def _compile(value: object, device: str, several: bool) -> str:
         raise _not_allowed("compile", value, "auto, off, on, graphs")
     if value == "graphs" and not graphs:
         reason = f"device {device!r}" if device == "cpu" else "several processes"
-        raise UserError(
-            f"machine setting compile is 'graphs' with {reason}; CUDA graphs need a CUDA device and one "
-            "process: allowed: auto, off, on"
-        )
+        need = "CUDA graphs need a CUDA device and one process: allowed: auto, off, on"
+        raise UserError(f"machine setting compile is 'graphs' with {reason}; {need}")
     return value
 
 
