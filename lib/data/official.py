@@ -44,15 +44,16 @@ def read_official(dataset: str, size: int) -> RawDataset:
         stale = [] if check_integrity(meta, published.meta["md5"]) else [*meta.parent.glob("*")]
     train, test = _fetched(published, name, root, stale)
     provenance: dict[str, Any] = {"archive_checksum": {file: f"md5:{md5}" for file, md5 in files}}
-    arrays = []
+    images, labels = [], []
     for part in (train, test):
         # MNIST's are [N, 28, 28], CIFAR's [N, 32, 32, 3] -> [N, 3, 32, 32]
-        images = part.data.numpy() if dataset == "mnist" else part.data.transpose(0, 3, 1, 2)
-        if (side := images.shape[-1]) != size:
+        pixels = part.data.numpy() if dataset == "mnist" else part.data.transpose(0, 3, 1, 2)
+        if (side := pixels.shape[-1]) != size:
             provenance["resized"] = f"from {side}x{side}, {RESIZING}"
-        arrays += [square_all(images, size), numpy.asarray(part.targets, numpy.int64)]
+        images.append(square_all(pixels, size))
+        labels.append(numpy.asarray(part.targets, numpy.int64))
     classes = [label.split(" - ")[0] for label in train.classes]  # MNIST's are "0 - zero", ...
-    return RawDataset(*arrays, classes, f"{name}, official", provenance)
+    return RawDataset(images[0], labels[0], images[1], labels[1], classes, f"{name}, official", provenance)
 
 
 def _in_project(path: Path | str) -> Path:

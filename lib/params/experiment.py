@@ -69,10 +69,8 @@ def _transfer_variants(names: Any, known: list[str]) -> tuple[str, ...]:
 def _check(experiment: Experiment) -> None:
     dataset, tsne, linear = experiment.dataset, experiment.tsne, experiment.linear
     if experiment.transfer_variants and dataset.image_size < SMALLEST_TRANSFER:
-        raise UserError(
-            f"params.yaml: image_size is {dataset.image_size}; allowed with transfer.variants: at least "
-            f"{SMALLEST_TRANSFER}"
-        )
+        least = f"allowed with transfer.variants: at least {SMALLEST_TRANSFER}"
+        raise UserError(f"params.yaml: image_size is {dataset.image_size}; {least}")
     if tsne.perplexity >= tsne.points:
         raise not_allowed("tsne.perplexity", f"{tsne.perplexity:.12g}", f"below tsne.points ({tsne.points})")
     for key in ("images_path", "on_bad_image") if dataset.dataset != "images" else ():
@@ -107,6 +105,5 @@ def require_default(key: str, value: Any, usual: Any, where: str, remedy: str) -
     """An option that changes nothing is a slip: whoever set it to other than ``usual`` expects otherwise."""
     if value != usual:
         given = f"{value:g}" if isinstance(usual, float) else shown(value)
-        raise UserError(
-            f"params.yaml: {key} is {given}, which has no effect with {where}; {remedy}, or {key} to {usual}"
-        )
+        unread = f"{key} is {given}, which has no effect with {where}"
+        raise UserError(f"params.yaml: {unread}; {remedy}, or {key} to {usual}")

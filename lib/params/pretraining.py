@@ -192,10 +192,8 @@ def _shared(raw: Mapping[str, Any], block: dict[str, Any], where: str) -> Shared
         allowed = f"at most epochs ({params.epochs})"
         raise not_allowed(place("optimizer.warmup_epochs"), optimizer.warmup_epochs, allowed)
     if optimizer.name != "lars" and optimizer.trust != Optimizer.trust:
-        raise UserError(
-            f"params.yaml: {place('optimizer.trust')} is {optimizer.trust}, which has no effect with "
-            f"{optimizer.name}; set optimizer.name to lars, or trust to {Optimizer.trust}"
-        )
+        unread = f"{place('optimizer.trust')} is {optimizer.trust}, which has no effect with {optimizer.name}"
+        raise UserError(f"params.yaml: {unread}; set optimizer.name to lars, or trust to {Optimizer.trust}")
     return params
 
 

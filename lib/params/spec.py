@@ -124,10 +124,8 @@ def not_allowed(key: str, value: Any, allowed: str) -> UserError:
 
 def unknown_key(key: Any, known: Iterable[str], where: str = "") -> UserError:
     known = sorted(known)
-    return UserError(
-        f"params.yaml: unknown key {join(where, key)}{nearest(key, known)}; allowed here: {', '.join(known)}; "
-        "rename or remove it"
-    )
+    unknown = f"unknown key {join(where, key)}{nearest(key, known)}"
+    return UserError(f"params.yaml: {unknown}; allowed here: {', '.join(known)}; rename or remove it")
 
 
 def nearest(word: Any, known: Iterable[str]) -> str:
