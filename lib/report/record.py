@@ -62,10 +62,9 @@ def _require_finished(root: Path) -> None:
     experiment = read_experiment(root / "params.yaml")
     images = experiment.dataset.images_path
     if Path(images).expanduser().is_absolute() or PureWindowsPath(images).is_absolute():
-        raise UserError(
-            "params.yaml: images_path is absolute, and a record must not name one machine's folders; "
-            "put a link beside params.yaml, set images_path to its name and run dvc repro"
-        )
+        why = "images_path is absolute, and a record must not name one machine's folders"
+        how = "put a link beside params.yaml, set images_path to its name and run dvc repro"
+        raise UserError(f"params.yaml: {why}; {how}")
     if set(read_results(root / RESULTS)["variant"]) != set(experiment.variants):
         raise UserError(f"{RESULTS} has other variants than params.yaml; a record needs a finished run: dvc repro")
 
