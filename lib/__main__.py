@@ -26,7 +26,7 @@ def main() -> None:
         if command not in ("-h", "--help"):
             sys.exit(f"error: there is no command {command!r}\n{text}")
         print(text)
-        return
+        sys.exit()
     try:
         import_module(COMMANDS[command][0]).main(sys.argv[2:])
     except UserError as error:
