@@ -19,13 +19,16 @@ COMMANDS = {
 
 
 def main() -> None:
-    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command not in COMMANDS:
         known = "\n".join(f"  {name:15}{about}" for name, (_, about) in COMMANDS.items())
-        asked = len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help")
         text = f"usage: python -m lib <command>\n\n{known}"
-        sys.exit(print(text) if asked else f"error: there is no command {sys.argv[1]!r}\n{text}")  # type: ignore[func-returns-value]
+        if command not in ("-h", "--help"):
+            sys.exit(f"error: there is no command {command!r}\n{text}")
+        print(text)
+        sys.exit()
     try:
-        import_module(COMMANDS[sys.argv[1]][0]).main(sys.argv[2:])
+        import_module(COMMANDS[command][0]).main(sys.argv[2:])
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -16,11 +16,7 @@ VEGA_LITE = "v5.20"
 
 
 def chart_library() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script that sets ``window.vegaEmbed`` and no other global but theirs.
-
-    Raises:
-        UserError: vl-convert-python is missing.
-    """
+    """Vega, Vega-Lite and Vega-Embed as one script that sets ``window.vegaEmbed`` and no other global but theirs."""
     try:
         from vl_convert import javascript_bundle
     except ImportError:

@@ -30,11 +30,7 @@ def describe(name: str, folder: Path = FOLDER) -> str:
 
 
 def with_settings(text: str, settings: list[str]) -> str:
-    """The text of a params.yaml with ``key=value`` settings; keys are dotted, values are YAML.
-
-    Raises:
-        UserError: a setting that is none, or a key that the text does not have.
-    """
+    """The text of a params.yaml with ``key=value`` settings; keys are dotted and must be there, values are YAML."""
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 4096
     params = yaml.load(text)
@@ -73,11 +69,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def apply_preset(name: str, settings: list[str], params: Path = PARAMS_FILE, folder: Path = FOLDER) -> list[str]:
-    """Write the preset with ``settings`` to ``params``; returns what is said about it.
-
-    Raises:
-        UserError: no such preset, or a setting that is refused; nothing is written.
-    """
+    """Write the preset with ``settings`` to ``params``, unless one is refused; returns what is said about it."""
     if name not in preset_names(folder):
         raise UserError(f"there is no preset {shown(name)}; presets: {', '.join(preset_names(folder))}")
     text = with_settings((folder / f"{name}.yaml").read_text(), settings)
@@ -92,12 +84,14 @@ def apply_preset(name: str, settings: list[str], params: Path = PARAMS_FILE, fol
     return lines or ["no change"]
 
 
+def add_settings(parser: argparse.ArgumentParser, about: str) -> None:
+    parser.add_argument("-S", dest="settings", metavar="key=value", action="append", default=[], help=about)
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m lib preset", description="Copy a preset to params.yaml.")
     parser.add_argument("name", nargs="?", help="without one, the presets are listed")
-    parser.add_argument(
-        "-S", dest="settings", metavar="key=value", action="append", default=[], help="one more value; may be repeated"
-    )
+    add_settings(parser, "one more value; may be repeated")
     chosen = parser.parse_args(arguments)
     if chosen.name is None:
         print("\n".join(f"{name:8}{describe(name)}" for name in preset_names()))

@@ -29,11 +29,7 @@ OWN_CODE = ("lib/methods", "lib/encoders")  # digested for each variant; dvc.yam
 
 
 def resolve(experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """Every variant's JSON by name.
-
-    Raises:
-        UserError: an option that a method does not have, or one that changes nothing.
-    """
+    """Every variant's JSON by name; refused: an option that a method does not have, or one that changes nothing."""
     variants = {name: resolve_variant(experiment, name) for name in experiment.variants}
     if not any("gamma" in stored for stored in variants.values()):
         require_default("gamma", experiment.shared.gamma, Shared().gamma, "these variants", "give a variant a term")
@@ -49,10 +45,9 @@ def resolve_variant(experiment: Experiment, name: str) -> dict[str, Any]:
     if not params.epochs:
         unread |= {*UNTRAINED, "gamma"}
     if without_effect := sorted(unread & experiment.own[name]):
-        raise UserError(
-            f"params.yaml: variants.{name}.{without_effect[0]} has no effect: the method {params.method} with these "
-            f"options{'' if params.epochs else ' and 0 epochs'} does not read it; remove it"
-        )
+        reader = f"the method {params.method} with these options{'' if params.epochs else ' and 0 epochs'}"
+        where = f"variants.{name}.{without_effect[0]}"
+        raise UserError(f"params.yaml: {where} has no effect: {reader} does not read it; remove it")
     left_out: dict[str, Any] = {key: None for key in ("encoder", "gamma") if key in unread}
     stored = replace(params, options=asdict(options), **left_out).as_json()
     return {**stored, "code": code_digests(params if "encoder" in stored else replace(params, encoder=None))}
@@ -62,13 +57,12 @@ def code_digests(params: Pretraining) -> dict[str, str]:
     """sha256 of the variant's method, its encoder, and what they import of `OWN_CODE`, by path."""
     waiting = [f"lib/methods/{params.method}.py", "lib/methods/__init__.py"]
     waiting += [f"lib/encoders/{params.encoder}.py"] if params.encoder else []
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     while waiting:
-        path = waiting.pop()
-        if path not in found:
-            found[path], imported = _digest_and_imports(path)
+        if (path := waiting.pop()) not in digests:
+            digests[path], imported = _digest_and_imports(path)
             waiting += imported
-    return dict(sorted(found.items()))
+    return dict(sorted(digests.items()))
 
 
 @cache
@@ -81,32 +75,23 @@ def _digest_and_imports(path: str) -> tuple[str, list[str]]:
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.update((node.module, *(f"{node.module}.{alias.name}" for alias in node.names)))
-    places = {
-        place for name in names for place in (name.replace(".", "/") + ".py", name.replace(".", "/") + "/__init__.py")
-    }
-    return hashlib.sha256(content).hexdigest(), sorted(
-        place for place in places if place.startswith(OWN_CODE) and (ROOT / place).is_file()
-    )
+    paths = {name.replace(".", "/") + end for name in names for end in (".py", "/__init__.py")}
+    own = sorted(path for path in paths if path.startswith(OWN_CODE) and (ROOT / path).is_file())
+    return hashlib.sha256(content).hexdigest(), own
 
 
 def check_against_data(experiment: Experiment, about: dict[str, Any], processes: int = 1) -> None:
-    """Hold the numbers of all stages against the data, before any of them has spent hours.
+    """Hold the numbers of all stages against the data, whose record is ``about``, before any has spent hours.
 
-    Args:
-        about: the record beside the images (`lib.data.store`): its counts, classes and name.
-
-    Raises:
-        UserError: all that does not fit, in one list.
+    A UserError tells all that does not fit, in one list.
     """
     counts, classes = about["counts"], len(about["classes"])
     fitting, problems = counts["train"] - counts["validation"], []
-    if experiment.knn.k > fitting:
-        problems.append(f"knn.k is {experiment.knn.k}; allowed: at most {fitting}, the images that it is chosen on")
+    if (k := experiment.knn.k) > fitting:
+        problems.append(f"knn.k is {k}; allowed: at most {fitting}, the images that it is chosen on")
     points = min(experiment.tsne.points, counts["test"])
-    if experiment.tsne.perplexity >= points:
-        problems.append(
-            f"tsne.perplexity is {experiment.tsne.perplexity:g}; allowed: below {points}, the test images drawn"
-        )
+    if (perplexity := experiment.tsne.perplexity) >= points:
+        problems.append(f"tsne.perplexity is {perplexity:g}; allowed: below {points}, the test images drawn")
     for params in experiment.variants.values():
         try:
             check_batch(params, counts["train"], processes)
@@ -125,10 +110,9 @@ def write_variants(variants: dict[str, dict[str, Any]], folder: Path = VARIANTS)
 
 
 def read_variant(variant: str, folder: Path = VARIANTS) -> dict[str, Any]:
-    """One variant's JSON as the stage `resolve` wrote it; `Pretraining.from_json` takes it without its ``code``.
+    """One variant's JSON as the stage `resolve` wrote it, for `Pretraining.from_json`.
 
-    Raises:
-        UserError: there is none, or params.yaml or the variant's code has changed since.
+    A UserError says that there is none, or that params.yaml or the variant's code has changed since.
     """
     experiment = read_experiment()
     if variant not in experiment.variants:

@@ -10,12 +10,10 @@ def main() -> None:
 
     data = read_source(read_experiment().dataset)
     save_data(IMAGES_FILE, data)
-    about, counts = data.about, data.about["counts"]
-    size = about["image_size"]
-    print(
-        f"{about['dataset']}: {counts['train']:,} training images ({counts['validation']:,} of them for validation), "
-        f"{counts['test']:,} test images, {len(data.classes)} classes, {size}x{size} RGB"
-    )
+    about, counts, size = data.about, data.about["counts"], data.about["image_size"]
+    train = f"{counts['train']:,} training images ({counts['validation']:,} of them for validation)"
+    shape = f"{len(data.classes)} classes, {size}x{size} RGB"
+    print(f"{about['dataset']}: {train}, {counts['test']:,} test images, {shape}")
     ignored = ", ".join(f"{count} {kind}" for kind, count in about.get("ignored", {}).items())
     print(f"source: {about['source']}" + (f"; files left out: {ignored}" if ignored else ""))
     print(f"written: {IMAGES_FILE}, {IMAGES_FILE.stat().st_size / 1e6:.1f} MB, content sha256 {about['checksum'][:12]}")

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from lib.runtime.stage import run_stage
 
@@ -24,7 +25,7 @@ def main(variant: str) -> None:
     from lib.runtime.seeds import generator
 
     stored, machine = read_variant(variant), read_machine()
-    params = Pretraining.from_json({key: value for key, value in stored.items() if key != "code"})
+    params = Pretraining.from_json(stored)
     store = CheckpointStore(variant, fingerprint(stored, read_about(IMAGES_FILE)["checksum"]))
     processes.start(machine, "stages.pretrain", [variant])
     data = load_data(IMAGES_FILE)
@@ -33,8 +34,8 @@ def main(variant: str) -> None:
     main_rank = processes.rank() == 0
     with store.held() if main_rank else nullcontext():
         processes.barrier()  # nobody reads a checkpoint before the main rank holds the right to train
-        curve, monitor = Path("plots/curves") / f"{variant}.csv", knn_monitor(data, params, machine)
-        pretrain(trainer, store, curve, monitor)
+        monitor: Any = knn_monitor(data, params, machine)  # takes a Method, of which the loop knows nothing
+        pretrain(trainer, store, Path("plots/curves") / f"{variant}.csv", monitor)
         if main_rank:
             save_method(encoder_file(variant), trainer.method, params, data.about)
     processes.stop()

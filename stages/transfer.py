@@ -19,29 +19,20 @@ def main(variant: str) -> None:
     experiment, machine = read_experiment(), read_machine(alone=True)
     params, seed = experiment.transfer, experiment.variants[variant].seed
     own = first_layer(Path("data/encoders") / f"{variant}.safetensors", variant)
-    found, data = arms(own, Path(params.source) if params.source else None), load_data(IMAGES_FILE)
-    outcomes = compare(found, data, params, machine, seed, f"{variant}: transfer")
+    starts, data = arms(own, Path(params.source) if params.source else None), load_data(IMAGES_FILE)
+    outcomes = compare(starts, data, params, machine, seed, f"{variant}: transfer")
     rows = [{"arm": outcome.name, **row} for outcome in outcomes for row in outcome.curve]
-    write_tensors(
-        Path("data/filters") / f"{variant}.safetensors",
-        filters_file(own, outcomes, data),
-        {"variant": variant, "data": data.about["checksum"]},
-    )
+    filters, about = filters_file(own, outcomes, data), {"variant": variant, "data": data.about["checksum"]}
+    write_tensors(Path("data/filters") / f"{variant}.safetensors", filters, about)
     write_json(Path("metrics/transfer") / f"{variant}.json", summary(outcomes))
     write_table(Path("plots/transfer") / f"{variant}.csv", pandas.DataFrame(rows))
     save_figure(Path("plots/transfer") / f"{variant}.png", transfer_figure, rows, variant)
-    sheets = {name: weights.numpy() for name, weights in given_filters(found).items()}
-    save_figure(
-        Path("plots/filters") / f"{variant}.png",
-        filters_figure,
-        sheets,
-        f"{variant}, of transfer.source" if params.source else variant,
-    )
-    for name, found in summary(outcomes).items():
-        print(
-            f"{variant}: {name}: validation {found['first_epoch']} after epoch 1, {found['last_epoch']} at the end; "
-            f"test {found['test_top1']} (percent)"
-        )
+    sheets = {name: weights.numpy() for name, weights in given_filters(starts).items()}
+    whose = f"{variant}, of transfer.source" if params.source else variant
+    save_figure(Path("plots/filters") / f"{variant}.png", filters_figure, sheets, whose)
+    for name, top1 in summary(outcomes).items():
+        validation = f"validation {top1['first_epoch']} after epoch 1, {top1['last_epoch']} at the end"
+        print(f"{variant}: {name}: {validation}; test {top1['test_top1']} (percent)")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def main(variant: str) -> None:
         maps[name] = embed_2d(features, tsne)
         heading = title(variant, name, tsne.points, len(features), tsne.perplexity)
         picture = Path("plots/tsne") / variant / f"{name}.png"
-        draw_tsne(picture, maps[name], shown["labels"], shown["classes"], heading)
+        draw_tsne(picture, maps[name], shown["labels"], shown["classes"].tolist(), heading)
     write_arrays(Path("data/tsne") / f"{variant}.npz", {**maps, **shown})
 
 

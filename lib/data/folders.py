@@ -28,13 +28,13 @@ LAYOUTS = "train/<class>/<image> with test/<class>/<image>, or <class>/<image>"
 Parts = tuple[str, ...]  # of a path
 
 
-def read_folders(given: str, size: int, on_bad_image: str = "refuse") -> RawDataset:
-    """Class folders at ``given``, a folder, zip or tar, as RGB squares.
+def read_folders(images_path: str, size: int, on_bad_image: str = "refuse") -> RawDataset:
+    """Class folders at ``images_path``, a folder, zip or tar, as RGB squares.
 
     Images that cannot be read are refused, or, with ``on_bad_image`` "skip", left out as if they had not been there,
     and the provenance counts and names them. A UserError names whatever else does not suit.
     """
-    path = _find(given)
+    path = _find(images_path)
     where = path.resolve().name
     with unpacked(path) as root:
         root, names, folders, ignored = _walk(root, where)
@@ -44,8 +44,12 @@ def read_folders(given: str, size: int, on_bad_image: str = "refuse") -> RawData
     if conversions:
         print("converted: " + ", ".join(f"{what} ({number})" for what, number in conversions.items()), flush=True)
     if bad:
-        # Refused; or left out, and then the splits are those of the images that remain.
-        _refuse_or_tell(where, bad, len(names), on_bad_image)
+        named = _some([f"{shown('/'.join(name))} ({reason})" for name, reason in bad.items()], 3)
+        told = f"{len(bad)} of {len(names)} images cannot be read: {named}"
+        if on_bad_image != "skip":
+            raise UserError(f"{where}: {told}; mend or remove them, or set on_bad_image: skip in params.yaml")
+        print(f"skipped, as on_bad_image says: {told}", flush=True)
+        # the splits are those of the images that remain
         rows = {name: row for row, name in enumerate([*train, *test])}
         train, test, drawn = arrange([name for name in names if name not in bad], folders, where)
         images = images[[rows[name] for name in (*train, *test)]]
@@ -56,10 +60,9 @@ def read_folders(given: str, size: int, on_bad_image: str = "refuse") -> RawData
         with open(path, "rb") as file:
             provenance["archive_checksum"] = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     classes, labels = numpy.unique([name[-2] for name in (*train, *test)], return_inverse=True)
-    source, count = f"{'archive' if path.is_file() else 'folder'} {where}", len(train)
-    return RawDataset(
-        images[:count], labels[:count], images[count:], labels[count:], classes.tolist(), source, provenance
-    )
+    parts = (images[: len(train)], labels[: len(train)], images[len(train) :], labels[len(train) :])
+    source = f"{'archive' if path.is_file() else 'folder'} {where}"
+    return RawDataset(*parts, classes.tolist(), source, provenance)
 
 
 def _find(given: str) -> Path:
@@ -123,8 +126,7 @@ def arrange(names: list[Parts], folders: list[Parts], where: str) -> tuple[list[
         if len(name) != depth or (splits and name[0] not in SPLITS):
             raise UserError(f"{where}: {shown('/'.join(name))} is out of place; allowed: {LAYOUTS}; move or remove it")
     empty = {name for name in folders if len(name) == depth - 1 and (depth == 2 or name[0] in SPLITS)}
-    empty -= {name[:-1] for name in names}
-    if empty:
+    if empty := empty - {name[:-1] for name in names}:
         label = shown("/".join(min(empty)))
         raise UserError(f"{where}: class folder {label} holds no images that can be read; put some in or remove it")
     _check_classes({name[-2] for name in names}, where)
@@ -133,16 +135,13 @@ def arrange(names: list[Parts], folders: list[Parts], where: str) -> tuple[list[
         if odd := sorted({name[1] for name in train} ^ {name[1] for name in test}):
             raise UserError(f"{where}: train and test differ in the classes {_some(odd, 5)}; both need images of each")
         return train, test, False
-    for label, count in Counter(name[0] for name in names).items():
-        if count < 2:
-            raise UserError(f"{where}: class {shown(label)} has one image; add one for test, or remove the class")
-    labels = numpy.unique([name[0] for name in names], return_inverse=True)[1]
-    chosen = stratified(labels, TEST_SHARE, "test split").tolist()
-    return (
-        [names[row] for row in sorted(set(range(len(names))).difference(chosen))],
-        [names[row] for row in chosen],
-        True,
-    )
+    classes, labels = numpy.unique([name[0] for name in names], return_inverse=True)
+    if (counts := numpy.bincount(labels)).min() < 2:
+        label = shown(str(classes[counts.argmin()]))
+        raise UserError(f"{where}: class {label} has one image; add one for test, or remove the class")
+    chosen = set(stratified(labels, TEST_SHARE, "test split").tolist())
+    train, test = ([name for row, name in enumerate(names) if (row in chosen) == tested] for tested in (False, True))
+    return train, test, True
 
 
 def _check_classes(labels: set[str], where: str) -> None:
@@ -172,14 +171,6 @@ def _decode_all(root: Path, names: list[Parts], size: int) -> tuple[numpy.ndarra
             except ValueError as error:
                 bad[name] = str(error)
     return images, dict(sorted(counts.items())), dict(sorted(bad.items()))
-
-
-def _refuse_or_tell(where: str, bad: dict[Parts, str], count: int, on_bad_image: str) -> None:
-    named = _some([f"{shown('/'.join(name))} ({reason})" for name, reason in bad.items()], 3)
-    told = f"{len(bad)} of {count} images cannot be read: {named}"
-    if on_bad_image != "skip":
-        raise UserError(f"{where}: {told}; mend or remove them, or set on_bad_image: skip in params.yaml")
-    print(f"skipped, as on_bad_image says: {told}", flush=True)
 
 
 def _some(names: list[str], most: int) -> str:

@@ -43,15 +43,15 @@ def read_official(dataset: str, size: int) -> RawDataset:
         meta = root / published.base_folder / published.meta["filename"]  # torchvision mends the batches alone
         stale = [] if check_integrity(meta, published.meta["md5"]) else [*meta.parent.glob("*")]
     train, test = _fetched(published, name, root, stale)
-    if dataset == "mnist":
-        images = [part.data.numpy() for part in (train, test)]  # [N, 28, 28]
-    else:
-        images = [part.data.transpose(0, 3, 1, 2) for part in (train, test)]  # [N, 32, 32, 3] -> [N, 3, 32, 32]
-    labels = [numpy.asarray(part.targets, numpy.int64) for part in (train, test)]
     provenance: dict[str, Any] = {"archive_checksum": {file: f"md5:{md5}" for file, md5 in files}}
-    if (side := images[0].shape[-1]) != size:
-        provenance["resized"] = f"from {side}x{side}, {RESIZING}"
-    images = [square_all(part, size) for part in images]
+    images, labels = [], []
+    for part in (train, test):
+        # MNIST's are [N, 28, 28], CIFAR's [N, 32, 32, 3] -> [N, 3, 32, 32]
+        pixels = part.data.numpy() if dataset == "mnist" else part.data.transpose(0, 3, 1, 2)
+        if (side := pixels.shape[-1]) != size:
+            provenance["resized"] = f"from {side}x{side}, {RESIZING}"
+        images.append(square_all(pixels, size))
+        labels.append(numpy.asarray(part.targets, numpy.int64))
     classes = [label.split(" - ")[0] for label in train.classes]  # MNIST's are "0 - zero", ...
     return RawDataset(images[0], labels[0], images[1], labels[1], classes, f"{name}, official", provenance)
 
@@ -71,12 +71,11 @@ def _fetched(published: type, name: str, root: Path, stale: list[Path]) -> list:
                 path.unlink(missing_ok=True)
             try:
                 return [published(root, train=train, download=True) for train in (True, False)]
-            except (URLError, HTTPException, TimeoutError, ConnectionError, RuntimeError) as error:
+            except (URLError, HTTPException, TimeoutError, ConnectionError, RuntimeError) as error:  # some are OSErrors
                 reason = " ".join(str(getattr(error, "reason", error)).split()) or type(error).__name__
-                raise UserError(
-                    f"cannot fetch {name} ({reason}); set {VARIABLE} to a local copy of it, or choose in params.yaml "
-                    "dataset: images (your own) or dataset: digits (nothing is fetched)"
-                ) from None
+                ways = "dataset: images (your own) or dataset: digits (nothing is fetched)"
+                how = f"set {VARIABLE} to a local copy of it, or choose in params.yaml {ways}"
+                raise UserError(f"cannot fetch {name} ({reason}); {how}") from None
     finally:
         socket.setdefaulttimeout(before)
 
@@ -92,9 +91,8 @@ def _use_local_copy(files: list[tuple[str, str]], folder: Path) -> None:
         if path is None or not path.is_file() or not os.access(path, os.R_OK):
             raise UserError(f"{VARIABLE} is {shown(given)}, but {name} is not readable there; name it or its folder")
         if not check_integrity(path, md5):
-            raise UserError(
-                f"{VARIABLE} is {shown(given)}, which is not the official {name} of MD5 {md5}; get that file"
-            )
+            which = f"which is not the official {name} of MD5 {md5}"
+            raise UserError(f"{VARIABLE} is {shown(given)}, {which}; get that file")
         if not check_integrity(folder / name, md5):
             with whole_file(folder / name) as part:
                 shutil.copyfile(path, part)

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy
 from PIL import Image, ImageOps
 
-from lib.runtime.errors import UserError
+from lib.runtime.errors import UserError, one_line
 
 Image.init()  # AVIF is there from Pillow 11.3 on
 FORMATS = tuple(name for name in ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF") if name in Image.OPEN)
@@ -45,9 +45,8 @@ def decode(file: Path | BinaryIO, size: int) -> tuple[numpy.ndarray, list[str]]:
             bits = max(image.tag_v2.get(BITS_PER_SAMPLE, (8,))) if image.format == "TIFF" else 8  # type: ignore
             signed = image.mode == "I" and image.format not in ("PNG", "PPM")
             if image.mode == "F" or signed or bits not in (1, 2, 4, 8, 16):
-                raise ValueError(
-                    f"its pixels (mode {image.mode}) have no stated range; save it with 8 or 16 bits, unsigned"
-                )
+                how = "save it with 8 or 16 bits, unsigned"
+                raise ValueError(f"its pixels (mode {image.mode}) have no stated range; {how}")
             upright: Image.Image = image
             with suppress(Exception):  # the pixels have loaded, so what is damaged is only the EXIF block
                 if image.getexif().get(ORIENTATION) in range(2, 9):
@@ -57,8 +56,7 @@ def decode(file: Path | BinaryIO, size: int) -> tuple[numpy.ndarray, list[str]]:
     except Image.UnidentifiedImageError:
         raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
     except Exception as error:  # decoders of damaged files raise errors of many kinds
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(reason) from error
+        raise ValueError(one_line(error)) from error
 
 
 def square(image: Image.Image, size: int, resample: Image.Resampling = BICUBIC) -> numpy.ndarray:
@@ -84,10 +82,8 @@ def blank(count: int, size: int) -> numpy.ndarray:
     """Room for uint8 [count, 3, size, size], refused when it exceeds the machine's memory."""
     wanted, memory = count * 3 * size * size, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if wanted > memory:
-        raise UserError(
-            f"{count:,} images of {size}x{size} need {wanted / 1e9:.1f} GB of memory, this machine has "
-            f"{memory / 1e9:.1f} GB; lower image_size in params.yaml"
-        )
+        needs = f"{count:,} images of {size}x{size} need {wanted / 1e9:.1f} GB of memory"
+        raise UserError(f"{needs}, this machine has {memory / 1e9:.1f} GB; lower image_size in params.yaml")
     return numpy.empty((count, 3, size, size), numpy.uint8)
 
 

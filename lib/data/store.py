@@ -16,6 +16,7 @@ from lib.runtime.files import read_tensors, write_tensors
 
 IMAGES_FILE = Path("data/images.safetensors")
 TENSORS = ("train_images", "train_labels", "test_images", "test_labels", "validation")
+ABOUT = {"checksum", "classes", "counts", "image_size", "mean", "std"}  # what every record beside them has
 
 
 @dataclass(frozen=True)
@@ -75,18 +76,20 @@ def assemble(dataset: str, raw: RawDataset) -> ImageData:
     train_labels, test_labels = (numpy.asarray(part, numpy.int64) for part in (raw.train_labels, raw.test_labels))
     validation = stratified(train_labels, VALIDATION_SHARE, "validation split")
     if not len(validation):
-        raise UserError(
-            f"{dataset}: every class has a single training image; one needs two, one of them for validation"
-        )
+        how = "one needs two, one of them for validation"
+        raise UserError(f"{dataset}: every class has a single training image; {how}")
     arrays = (raw.train_images, train_labels, raw.test_images, test_labels, validation)
     tensors = {name: torch.from_numpy(array) for name, array in zip(TENSORS, arrays)}
     mean, std = pixel_statistics(raw.train_images)
+    labels = {"train": train_labels, "fitting": numpy.delete(train_labels, validation)}
+    labels |= {"validation": train_labels[validation], "test": test_labels}
+    per_class = {split: numpy.bincount(each, minlength=len(raw.classes)).tolist() for split, each in labels.items()}
     about = {
         "dataset": dataset,
         "source": raw.source,
         "checksum": content_checksum(tensors),
         "classes": raw.classes,
-        "counts": _counts(train_labels, test_labels, validation),
+        "counts": {**{split: len(each) for split, each in labels.items()}, "per_class": per_class},
         "image_size": raw.train_images.shape[-1],
         "mean": mean,
         "std": std,
@@ -104,10 +107,7 @@ def save_data(path: Path, data: ImageData) -> None:
 def load_data(path: Path = IMAGES_FILE) -> ImageData:
     """The data file that the download stage wrote; a UserError says that it is missing, damaged or another file."""
     tensors, about = read_tensors(path)
-    if (
-        tensors.keys() != set(TENSORS)
-        or not {"checksum", "classes", "counts", "image_size", "mean", "std"} <= about.keys()
-    ):
+    if tensors.keys() != set(TENSORS) or not about.keys() >= ABOUT:
         raise UserError(f"{path} is not a data file of this version; delete it and run dvc repro")
     return ImageData(**tensors, about=about)
 
@@ -135,11 +135,3 @@ def pixel_statistics(images: numpy.ndarray) -> tuple[list[float], list[float]]:
         mean.append(total / (count * 255))
         std.append(math.sqrt(count * squares - total * total) / (count * 255) or 1.0)
     return mean, std
-
-
-def _counts(train: numpy.ndarray, test: numpy.ndarray, validation: numpy.ndarray) -> dict[str, Any]:
-    """How many images each split has, and how many of each class."""
-    fitting = numpy.delete(train, validation)
-    labels = {"train": train, "fitting": fitting, "validation": train[validation], "test": test}
-    per_class = {split: numpy.bincount(each, minlength=train.max() + 1).tolist() for split, each in labels.items()}
-    return {**{split: len(each) for split, each in labels.items()}, "per_class": per_class}

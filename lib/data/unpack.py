@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 
-from lib.runtime.errors import UserError, shown
+from lib.runtime.errors import UserError, one_line, shown
 from lib.runtime.files import size
 
 LARGEST_TOTAL = 64 * 2**30  # bytes, unpacked; and never more than the disk has room for
@@ -46,10 +46,8 @@ def unpacked(path: Path) -> Iterator[Path]:
         except Exception as error:  # readers of damaged archives raise errors of many kinds
             if isinstance(error, UserError):
                 raise
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-            raise UserError(
-                f"{path.name} cannot be unpacked: {reason}; get it again, or unpack it yourself and give the folder"
-            ) from None
+            how = "get it again, or unpack it yourself and give the folder"
+            raise UserError(f"{path.name} cannot be unpacked: {one_line(error)}; {how}") from None
         yield Path(folder)
 
 

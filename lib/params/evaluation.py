@@ -1,11 +1,8 @@
 """What the stages after pretraining read: probe, nearest neighbors, t-SNE, transfer of filters."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from lib.params.spec import param, parse
-from lib.runtime.errors import UserError, shown
+from lib.params.spec import param
 
 
 @dataclass(frozen=True)
@@ -56,38 +53,3 @@ class Transfer:
     batch_size: int = param(128, low=2)
     lr: float = param(1e-3, above=0, high=1)
     double_softmax: bool = param(False)
-
-
-def check_transfer_size(image_size: int) -> None:
-    """Raise UserError if images are too small for the classifier that starts from filters."""
-    if image_size < SMALLEST_TRANSFER:
-        raise UserError(
-            f"params.yaml: image_size is {image_size}; allowed with transfer.variants: at least {SMALLEST_TRANSFER}"
-        )
-
-
-def transfer_variants(raw: Mapping[str, Any], known: list[str]) -> tuple[str, ...]:
-    """The variants whose filters are tried in a classifier: a list of some of ``known``."""
-    names = raw.get("transfer", {}).get("variants", []) if isinstance(raw.get("transfer", {}), dict) else []
-    if not isinstance(names, list) or any(name not in known for name in names) or len(set(names)) < len(names):
-        raise UserError(
-            f"params.yaml: transfer.variants is {shown(names)}; allowed: a list, each once, of "
-            f"{', '.join(known)}, or [] for none"
-        )
-    return tuple(names)
-
-
-def transfer_params(raw: Mapping[str, Any]) -> Transfer:
-    return parse(Transfer, raw.get("transfer", {}), "transfer", also=("variants",))
-
-
-def linear_params(raw: Mapping[str, Any]) -> Linear:
-    return parse(Linear, raw.get("linear", {}), "linear")
-
-
-def knn_params(raw: Mapping[str, Any]) -> Knn:
-    return parse(Knn, raw.get("knn", {}), "knn")
-
-
-def tsne_params(raw: Mapping[str, Any]) -> Tsne:
-    return parse(Tsne, raw.get("tsne", {}), "tsne")

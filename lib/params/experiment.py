@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.params import evaluation, pretraining
-from lib.params.evaluation import Knn, Linear, Transfer, Tsne
-from lib.params.pretraining import Augment, Dataset, Pretraining, Shared
-from lib.params.spec import PARAMS_FILE, load_yaml, unknown_key
+from lib.params.evaluation import SMALLEST_TRANSFER, Knn, Linear, Transfer, Tsne
+from lib.params.pretraining import Augment, Dataset, Pretraining, Shared, pretraining_params, some_of, variant_names
+from lib.params.spec import PARAMS_FILE, load_yaml, not_allowed, parse, unknown_key
 from lib.runtime.errors import UserError, shown
 
 OTHERS = ("variants", "linear", "knn", "tsne", "transfer")
+FINETUNE = ("finetune_epochs", "finetune_batch_size", "finetune_lr")
 JITTERS = ("brightness", "contrast", "saturation", "hue")
 CROPS = ("crop_scale_min", "crop_scale_max")
 
@@ -32,11 +32,7 @@ class Experiment:
 
 
 def read_experiment(path: Path = PARAMS_FILE) -> Experiment:
-    """All of params.yaml.
-
-    Raises:
-        UserError: the first thing wrong anywhere in it.
-    """
+    """All of params.yaml; a UserError tells the first thing wrong anywhere in it."""
     return parse_experiment(load_yaml(path))
 
 
@@ -46,71 +42,68 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
     for key in raw:
         if key not in known:
             raise unknown_key(key, known)
-    names = pretraining.variant_names(raw)
+    names = variant_names(raw)
     experiment = Experiment(
-        dataset=pretraining.dataset_params(raw),
-        shared=pretraining.shared_params(raw),
-        variants={name: pretraining.pretraining_params(raw, name) for name in names},
+        dataset=some_of(Dataset, raw),
+        shared=some_of(Shared, raw),
+        variants={name: pretraining_params(raw, name) for name in names},
         own={name: frozenset(raw["variants"][name]) for name in names},
-        linear=evaluation.linear_params(raw),
-        knn=evaluation.knn_params(raw),
-        tsne=evaluation.tsne_params(raw),
-        transfer=evaluation.transfer_params(raw),
-        transfer_variants=evaluation.transfer_variants(raw, names),
+        linear=parse(Linear, raw.get("linear", {}), "linear"),
+        knn=parse(Knn, raw.get("knn", {}), "knn"),
+        tsne=parse(Tsne, raw.get("tsne", {}), "tsne"),
+        transfer=parse(Transfer, raw.get("transfer", {}), "transfer", also=("variants",)),
+        transfer_variants=_transfer_variants(raw.get("transfer", {}).get("variants", []), names),
     )
-    _check(experiment, raw)
+    _check(experiment)
+    _check_augment(experiment, raw)
     return experiment
 
 
-def _check(experiment: Experiment, raw: Mapping[str, Any]) -> None:
-    dataset, tsne, linear, usual = experiment.dataset, experiment.tsne, experiment.linear, Dataset()
-    if experiment.transfer_variants:
-        evaluation.check_transfer_size(dataset.image_size)
+def _transfer_variants(names: Any, known: list[str]) -> tuple[str, ...]:
+    if not isinstance(names, list) or any(name not in known for name in names) or len(set(names)) < len(names):
+        allowed = f"a list, each once, of {', '.join(known)}, or [] for none"
+        raise not_allowed("transfer.variants", shown(names), allowed)
+    return tuple(names)
+
+
+def _check(experiment: Experiment) -> None:
+    dataset, tsne, linear = experiment.dataset, experiment.tsne, experiment.linear
+    if experiment.transfer_variants and dataset.image_size < SMALLEST_TRANSFER:
+        least = f"allowed with transfer.variants: at least {SMALLEST_TRANSFER}"
+        raise UserError(f"params.yaml: image_size is {dataset.image_size}; {least}")
     if tsne.perplexity >= tsne.points:
-        raise UserError(
-            f"params.yaml: tsne.perplexity is {tsne.perplexity:.12g}; allowed: below tsne.points ({tsne.points})"
-        )
-    for key in ("images_path", "on_bad_image"):
-        if dataset.dataset != "images":
-            require_default(
-                key, getattr(dataset, key), getattr(usual, key), f"dataset {dataset.dataset}", "set dataset to images"
-            )
-    for key in ("finetune_epochs", "finetune_batch_size", "finetune_lr") if linear.mode != "finetune" else ():
+        raise not_allowed("tsne.perplexity", f"{tsne.perplexity:.12g}", f"below tsne.points ({tsne.points})")
+    for key in ("images_path", "on_bad_image") if dataset.dataset != "images" else ():
+        where = f"dataset {dataset.dataset}"
+        require_default(key, getattr(dataset, key), getattr(Dataset, key), where, "set dataset to images")
+    for key in FINETUNE if linear.mode != "finetune" else ():
         where, remedy = f"linear.mode {linear.mode}", "set linear.mode to finetune"
-        require_default(f"linear.{key}", getattr(linear, key), getattr(Linear(), key), where, remedy)
-    _check_augment(experiment, raw)
+        require_default(f"linear.{key}", getattr(linear, key), getattr(Linear, key), where, remedy)
 
 
 def _check_augment(experiment: Experiment, raw: Mapping[str, Any]) -> None:
-    """Strengths of a jitter that never comes, sizes of a crop that squares replace; shared or a variant's own.
-
-    Fine-tuning and the study's protocol crop whatever pretraining does.
-    """
+    """Refuse strengths of a jitter that never comes and sizes of a crop that squares replace, shared or a variant's."""
+    # fine-tuning and the study's protocol crop whatever pretraining does
     crops_later = experiment.linear.mode == "finetune" or experiment.linear.study_epochs > 0
-    variants = list(experiment.variants.values())
-    blocks = [("augment", raw.get("augment", {}), variants)]
-    blocks += [
-        (f"variants.{each.variant}.augment", raw["variants"][each.variant].get("augment", {}), [each])
-        for each in variants
-    ]
+    variants = experiment.variants
+    blocks = [("augment", raw, list(variants.values()))]
+    blocks += [(f"variants.{name}.augment", raw["variants"][name], [params]) for name, params in variants.items()]
     for where, block, readers in blocks:
-        unread: list[tuple[tuple[str, ...], str, str]] = []
+        unread = []
         if not any(reader.augment.jitter > 0 for reader in readers):
-            unread.append((JITTERS, "augment.jitter 0", "set augment.jitter above 0"))
+            unread += [(name, "augment.jitter 0", "set augment.jitter above 0") for name in JITTERS]
         if not crops_later and all(reader.augment.crop_pixels for reader in readers):
-            unread.append(
-                (CROPS, "augment.crop_pixels above 0 and linear.study_epochs 0", "set augment.crop_pixels to 0")
-            )
-        for names, without, remedy in unread:
-            for name in names:
-                usual = getattr(Augment(), name)
-                require_default(f"{where}.{name}", float(block.get(name, usual)), usual, without, remedy)
+            without = "augment.crop_pixels above 0 and linear.study_epochs 0"
+            unread += [(name, without, "set augment.crop_pixels to 0") for name in CROPS]
+        for name, without, remedy in unread:
+            usual = getattr(Augment, name)
+            value = float(block.get("augment", {}).get(name, usual))
+            require_default(f"{where}.{name}", value, usual, without, remedy)
 
 
 def require_default(key: str, value: Any, usual: Any, where: str, remedy: str) -> None:
     """An option that changes nothing is a slip: whoever set it to other than ``usual`` expects otherwise."""
     if value != usual:
         given = f"{value:g}" if isinstance(usual, float) else shown(value)
-        raise UserError(
-            f"params.yaml: {key} is {given}, which has no effect with {where}; {remedy}, or {key} to {usual}"
-        )
+        unread = f"{key} is {given}, which has no effect with {where}"
+        raise UserError(f"params.yaml: {unread}; {remedy}, or {key} to {usual}")

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from lib.params.spec import join, nearest, param, parse
+from lib.params.spec import T, join, nearest, not_allowed, param, parse
 from lib.runtime.errors import UserError, shown
 
 DATASETS = ("cifar10", "cifar100", "mnist", "digits", "images")
@@ -120,48 +120,37 @@ class Pretraining:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Pretraining":
-        """Back from `as_json`.
+        """Back from `as_json`, or from a variant's file, which has the digests of its code too.
 
-        Raises:
-            KeyError, TypeError: what is stored is of another version.
+        A KeyError or TypeError says that what is stored is of another version.
         """
         usual: dict[str, Any] = {key: getattr(Shared(), key) for key in UNTRAINED}
-        known = {key: BLOCKS[key](**value) if key in BLOCKS else value for key, value in stored.items()}
-        return cls(**{"encoder": None, "gamma": None, **usual, **known})
+        own = {key: BLOCKS[key](**value) if key in BLOCKS else value for key, value in stored.items() if key != "code"}
+        return cls(**{"encoder": None, "gamma": None, **usual, **own})
 
     def replicate_key(self) -> str:
         """Equal for variants that differ in their seed alone, the replicates of one experiment."""
         return json.dumps({**self.as_json(), "variant": "", "seed": 0}, sort_keys=True)
 
 
-def dataset_params(raw: Mapping[str, Any]) -> Dataset:
-    """The dataset's keys of a loaded params.yaml."""
-    return parse(Dataset, {key: raw[key] for key in Dataset.__dataclass_fields__ if key in raw})
-
-
-def shared_params(raw: Mapping[str, Any]) -> Shared:
-    """The numbers that all variants share."""
-    return parse(Shared, {key: raw[key] for key in SHARED if key in raw})
+def some_of(kind: type[T], raw: Mapping[str, Any]) -> T:
+    """``kind`` from its keys of a loaded params.yaml."""
+    return parse(kind, {key: raw[key] for key in kind.__dataclass_fields__ if key in raw})  # type: ignore[attr-defined]
 
 
 def variant_names(raw: Mapping[str, Any]) -> list[str]:
     """The variants of a loaded params.yaml, in its order. Names are files, rows and parts of commands."""
     variants = raw.get("variants")
     if not isinstance(variants, dict) or not variants:
-        raise UserError(
-            f"params.yaml: variants is {shown(variants)}; allowed: a block with at least one variant, for example "
-            "simclr: {method: simclr}"
-        )
+        allowed = "a block with at least one variant, for example simclr: {method: simclr}"
+        raise not_allowed("variants", shown(variants), allowed)
     for name in variants:
         if not isinstance(name, str):
-            raise UserError(
-                f"params.yaml: variants.{shown(name)} is not a usable name; allowed: text, so put it in quotes"
-            )
+            allowed = "text, so put it in quotes"
+            raise not_allowed(f"variants.{shown(name)}", "not a usable name", allowed)
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or len(name) > LONGEST_NAME:
-            raise UserError(
-                f"params.yaml: {join('variants', name)} is not a usable name; allowed: a letter, then letters, digits "
-                f"and _, at most {LONGEST_NAME}; rename it"
-            )
+            allowed = f"a letter, then letters, digits and _, at most {LONGEST_NAME}; rename it"
+            raise not_allowed(join("variants", name), "not a usable name", allowed)
     return list(variants)
 
 
@@ -169,54 +158,43 @@ def pretraining_params(raw: Mapping[str, Any], variant: str) -> Pretraining:
     """One variant with the shared numbers under its own. Its method's options are typed by the method."""
     block, where = raw["variants"][variant], f"variants.{variant}"
     if not isinstance(block, dict) or "method" not in block:
-        raise UserError(f"params.yaml: {where} is {shown(block)}; allowed: a block with at least a method")
+        raise not_allowed(where, shown(block), "a block with at least a method")
     _require_module(f"{where}.method", block["method"], "methods", holding="\nMETHOD = ")
-    shared, image_size = _shared(raw, block, where), dataset_params(raw).image_size
+    shared, image_size = _shared(raw, block, where), some_of(Dataset, raw).image_size
     encoder_key = f"{where}.encoder" if "encoder" in block else "encoder"
     _require_module(encoder_key, shared.encoder, "encoders", holding="\ndef build(")
-    if shared.augment.crop_pixels > image_size:
-        raise UserError(
-            f"params.yaml: augment.crop_pixels of {variant} is {shared.augment.crop_pixels}; allowed: at most "
-            f"image_size ({image_size})"
-        )
+    if (pixels := shared.augment.crop_pixels) > image_size:
+        raise not_allowed(f"augment.crop_pixels of {variant}", pixels, f"at most image_size ({image_size})")
     options = {key: value for key, value in block.items() if key != "method" and key not in SHARED}
     return Pretraining(variant, block["method"], options, image_size, **{key: getattr(shared, key) for key in SHARED})
 
 
 def _shared(raw: Mapping[str, Any], block: dict[str, Any], where: str) -> Shared:
     """What all variants share, with what the variant's ``block`` sets for itself laid over it."""
-    common = {key: raw[key] for key in SHARED if key in raw}
-    found = parse(Shared, common)
+    params = some_of(Shared, raw)
     own = {key: block[key] for key in SHARED if key in block}
     for key in BLOCKS.keys() & own.keys():
         if isinstance(own[key], dict):
-            own[key] = {**common.get(key, {}), **own[key]}
-    found = replace(found, **{key: getattr(parse(Shared, own, where), key) for key in own})
+            own[key] = {**raw.get(key, {}), **own[key]}
+    params = replace(params, **{key: getattr(parse(Shared, own, where), key) for key in own})
+    optimizer, augment = params.optimizer, params.augment
 
     def place(key: str) -> str:
         return f"{where}.{key}" if key.partition(".")[0] in block else key
 
-    if found.micro_batch_size == 1:
-        raise UserError(
-            f"params.yaml: {place('micro_batch_size')} is 1; allowed: 0 (the whole batch at once) or at "
-            "least 2, because batch norm cannot normalize a single image"
-        )
-    if found.augment.crop_scale_min > found.augment.crop_scale_max:
-        raise UserError(
-            f"params.yaml: {place('augment.crop_scale_min')} is {found.augment.crop_scale_min}; "
-            f"allowed: at most augment.crop_scale_max ({found.augment.crop_scale_max})"
-        )
-    if found.epochs and found.optimizer.warmup_epochs > found.epochs:
-        raise UserError(
-            f"params.yaml: {place('optimizer.warmup_epochs')} is {found.optimizer.warmup_epochs}; "
-            f"allowed: at most epochs ({found.epochs})"
-        )
-    if found.optimizer.name != "lars" and found.optimizer.trust != Optimizer.trust:
-        raise UserError(
-            f"params.yaml: {place('optimizer.trust')} is {found.optimizer.trust}, which has no effect with "
-            f"{found.optimizer.name}; set optimizer.name to lars, or trust to {Optimizer.trust}"
-        )
-    return found
+    if params.micro_batch_size == 1:
+        why = "because batch norm cannot normalize a single image"
+        raise not_allowed(place("micro_batch_size"), 1, f"0 (the whole batch at once) or at least 2, {why}")
+    if augment.crop_scale_min > augment.crop_scale_max:
+        allowed = f"at most augment.crop_scale_max ({augment.crop_scale_max})"
+        raise not_allowed(place("augment.crop_scale_min"), augment.crop_scale_min, allowed)
+    if params.epochs and optimizer.warmup_epochs > params.epochs:
+        allowed = f"at most epochs ({params.epochs})"
+        raise not_allowed(place("optimizer.warmup_epochs"), optimizer.warmup_epochs, allowed)
+    if optimizer.name != "lars" and optimizer.trust != Optimizer.trust:
+        unread = f"{place('optimizer.trust')} is {optimizer.trust}, which has no effect with {optimizer.name}"
+        raise UserError(f"params.yaml: {unread}; set optimizer.name to lars, or trust to {Optimizer.trust}")
+    return params
 
 
 def _require_module(where: str, name: Any, folder: str, holding: str) -> None:
@@ -224,4 +202,4 @@ def _require_module(where: str, name: Any, folder: str, holding: str) -> None:
     files = (Path(__file__).parents[1] / folder).glob("[a-z]*.py")
     known = sorted(path.stem for path in files if holding in path.read_text())
     if name not in known:
-        raise UserError(f"params.yaml: {where} is {shown(name)}{nearest(name, known)}; allowed: {', '.join(known)}")
+        raise not_allowed(where, f"{shown(name)}{nearest(name, known)}", ", ".join(known))

@@ -71,9 +71,7 @@ def load_yaml(path: Path, may_be_empty: bool = False) -> dict[str, Any]:
 def read_yaml(text: str | bytes, where: str) -> Any:
     """The value of a YAML text; ``where`` names it in errors.
 
-    Raises:
-        UserError: not YAML, a tag that is not plain YAML's, a key that comes twice, or text that looks like a
-            date or a number and is none.
+    Refused: a tag that is not plain YAML's, a key that comes twice, text that looks like a date or number and is none.
     """
     try:
         return yaml.load(text, Loader=Loader)
@@ -101,16 +99,13 @@ def param(
 def parse(kind: type[T], raw: Any, where: str = "", also: Sequence[str] = ()) -> T:
     """Fill dataclass ``kind`` from the mapping ``raw``; ``where`` is its place in params.yaml.
 
-    ``also`` are keys that may be there and are read elsewhere.
-
-    Raises:
-        UserError: an unknown or missing key, a wrong type or a value that is not allowed.
+    ``also`` are keys that may be there and are read elsewhere. Refused: an unknown or missing key, a wrong type, a
+    value that is not allowed.
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     known = [*fields, *also]
     if not isinstance(raw, Mapping):
-        names = ", ".join(sorted(known))
-        raise UserError(f"params.yaml: {where} is {shown(raw)}; allowed: a block of keys and values ({names})")
+        raise not_allowed(where, shown(raw), f"a block of keys and values ({', '.join(sorted(known))})")
     for key in raw:
         if key not in known:
             raise unknown_key(key, known, where)
@@ -123,12 +118,14 @@ def parse(kind: type[T], raw: Any, where: str = "", also: Sequence[str] = ()) ->
     return kind(**values)
 
 
+def not_allowed(key: str, value: Any, allowed: str) -> UserError:
+    return UserError(f"params.yaml: {key} is {value}; allowed: {allowed}")
+
+
 def unknown_key(key: Any, known: Iterable[str], where: str = "") -> UserError:
     known = sorted(known)
-    return UserError(
-        f"params.yaml: unknown key {join(where, key)}{nearest(key, known)}; allowed here: {', '.join(known)}; "
-        "rename or remove it"
-    )
+    unknown = f"unknown key {join(where, key)}{nearest(key, known)}"
+    return UserError(f"params.yaml: {unknown}; allowed here: {', '.join(known)}; rename or remove it")
 
 
 def nearest(word: Any, known: Iterable[str]) -> str:
@@ -161,7 +158,7 @@ def _value(field: dataclasses.Field, raw: Any, where: str) -> Any:
             and (rule["choices"] is None or raw in rule["choices"])
         ):
             return kind(raw)
-    raise UserError(f"params.yaml: {where} is {shown(raw)}; allowed: {_allowed(field)}{bound}")
+    raise not_allowed(where, shown(raw), _allowed(field) + bound)
 
 
 def _allowed(field: dataclasses.Field) -> str:

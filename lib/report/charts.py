@@ -9,9 +9,9 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.report.figures import COLORS, draw_line, readable
-from lib.report.records import Groups, Record, confusion_counts, ranked
-from lib.report.tables import measures
+from lib.report.figures import COLORS, draw_line, grid, readable
+from lib.report.records import Groups, Record, confusion_counts, percent_of_actual, ranked
+from lib.report.tables import measures, with_deviation
 
 LOOKS = {"top1": ("#0072B2", "o"), "knn": ("#56B4E9", "s"), "study_top1": ("#E69F00", "^")}
 LINES = 5  # curves that one panel tells apart
@@ -99,10 +99,9 @@ def accuracy_figure(groups: Groups, table: pandas.DataFrame) -> Figure:
         color, marker = LOOKS[key]
         look: dict[str, Any] = {"color": color, "marker": marker, "markersize": 5.5, "linestyle": "", "elinewidth": 1.5}
         axes.errorbar(points[key], points.index, xerr=points[f"{key}_sd"].fillna(0), label=name, **look)
+    beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8}
     for place, row in rows[rows["top1"].notna()].iterrows():
-        text = f"{row['top1']:.1f}" + ("" if pandas.isna(row["top1_sd"]) else f" ± {row['top1_sd']:.1f}")
-        where: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8}
-        axes.annotate(text, (1.01, place), color=LOOKS["top1"][0], **where)
+        axes.annotate(with_deviation(row, "top1", ".1f"), (1.01, place), color=LOOKS["top1"][0], **beside)
     chance = 100 / table["classes"].max()
     axes.axvline(chance, color="0.35", linestyle=":", linewidth=1.2, label=f"chance ({chance:.3g} %)")
     axes.set_yticks(rows.index, rows["model"])
@@ -134,15 +133,12 @@ def confusion_figure(groups: Groups) -> Figure:
     """One matrix per group, best first: percent of each actual class that the main latent's probe calls what."""
     groups = ranked(groups)
     names = readable(next(iter(groups.values()))[0].classes)
-    # as square as can be, at most a page
-    columns = len(groups) if len(groups) <= 3 else math.ceil(math.sqrt(len(groups)))
-    down = -(-len(groups) // columns)
+    down, columns = grid(len(groups), in_one_line=3)
     side = min(4.2, 12 / columns, (PAGE - 1) / down)
     figure = Figure(figsize=(1.6 + side * columns, 0.7 + side * down))
     panels = figure.subplots(down, columns, squeeze=False)
     for number, (panel, (name, members)) in enumerate(zip(panels.flat, groups.items())):
-        counts = confusion_counts(members)
-        percent = 100 * counts / counts.sum(1, keepdims=True).clip(1)
+        percent = percent_of_actual(confusion_counts(members))
         image = panel.imshow(percent, cmap="Blues", vmin=0, vmax=100)
         panel.set_title(name, loc="left", fontsize=10 if columns < 4 else 8)
         panel.spines[:].set_visible(False)

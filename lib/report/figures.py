@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -67,18 +68,16 @@ def save_figure(path: Path, draw: Callable[..., Figure], *arguments: Any) -> Non
     write_bytes(path, lambda file: picture.save(file, format="PNG", optimize=True))
 
 
+def grid(count: int, in_one_line: int = 1) -> tuple[int, int]:
+    """Lines and columns of ``count`` panels, as square as can be; up to ``in_one_line`` of them stand in one line."""
+    columns = count if count <= in_one_line else math.ceil(math.sqrt(count))
+    return -(-count // columns), columns
+
+
 def draw_line(panel: Axes, x: Any, y: Any, number: int, label: str) -> None:
     """A curve that color, marker and dash tell from the others."""
-    panel.plot(
-        x,
-        y,
-        label=label,
-        linewidth=1.8,
-        markersize=4.5,
-        markevery=max(1, len(x) // MARKED),
-        color=COLORS[number % len(COLORS)],
-        marker=MARKERS[number % len(MARKERS)],
-        linestyle=DASHES[number % len(DASHES)],
-    )
+    look: Any = {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
+    look |= {"linestyle": DASHES[number % len(DASHES)], "markevery": max(1, len(x) // MARKED)}
+    panel.plot(x, y, label=label, linewidth=1.8, markersize=4.5, **look)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.grid(alpha=0.25)

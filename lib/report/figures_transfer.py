@@ -26,21 +26,18 @@ def transfer_figure(rows: Sequence[dict[str, Any]], variant: str) -> Figure:
     return figure
 
 
-def filters_figure(found: Mapping[str, numpy.ndarray], variant: str) -> Figure:
+def filters_figure(filters: Mapping[str, numpy.ndarray], variant: str) -> Figure:
     """Every filter [F, 3, k, k] as a color image, each on its own scale, the largest weights first; a sheet for each
-    of ``found``, by whose filters they are."""
-    sheets = {name: _sheet(weights) for name, weights in found.items()}
+    of ``filters``, by whose they are."""
+    sheets = {name: _sheet(weights) for name, weights in filters.items()}
     inches = sum(0.6 + 8 * sheet.shape[0] / sheet.shape[1] for sheet in sheets.values())
     figure = Figure(figsize=(8, inches))
     for axes, (name, sheet) in zip(figure.subplots(len(sheets), squeeze=False)[:, 0], sheets.items()):
         axes.imshow(sheet, interpolation="nearest")
         axes.set_axis_off()
-        axes.set_title(
-            f"{len(found[name])} filters, {name} ({variant})\nlargest weight first; gray is zero, each on "
-            "its own scale",
-            loc="left",
-            fontsize=9,
-        )
+        title = f"{len(filters[name])} filters, {name} ({variant})"
+        legend = "largest weight first; gray is zero, each on its own scale"
+        axes.set_title(f"{title}\n{legend}", loc="left", fontsize=9)
     return figure
 
 

@@ -1,7 +1,6 @@
 """Scatter pictures of two-dimensional embeddings, colored by class."""
 
 import colorsys
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lib.report.figures import readable, save_figure
+from lib.report.figures import grid, readable, save_figure
 
 # Petroff 2021, "Accessible color sequences for data visualization", ten colors: told apart under the common
 # color vision deficiencies.
@@ -91,10 +90,10 @@ def overview_figure(maps: Mapping[str, Mapping[str, numpy.ndarray]]) -> Figure:
     latents = {variant: [name for name in arrays if name not in BESIDE] for variant, arrays in maps.items()}
     every = sum(map(len, latents.values())) <= MOST_PANELS
     shown = [(variant, name) for variant, names in latents.items() for name in (names if every else names[:1])]
-    columns = math.ceil(math.sqrt(len(shown)))
+    down, columns = grid(len(shown))
     side = min(4.0, 10.5 / columns)
-    figure = Figure(figsize=(1.6 + side * columns, 0.4 + side * -(-len(shown) // columns)))
-    panels = figure.subplots(-(-len(shown) // columns), columns, squeeze=False).ravel()
+    figure = Figure(figsize=(1.6 + side * columns, 0.4 + side * down))
+    panels = figure.subplots(down, columns, squeeze=False).ravel()
     for panel, (variant, name) in zip(panels, shown):
         arrays = maps[variant]
         classes = arrays["classes"].tolist()

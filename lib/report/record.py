@@ -12,7 +12,7 @@ from pathlib import Path, PureWindowsPath
 
 from lib.params.experiment import read_experiment
 from lib.report.show import say
-from lib.report.tables import LEGEND, accuracy_columns, markdown_table, read_results, summary
+from lib.report.tables import LEGEND, accuracy_columns, main_rows, markdown_table, read_results, summary
 from lib.runtime.errors import UserError
 from lib.runtime.files import size, write_text
 
@@ -31,11 +31,8 @@ LARGEST = 400_000  # bytes of a picture that git keeps for ever
 def write_record(name: str, title: str, about: str, root: Path = Path(), notes: str = "") -> list[str]:
     """Copy the run in ``root`` to docs/results/``name``; returns lines that say what was done.
 
-    ``notes``: Markdown that the page has before its tables. All checks come before the first write.
-
-    Raises:
-        UserError: ``name`` is no plain folder name, the run is not finished, its code differs from the commit or has
-            none, or ``images_path`` is absolute.
+    ``notes``: Markdown that the page has before its tables. Refused before the first write: a ``name`` that is no plain
+    folder name, a run that is not finished, code that differs from the commit or has none, an absolute ``images_path``.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f"{name!r} is not a usable name; allowed: letters, digits, ., _ and -, as in 2026-01-31-digits")
@@ -65,10 +62,9 @@ def _require_finished(root: Path) -> None:
     experiment = read_experiment(root / "params.yaml")
     images = experiment.dataset.images_path
     if Path(images).expanduser().is_absolute() or PureWindowsPath(images).is_absolute():
-        raise UserError(
-            "params.yaml: images_path is absolute, and a record must not name one machine's folders; "
-            "put a link beside params.yaml, set images_path to its name and run dvc repro"
-        )
+        why = "images_path is absolute, and a record must not name one machine's folders"
+        how = "put a link beside params.yaml, set images_path to its name and run dvc repro"
+        raise UserError(f"params.yaml: {why}; {how}")
     if set(read_results(root / RESULTS)["variant"]) != set(experiment.variants):
         raise UserError(f"{RESULTS} has other variants than params.yaml; a record needs a finished run: dvc repro")
 
@@ -81,11 +77,9 @@ def _write_block(root: Path, name: str, title: str, about: str) -> str:
     if not 0 <= begin < end:
         return f"README.md has no {BEGIN} and {END} for a table to stand between: left as it is"
     table = summary(read_results(root / RESULTS))
-    main = table[table["group"].isna() | ~table.duplicated("group")]
-    place = f"{RECORDS.as_posix()}/{name}"
-    picture = next(iter(PICTURES))
+    place, picture = f"{RECORDS.as_posix()}/{name}", next(iter(PICTURES))
     block = (
-        f"\n**{title}.** {about}\n\n{markdown_table(main, accuracy_columns(table))}\n\n"
+        f"\n**{title}.** {about}\n\n{markdown_table(main_rows(table), accuracy_columns(table))}\n\n"
         f"![{PICTURES[picture]}]({place}/{Path(picture).name})\n\n"
         f"[What each column means]({LEGEND}); runs, further latents, pictures: [{place}]({place}/README.md).\n"
     )
@@ -95,25 +89,21 @@ def _write_block(root: Path, name: str, title: str, about: str) -> str:
 
 def _commit(root: Path) -> str:
     """The last commit that changed the code that is there now."""
-    changed = _git(root, "status", "--porcelain")
-    commit = _git(root, "log", "-1", "--format=%h of %cs")
-    if changed or not commit:
-        raise UserError(
-            f"{changed.split()[-1] if changed else 'lib'} differs from the last commit; a record needs code that can "
-            "be found again: commit it and run dvc repro"
-        )
-    return commit
 
-
-def _git(root: Path, *arguments: str) -> str:
-    command = ["git", *arguments, "--", "lib", "stages", "dvc.yaml"]
-    try:
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments, "--", "lib", "stages", "dvc.yaml"]
         return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+    needs = "a record needs code that can be found again"
+    try:
+        changed, commit = git("status", "--porcelain"), git("log", "-1", "--format=%h of %cs")
     except (OSError, subprocess.CalledProcessError):
-        raise UserError(
-            "this folder is no git repository with commits; a record needs code that can be found again: "
-            "git init, commit everything, then run dvc repro"
-        ) from None
+        how = "git init, commit everything, then run dvc repro"
+        raise UserError(f"this folder is no git repository with commits; {needs}: {how}") from None
+    if changed or not commit:
+        path = changed.split()[-1] if changed else "lib"
+        raise UserError(f"{path} differs from the last commit; {needs}: commit it and run dvc repro")
+    return commit
 
 
 def main(arguments: list[str]) -> None:
@@ -122,8 +112,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--title", required=True)
     parser.add_argument("--about", required=True, help="what was run, on what, and what to beware of")
     parser.add_argument("--notes", type=Path, help="a file of Markdown for the record's page: what was found")
-    given = parser.parse_args(arguments)
-    if given.notes and not given.notes.is_file():
-        raise UserError(f"{given.notes} does not exist; --notes is a file of Markdown")
-    notes = given.notes.read_text() if given.notes else ""
-    say("\n".join(write_record(given.name, given.title, given.about, notes=notes)))
+    options = parser.parse_args(arguments)
+    if options.notes and not options.notes.is_file():
+        raise UserError(f"{options.notes} does not exist; --notes is a file of Markdown")
+    notes = options.notes.read_text() if options.notes else ""
+    say("\n".join(write_record(options.name, options.title, options.about, notes=notes)))

@@ -1,6 +1,6 @@
 """What the report knows of one variant: the one reader of the files that earlier stages wrote."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import pandas
 
 from lib.params.pretraining import Optimizer, Pretraining
 from lib.runtime.errors import UserError
-from lib.runtime.files import read_about, read_arrays, read_json
+from lib.runtime.files import read_about, read_arrays, read_json, require_file
 
 KINDS = ("trained with labels", "trained without labels", "untrained")  # ceilings, what is compared, floors
 CODE = ("active", "centroid", "centroid_code", "usage_entropy", "pattern_entropy", "unused")  # of binary codes
@@ -38,10 +38,10 @@ Groups = dict[str, list[Record]]  # replicates, which differ in their seed alone
 
 def replicates(records: Iterable[Record]) -> Groups:
     """The groups in the order of their first variants."""
-    found: Groups = {}
+    groups: Groups = {}
     for record in records:
-        found.setdefault(record.pretraining.replicate_key(), []).append(record)
-    return {members[0].variant: members for members in found.values()}
+        groups.setdefault(record.pretraining.replicate_key(), []).append(record)
+    return {members[0].variant: members for members in groups.values()}
 
 
 def ranked(groups: Groups) -> Groups:
@@ -55,17 +55,12 @@ def ranked(groups: Groups) -> Groups:
 
 
 def read_record(variant: str, root: Path = Path()) -> Record:
-    """Everything about ``variant`` below the project's folder ``root``.
-
-    Raises:
-        UserError: a file is missing, damaged, or of another version.
-    """
+    """Everything about ``variant`` below ``root``; a UserError says that a file is missing, damaged or older."""
     scores = read_json(root / f"data/scores/{variant}.json")
     arrays = read_arrays(root / f"data/scores/{variant}.npz")
     about = read_about(root / f"data/encoders/{variant}.safetensors")
     curve = root / f"plots/curves/{variant}.csv"
-    if not curve.is_file():
-        raise UserError(f"{curve} does not exist; the stage that writes it has not run: dvc repro")
+    require_file(curve)
     try:
         params = Pretraining.from_json(about["pretraining"])
         rows = [_row(variant, latent, scores, about, params) for latent in scores["latents"]]
@@ -73,10 +68,8 @@ def read_record(variant: str, root: Path = Path()) -> Record:
         labels, predictions = arrays["labels"], arrays[rows[0]["latent"]]
         return Record(variant, params, kind, rows, scores["classes"], labels, predictions, pandas.read_csv(curve))
     except (KeyError, TypeError) as error:
-        raise UserError(
-            f"the files of variant {variant} under data/ are of another version ({error}); "
-            f"dvc repro -f linear@{variant}"
-        ) from None
+        what = f"the files of variant {variant} under data/ are of another version ({error})"
+        raise UserError(f"{what}; dvc repro -f linear@{variant}") from None
 
 
 def _row(variant: str, latent: str, scores: Any, about: Any, params: Pretraining) -> dict[str, Any]:
@@ -103,14 +96,14 @@ def _row(variant: str, latent: str, scores: Any, about: Any, params: Pretraining
         "epochs": params.epochs,
         "batch_size": params.batch_size if params.epochs else None,
         "gamma": params.gamma,
-        "optimizer": optimizer_words(params.optimizer) if params.epochs else None,
+        "optimizer": _optimizer(params.optimizer) if params.epochs else None,
         "parameters": about["parameters"]["total"],
         "width": numbers["width"],
         **{key: numbers.get("code", {}).get(key) for key in CODE},
     }
 
 
-def optimizer_words(optimizer: Optimizer) -> str:
+def _optimizer(optimizer: Optimizer) -> str:
     """For example ``adam 0.001, cosine, 1 warm-up epoch``."""
     words = f"{optimizer.name} {optimizer.lr:g}, {optimizer.schedule}"
     if optimizer.warmup_epochs:
@@ -118,10 +111,14 @@ def optimizer_words(optimizer: Optimizer) -> str:
     return words
 
 
-def confusion_counts(records: Iterable[Record]) -> numpy.ndarray:
+def confusion_counts(records: Sequence[Record]) -> numpy.ndarray:
     """Test images [C, C] of the main latent's probe, summed: rows are the actual class, columns the predicted."""
-    records = list(records)
     counts = numpy.zeros((len(records[0].classes),) * 2, dtype=int)
     for record in records:
         numpy.add.at(counts, (record.labels, record.predictions), 1)
     return counts
+
+
+def percent_of_actual(counts: numpy.ndarray) -> numpy.ndarray:
+    """`confusion_counts` [C, C] as percent of each actual class; zeros for a class without test images."""
+    return 100 * counts / counts.sum(1, keepdims=True).clip(1)

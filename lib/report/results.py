@@ -11,11 +11,7 @@ from lib.runtime.files import read_arrays, write_table, write_text
 
 
 def write_results(experiment: Experiment, root: Path = Path()) -> None:
-    """metrics/results.{csv,md}, plots/{curves,accuracy,confusion}.{csv,png} and plots/tsne/overview.png.
-
-    Raises:
-        UserError: a variant's files are missing, damaged, or of another version.
-    """
+    """metrics/results.{csv,md}, plots/{curves,accuracy,confusion}.{csv,png} and plots/tsne/overview.png."""
     records = [read_record(variant, root) for variant in experiment.variants]
     groups = replicates(records)
     frame = tables.result_rows(records)

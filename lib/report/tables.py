@@ -7,22 +7,14 @@ import numpy
 import pandas
 
 from lib.report import published
-from lib.report.records import CODE, Groups, Record, confusion_counts, replicates
+from lib.report.records import CODE, Groups, Record, confusion_counts, percent_of_actual, replicates
 from lib.runtime.errors import UserError
+from lib.runtime.files import require_file
 
 PERCENT = ("top1", "top5", "knn", "validation_top1", "validation_knn", "study_top1", "study_top5")
 MEASURED = (*PERCENT, *CODE)  # what a mean and a deviation over seeds are taken of
-WHOLE = (
-    "seed",
-    "study_epochs",
-    "train_images",
-    "test_images",
-    "classes",
-    "epochs",
-    "batch_size",
-    "parameters",
-    "width",
-)
+SIZES = ("train_images", "test_images", "classes", "parameters", "width")
+WHOLE = (*SIZES, "seed", "study_epochs", "epochs", "batch_size")
 MANY_CLASSES = 20  # from here on top-5 tells something
 STUDY = "Study protocol (best test epoch)"
 MEASURES = {"top1": "probe top-1", "knn": "kNN top-1", "study_top1": STUDY.lower()}  # of the charts
@@ -37,20 +29,15 @@ CODES |= {"pattern_entropy": "Entropy of codes, bits", "unused": "Unused units, 
 
 def result_rows(records: Sequence[Record]) -> pandas.DataFrame:
     """One row per variant and latent, the main latent first; accuracies in percent; what does not apply is missing."""
-    rows = [
-        {"group": name, **row}
-        for name, members in replicates(records).items()
-        for record in members
-        for row in record.rows
-    ]
+    groups = replicates(records).items()
+    rows = [{"group": name, **row} for name, members in groups for record in members for row in record.rows]
     numbers = dict.fromkeys((*MEASURED, "probe_strength", "gamma"), "float64")
     return pandas.DataFrame(rows).astype(numbers | dict.fromkeys(WHOLE, "Int64"))
 
 
 def read_results(path: Path) -> pandas.DataFrame:
     """`result_rows` back from its file. A variant may be called nan or NA."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; the stage that writes it has not run: dvc repro")
+    require_file(path)
     words = dict.fromkeys(("group", "variant", "latent"), str)
     try:
         frame = pandas.read_csv(path, dtype=words, keep_default_na=False, na_values=[""])
@@ -109,10 +96,15 @@ def accuracy_columns(table: pandas.DataFrame) -> dict[str, str]:
     return {key: name for key, name in columns.items() if telling.get(key, table[key].notna().any())}
 
 
+def main_rows(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Of `summary`: the main latent of each group, and what was published."""
+    return table[table["group"].isna() | ~table.duplicated("group")]
+
+
 def markdown(frame: pandas.DataFrame) -> str:
     """The results page of `result_rows`: accuracies, runs, and binary codes where there are any."""
     table = summary(frame)
-    runs = table[table["group"].isna() | ~table.duplicated("group")]
+    runs = main_rows(table)
     codes = table[table["active"].notna()]
     parts = [
         f"# {title(frame)}",
@@ -140,12 +132,14 @@ def cells(table: pandas.DataFrame, columns: Iterable[str]) -> list[list[str]]:
 
 
 def _cell(row: pandas.Series, key: str) -> str:
-    value, deviation = row[key], row.get(f"{key}_sd")
-    if pandas.isna(value):
-        return "-"
-    form = ".2f" if key in PERCENT or key.startswith("centroid") else ".3g" if isinstance(value, float) else ""
-    form = ",.0f" if key in WHOLE else form
-    return f"{value:{form}}" + ("" if pandas.isna(deviation) else f" ± {deviation:{form}}")
+    form = ".2f" if key in PERCENT or key.startswith("centroid") else ".3g" if isinstance(row[key], float) else ""
+    return "-" if pandas.isna(row[key]) else with_deviation(row, key, ",.0f" if key in WHOLE else form)
+
+
+def with_deviation(row: pandas.Series, key: str, form: str) -> str:
+    """A value of `summary`, and ``±`` its deviation where there is one."""
+    deviation = row.get(f"{key}_sd")
+    return f"{row[key]:{form}}" + ("" if pandas.isna(deviation) else f" ± {deviation:{form}}")
 
 
 def accuracy_table(table: pandas.DataFrame, order: Iterable[str]) -> pandas.DataFrame:
@@ -174,10 +168,9 @@ def confusion_table(groups: Groups) -> pandas.DataFrame:
     rows = []
     for name, members in groups.items():
         counts, classes = confusion_counts(members), members[0].classes
-        for actual, predicted in zip(*numpy.nonzero(counts + numpy.eye(len(counts), dtype=int))):
-            images = counts[actual, predicted]
-            percent = round(100 * images / max(1, counts[actual].sum()), 2)
-            rows.append((name, classes[actual], classes[predicted], images, percent))
+        percent = percent_of_actual(counts).round(2)
+        shown = zip(*numpy.nonzero(counts + numpy.eye(len(counts), dtype=int)))
+        rows += [(name, classes[at[0]], classes[at[1]], counts[at], percent[at]) for at in shown]
     return pandas.DataFrame(rows, columns=["group", "actual", "predicted", "images", "percent"])
 
 

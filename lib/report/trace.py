@@ -13,7 +13,7 @@ from typing import Any
 from lib.params.spec import load_yaml
 from lib.report.show import say
 from lib.runtime.errors import UserError
-from lib.runtime.files import read_about
+from lib.runtime.files import overlap, read_about
 
 LOCK = Path("dvc.lock")
 
@@ -21,18 +21,15 @@ LOCK = Path("dvc.lock")
 def trace(path: str, root: Path = Path()) -> list[str]:
     """Lines that tell the history of one output of the pipeline.
 
-    Raises:
-        UserError: no stage wrote the file, or it or one of its sources is not what dvc.lock records.
+    A UserError says that no stage wrote it, or that it or one of its sources is not what dvc.lock records.
     """
     if not (root / LOCK).is_file():
         raise UserError(f"{LOCK} does not exist: no stage has run; dvc repro")
     stages = load_yaml(root / LOCK)["stages"]
     names = _writers(stages, path)
     if not names:
-        raise UserError(
-            f"{LOCK} knows no stage that wrote {path}; "
-            "name an output as dvc.yaml has it, for example metrics/simclr.json"
-        )
+        how = "name an output as dvc.yaml has it, for example metrics/simclr.json"
+        raise UserError(f"{LOCK} knows no stage that wrote {path}; {how}")
     lines = []
     for name in names:  # grows by the stages before
         stage = stages[name]
@@ -41,10 +38,8 @@ def trace(path: str, root: Path = Path()) -> list[str]:
             file = root / written["path"]
             # one that is only in DVC's cache may be absent
             if file.is_file() and hashlib.md5(file.read_bytes()).hexdigest() != written["md5"]:
-                raise UserError(
-                    f"{written['path']} is not what {name} wrote by {LOCK}; "
-                    "it was changed by hand, or the stage's run was not finished: dvc repro"
-                )
+                why = "it was changed by hand, or the stage's run was not finished: dvc repro"
+                raise UserError(f"{written['path']} is not what {name} wrote by {LOCK}; {why}")
             lines += [f"  wrote {written['path']}  md5 {written['md5']}", *_about(file)]
         for dep in stage.get("deps", []):
             lines.append(f"  read  {dep['path']}  md5 {dep['md5']}")
@@ -56,11 +51,8 @@ def trace(path: str, root: Path = Path()) -> list[str]:
 
 def _writers(stages: dict[str, Any], path: str) -> list[str]:
     """The stages that wrote ``path``, the folder that it is in, or something in it."""
-
-    def meets(written: str) -> bool:
-        return written == path or path.startswith(f"{written}/") or written.startswith(f"{path}/")
-
-    return [name for name, stage in stages.items() if any(meets(out["path"]) for out in stage.get("outs", []))]
+    outs = {name: [out["path"] for out in stage.get("outs", [])] for name, stage in stages.items()}
+    return [name for name, paths in outs.items() if any(overlap(path, out) for out in paths)]
 
 
 def _about(path: Path) -> list[str]:
@@ -69,9 +61,8 @@ def _about(path: Path) -> list[str]:
         return []
     about = read_about(path)
     data = about.get("data", about)
-    found = {"data": f"{data.get('dataset')}, checksum {data.get('checksum')}"}
-    found |= {key: json.dumps(about[key]) for key in ("versions", "pretraining") if key in about}
-    return [f"  {key}: {value}" for key, value in found.items()]
+    lines = [f"  data: {data.get('dataset')}, checksum {data.get('checksum')}"]
+    return lines + [f"  {key}: {json.dumps(about[key])}" for key in ("versions", "pretraining") if key in about]
 
 
 def main(arguments: list[str]) -> None:

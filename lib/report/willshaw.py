@@ -23,28 +23,19 @@ from lib.runtime.seeds import generator
 SEED = 0
 COUNTS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)  # of stored codes, recalled from half of their units
 MIDDLE = 200  # codes in the memory whose cues are varied, in steps of a tenth of the active units
-LOOK: dict[str, dict[str, Any]] = {
-    "learned": {"color": COLORS[0], "marker": "o"},
-    "random": {"color": COLORS[1], "marker": "s"},
-}
+LOOK: Any = {"learned": {"color": COLORS[0], "marker": "o"}, "random": {"color": COLORS[1], "marker": "s"}}
 CUES = {"part": ("rest missing", "-"), "noise": ("rest wrong", "--")}
 
 
 def read_codes(variant: str) -> tuple[str, Tensor]:
-    """The name of the first latent that is a binary code, and its codes float32 [M, D].
-
-    Raises:
-        UserError: no latent of the variant is one.
-    """
+    """The name of the first latent that is a binary code, and its codes float32 [M, D]; refused if none is."""
     arrays = read_arrays(Path("data/embeddings") / f"{variant}.npz")
     names = arrays["latents"].tolist()
     for name in names:
         if is_binary(codes := torch.from_numpy(arrays[name])):
             return name, codes
-    raise UserError(
-        f"variant {variant} has no binary code among its latents ({', '.join(names)}); allowed: a variant whose code "
-        "has 0 and 1 and as many 1 in each row, for example kwta"
-    )
+    allowed = "a variant whose code has 0 and 1 and as many 1 in each row, for example kwta"
+    raise UserError(f"variant {variant} has no binary code among its latents ({', '.join(names)}); allowed: {allowed}")
 
 
 def recalls(codes: Tensor) -> pandas.DataFrame:

@@ -27,6 +27,11 @@ _SHORT.maxstring = _SHORT.maxother = 120
 _SHORT.maxlevel = 2
 
 
+def one_line(error: Exception) -> str:
+    """What a library's error says."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+
+
 def shown(value: Any) -> str:
     """``value`` as an error quotes it: its repr(), shortened in the middle where it is long or deep."""
     return _SHORT.repr(value)

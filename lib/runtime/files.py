@@ -36,10 +36,8 @@ DAMAGE = (ValueError, LookupError, TypeError, EOFError, OSError, RuntimeError, M
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield the path of an empty part beside ``path``; on a clean exit it is synced and renamed to ``path``.
 
-    Parts that killed writers of the same file left behind are removed.
-
-    Raises:
-        UserError: the system refuses; what was at ``path`` before is still there.
+    Parts that killed writers of the same file left behind are removed. A UserError says that the system refuses;
+    what was at ``path`` before is then still there.
     """
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     with writing(path):
@@ -67,10 +65,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         said, advice = error.strerror or type(error).__name__, ADVICE.get(error.errno or 0, "mend the folder")
-        raise UserError(
-            f"cannot write {path}: {said[:1].lower()}{said[1:]}; {advice}, then run the same command again; what was "
-            "there before is kept"
-        ) from None
+        how = f"{advice}, then run the same command again; what was there before is kept"
+        raise UserError(f"cannot write {path}: {said[:1].lower()}{said[1:]}; {how}") from None
 
 
 def make_folder(folder: Path) -> None:
@@ -137,7 +133,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     """Write named numpy arrays as a compressed npz; arrays of objects are refused."""
     import numpy
 
-    named: dict[str, Any] = {name: numpy.asarray(arrays[name]) for name in sorted(arrays)}
+    named: dict[str, Any] = {name: numpy.asarray(arrays[name]) for name in arrays}
     if objects := [name for name, array in named.items() if array.dtype.hasobject]:
         raise TypeError(f"{objects} hold Python objects, which only a pickle could store")
     write_bytes(path, lambda file: numpy.savez_compressed(file, **named))
@@ -178,11 +174,20 @@ def read_about(path: Path) -> dict[str, Any]:
         return about
 
 
+def overlap(path: str, other: str) -> bool:
+    """Whether one path is the other, or in it."""
+    return Path(path).is_relative_to(other) or Path(other).is_relative_to(path)
+
+
+def require_file(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; the stage that writes it has not run: dvc repro")
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Turn what reading a missing, closed or damaged file raises into one line."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; the stage that writes it has not run: dvc repro")
+    require_file(path)
     try:
         yield
     except PermissionError as error:

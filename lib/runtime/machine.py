@@ -1,9 +1,7 @@
 """Settings of the machine: where and how fast to compute. They never belong to an experiment.
 
-Read from the environment (ENGRAM_DEVICE, ENGRAM_PROCESSES, ENGRAM_THREADS, ENGRAM_PRECISION,
-ENGRAM_CHECKPOINT_MINUTES, ENGRAM_COMPILE, ENGRAM_TORCHRUN), then from a git-ignored machine.yaml in the
-working folder, then chosen from what the machine has. Where torchrun has started this process already,
-``processes`` is the number that it started on this machine.
+Read from the environment (ENGRAM_DEVICE and so on, by the names of `Machine`), then from a git-ignored machine.yaml in
+the working folder, then chosen from what the machine has.
 """
 
 import ctypes
@@ -12,6 +10,7 @@ import shlex
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from lib.params.spec import load_yaml
 from lib.runtime.errors import UserError
@@ -24,10 +23,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt, as glibc's malloc.h numbers
 class Machine:
     """``precision`` is bf16 (autocast; parameters and losses stay fp32) or fp32.
 
-    ``processes`` of this machine, and those of the others, share one global batch; ``threads`` are per
-    process. ``compile`` is off, on (torch.compile of the encoder) or graphs (CUDA graphs of the forward and the
-    backward pass, for one process); the choice of "auto" is graphs where they can be, else off. Micro-batches do
-    without. ``torchrun`` is what torchrun has to know about several machines (docs/scaling.md), empty for one alone.
+    ``processes`` of all machines share one global batch; ``threads`` are per process. ``compile`` is off, on
+    (torch.compile of the encoder) or graphs (CUDA graphs, for one process and no micro-batches); "auto" is graphs where
+    they can be, else off. ``torchrun`` is what torchrun has to know about several machines (docs/scaling.md).
     ``nodes`` is no setting: the number of machines that torchrun has started processes on.
     """
 
@@ -48,10 +46,8 @@ class Machine:
 
 def read_machine(alone: bool = False) -> Machine:
     """The resolved settings; also sets torch's thread count, and strict fp32 where it is chosen, for this process.
-    ``alone``: for a stage that is one process, whatever `processes` says, and has all threads.
-
-    Raises:
-        UserError: an unknown key, or a value that this machine cannot honour.
+    ``alone``: for a stage that is one process, whatever `processes` says, and has all threads. A UserError names an
+    unknown key, or a value that this machine cannot honor.
     """
     import torch
 
@@ -62,18 +58,24 @@ def read_machine(alone: bool = False) -> Machine:
     for key in written:
         if key not in names:
             raise UserError(f"machine.yaml: unknown key {key}; allowed: {', '.join(names)}")
-    found = {name: os.environ.get(f"ENGRAM_{name.upper()}", written.get(name, "auto")) for name in names}
-    device = _device(str(found["device"]))
-    processes, torchrun = _processes(found["processes"]), _torchrun(found["torchrun"])
+    settings = {name: os.environ.get(f"ENGRAM_{name.upper()}", written.get(name, "auto")) for name in names}
+    device = _device(str(settings["device"]))
+    processes, torchrun = _processes(settings["processes"]), _torchrun(settings["torchrun"])
     several = processes > 1 or bool(torchrun) or launched()
-    _require_devices(device, processes, several)
+    # on CUDA every process needs a device of its own
+    if several and device != "cpu" and (device != "cuda" or processes > torch.cuda.device_count()):
+        allowed = f"device 'cuda' and at most its {torch.cuda.device_count()} device(s)"
+        raise UserError(f"machine setting processes is {processes} with device {device!r}; allowed: {allowed}")
+    processes = 1 if alone else processes
+    # how many this process may use, not how many the machine has
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     machine = Machine(
         device=device,
-        processes=1 if alone else processes,
-        threads=_count("threads", found["threads"], max(1, _processors() // (1 if alone else processes))),
-        precision=_precision(str(found["precision"]), device),
-        checkpoint_minutes=_minutes(found["checkpoint_minutes"]),
-        compile=_compile(found["compile"], device, several),
+        processes=processes,
+        threads=_number("threads", settings["threads"], max(1, processors // processes)),
+        precision=_precision(str(settings["precision"]), device),
+        checkpoint_minutes=_number("checkpoint_minutes", settings["checkpoint_minutes"], 10.0, float, 0),
+        compile=_compile(settings["compile"], device, several),
         torchrun=torchrun,
         nodes=int(os.environ["GROUP_WORLD_SIZE"]) if launched() else 1,
     )
@@ -102,21 +104,28 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def autocast(machine: Machine):
-    """Autocast to the machine's precision.
-
-    On a CPU without autocast's cache: a weight that is used several times, as by two views, then has its gradients
-    added up in fp32, and not in bf16.
-    """
+    """Autocast to the machine's precision."""
     import torch
 
     kind = torch.device(machine.device).type
+    # On a CPU without the cache: the gradients of a weight that two views use are then added up in fp32, not in bf16.
     with torch.autocast(kind, dtype=torch.bfloat16, enabled=machine.precision == "bf16", cache_enabled=kind != "cpu"):
         yield
 
 
-def _processors() -> int:
-    """How many processors this process may use; not how many the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _not_allowed(name: str, value: object, allowed: str) -> UserError:
+    return UserError(f"machine setting {name} is {value!r}; allowed: {allowed}")
+
+
+def _number(name: str, value: object, usual: float, kind: type = int, low: int = 1) -> Any:
+    try:
+        number = usual if value == "auto" else kind(str(value))
+    except ValueError:
+        number = -1
+    if not number >= low:
+        word = "a whole number" if kind is int else "a number"
+        raise _not_allowed(name, value, f"auto or {word} of at least {low}")
+    return number
 
 
 def _device(value: str) -> str:
@@ -134,15 +143,13 @@ def _device(value: str) -> str:
 
 def _processes(value: object) -> int:
     """What the setting says, or what torchrun has started on this machine, which must not differ."""
-    count = _count("processes", value, 1)
+    count = _number("processes", value, 1)
     if not launched():
         return count
     started = int(os.environ["LOCAL_WORLD_SIZE"])
     if value != "auto" and count != started:
-        raise UserError(
-            f"machine setting processes is {value!r} while torchrun has started {started} on this machine; "
-            f"allowed: auto or {started}"
-        )
+        found = f"{value!r} while torchrun has started {started} on this machine"
+        raise UserError(f"machine setting processes is {found}; allowed: auto or {started}")
     return started
 
 
@@ -151,70 +158,31 @@ def _torchrun(value: object) -> str:
     try:
         shlex.split(text)
     except ValueError as error:
-        raise UserError(
-            f"machine setting torchrun is {text!r} ({error}); allowed: arguments of torchrun, for example "
-            "--nnodes 2 --node-rank 0 --master-addr node0 --master-port 29500"
-        ) from None
+        example = "--nnodes 2 --node-rank 0 --master-addr node0 --master-port 29500"
+        allowed = f"arguments of torchrun, for example {example}"
+        raise UserError(f"machine setting torchrun is {text!r} ({error}); allowed: {allowed}") from None
     return text
 
 
-def _require_devices(device: str, processes: int, several: bool) -> None:
-    """On CUDA every process needs a device of its own."""
-    import torch
-
-    if device == "cpu" or not several:
-        return
-    if device != "cuda" or processes > torch.cuda.device_count():
-        raise UserError(
-            f"machine setting processes is {processes} with device {device!r}; allowed: device 'cuda' and "
-            f"at most its {torch.cuda.device_count()} device(s)"
-        )
-
-
-def _count(name: str, value: object, auto: int) -> int:
-    if value == "auto":
-        return auto
-    try:
-        count = int(str(value))
-    except ValueError:
-        count = 0
-    if count < 1:
-        raise UserError(f"machine setting {name} is {value!r}; allowed: auto or a whole number of at least 1")
-    return count
-
-
-def _minutes(value: object) -> float:
-    try:
-        minutes = 10.0 if value == "auto" else float(str(value))
-    except ValueError:
-        minutes = -1.0
-    if not minutes >= 0:
-        raise UserError(f"machine setting checkpoint_minutes is {value!r}; allowed: auto or a number of at least 0")
-    return minutes
-
-
 def _compile(value: object, device: str, several: bool) -> str:
-    words = {"True": "on", "False": "off"}  # YAML reads on and off as true and false
-    chosen = words.get(str(value), str(value))
+    value = {"True": "on", "False": "off"}.get(str(value), str(value))  # as YAML reads on and off
     graphs = device != "cpu" and not several
-    if chosen == "auto":
+    if value == "auto":
         return "graphs" if graphs else "off"
-    if chosen not in ("off", "on", "graphs"):
-        raise UserError(f"machine setting compile is {value!r}; allowed: auto, off, on, graphs")
-    if chosen == "graphs" and not graphs:
+    if value not in ("off", "on", "graphs"):
+        raise _not_allowed("compile", value, "auto, off, on, graphs")
+    if value == "graphs" and not graphs:
         reason = f"device {device!r}" if device == "cpu" else "several processes"
-        raise UserError(
-            f"machine setting compile is 'graphs' with {reason}; CUDA graphs need a CUDA device and one "
-            "process: allowed: auto, off, on"
-        )
-    return chosen
+        need = "CUDA graphs need a CUDA device and one process: allowed: auto, off, on"
+        raise UserError(f"machine setting compile is 'graphs' with {reason}; {need}")
+    return value
 
 
 def _precision(value: str, device: str) -> str:
     import torch
 
     if value not in ("auto", "fp32", "bf16"):
-        raise UserError(f"machine setting precision is {value!r}; allowed: auto, fp32, bf16")
+        raise _not_allowed("precision", value, "auto, fp32, bf16")
     if value != "auto":
         return value
     if torch.device(device).type == "cuda":

@@ -18,22 +18,14 @@ class StepProgress:
     """
 
     def __init__(self, title: str, total: int, done: int = 0, silent: bool = False) -> None:
-        self.title, self.total, self.done = title, total, done
-        self.silent = silent
+        self.title, self.total, self.done, self.silent = title, total, done, silent
         self.first, self.started = done + 1, 0.0  # the step that the estimate counts from, and when it ended
         self.last_line = time.monotonic()
         self.bar: Progress | None = None
         if sys.stdout.isatty() and not silent:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("steps"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-            )
-            self.bar = Progress(*columns, console=Console())
+            done_of = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
+            times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+            self.bar = Progress(*done_of, *times, console=Console())
             self.task = self.bar.add_task(title, total=total, completed=done)
 
     def __enter__(self) -> "StepProgress":
@@ -69,11 +61,11 @@ class StepProgress:
 
     def _line(self, text: str) -> None:
         self.last_line = time.monotonic()
-        left = f", about {duration(self._left())} left" if self.first < self.done < self.total else ""
+        left = ""
+        if self.first < self.done < self.total:
+            seconds = (time.monotonic() - self.started) / (self.done - self.first) * (self.total - self.done)
+            left = f", about {duration(seconds)} left"
         print(f"{self.title}: {text}{left}", flush=True)
-
-    def _left(self) -> float:
-        return (time.monotonic() - self.started) / (self.done - self.first) * (self.total - self.done)
 
 
 class EpochLines:
@@ -83,8 +75,7 @@ class EpochLines:
     """
 
     def __init__(self, label: str, epochs: int) -> None:
-        self.label = label
-        self.epochs = epochs
+        self.label, self.epochs = label, epochs
         self.started = self.printed = time.monotonic()
 
     def epoch(self, epoch: int, **numbers: float) -> None:
