@@ -10,24 +10,11 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy
 import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR10, MNIST
-
-from lib.runtime.errors import UserError
-
-
-def refusal(call: Callable[[], Any], *words: str) -> str:
-    """The one line in which ``call`` is refused; it holds every one of ``words``."""
-    with pytest.raises(UserError) as caught:
-        call()
-    line = str(caught.value)
-    assert line.isprintable() and len(line) < 1000
-    assert all(word in line for word in words), line
-    return line
 
 
 def picture(number: int, height: int = 32, width: int = 32) -> numpy.ndarray:

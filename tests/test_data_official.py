@@ -16,7 +16,8 @@ from lib.data.official import TIMEOUT, VARIABLE, read_official
 from lib.data.sources import read_source
 from lib.data.store import assemble
 from lib.params.pretraining import Dataset
-from tests.make_archives import md5, picture, refusal, small_cifar, small_mnist
+from tests.faults.refusals import refused
+from tests.make_archives import md5, picture, small_cifar, small_mnist
 
 LABELS = [0, 1, 2, 2, 1, 0]
 CLASSES = ["airplane", "automobile", "bird"]
@@ -95,12 +96,12 @@ def test_mnist_is_unpacked_anew_from_checked_files(folder, monkeypatch):
     large = assemble("mnist", read_official("mnist", 32)).about
     assert large["image_size"] == 32 and large["resized"].startswith("from 28x28")
     (folder / MNIST.resources[3][0]).unlink()
-    refusal(lambda: read_official("mnist", 28), f"{MNIST.resources[3][0]} is not readable there")
+    refused(lambda: read_official("mnist", 28), f"{MNIST.resources[3][0]} is not readable there")
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "mnist"])
 def test_without_a_network_one_line_names_the_ways_out(dataset):
-    line = refusal(lambda: read_source(Dataset(dataset=dataset)), "cannot fetch", "Name or service not known")
+    line = refused(lambda: read_source(Dataset(dataset=dataset)), "cannot fetch", "Name or service not known")
     assert all(way in line for way in ("ENGRAM_ARCHIVE", "dataset: images", "dataset: digits"))
     assert not [path for path in ARCHIVES.rglob("*") if path.is_file()]
 
@@ -141,7 +142,7 @@ def test_a_broken_connection_is_the_networks_fault(monkeypatch, error):
             return super().read(*_arguments)
 
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_arguments, **_named: Broken(b"not"))
-    refusal(lambda: read_official("cifar10", 32), "cannot fetch cifar-10-python.tar.gz", str(error or "corrupted"))
+    refused(lambda: read_official("cifar10", 32), "cannot fetch cifar-10-python.tar.gz", str(error or "corrupted"))
 
 
 # Checksum first, then read
@@ -153,7 +154,7 @@ def test_an_archive_of_another_checksum_is_not_opened(folder, monkeypatch):
     monkeypatch.setenv(VARIABLE, str(path))
     for altered in (content + b"!", content[:-1], b"", pickle.dumps(Payload(folder / "canary"))):
         path.write_bytes(altered)
-        refusal(lambda: read_official("cifar10", 32), "is not the official", CIFAR10.tgz_md5)
+        refused(lambda: read_official("cifar10", 32), "is not the official", CIFAR10.tgz_md5)
     assert not ARCHIVES.exists() and not (folder / "canary").exists()
 
 
@@ -173,12 +174,12 @@ def test_a_pickle_of_another_checksum_is_never_unpickled(folder, monkeypatch, na
     assert numpy.array_equal(good.train_images, again.train_images) and again.classes == CLASSES
     small_cifar10(folder, monkeypatch, altered={name: armed})
     (ARCHIVES / CIFAR10.base_folder / name).write_bytes(b"")
-    refusal(lambda: read_official("cifar10", 32), "cannot fetch", "corrupted")
+    refused(lambda: read_official("cifar10", 32), "cannot fetch", "corrupted")
     assert not canary.exists()
 
 
 @pytest.mark.parametrize("given", ["none", "$(touch canary)", "~nobody-of-this-name", "x" * 300, "https://a.example/x"])
 def test_a_local_copy_that_is_not_there(folder, monkeypatch, given):
     monkeypatch.setenv(VARIABLE, given)
-    refusal(lambda: read_official("cifar10", 32), "ENGRAM_ARCHIVE is", "cifar-10-python.tar.gz is not readable there")
+    refused(lambda: read_official("cifar10", 32), "ENGRAM_ARCHIVE is", "cifar-10-python.tar.gz is not readable there")
     assert not list(folder.iterdir())

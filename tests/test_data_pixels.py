@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lib.data import pixels
 from lib.data.folders import read_folders
 from lib.data.pixels import blank, decode
-from tests.make_archives import encoded, picture, png, refusal, two_level, write_folder
+from tests.faults.refusals import refused
+from tests.make_archives import encoded, picture, png, two_level, write_folder
 
 JPEG = encoded(picture(3, 64, 64), "JPEG")
 
@@ -58,14 +58,6 @@ def test_a_picture_of_another_kind_is_converted_and_that_is_stated(tmp_path, nam
     assert raw.provenance["resized"].startswith("the whole image") and len(raw.train_labels) == 9
     said = capsys.readouterr().out
     assert said.startswith("converted: ") == bool(expected) and all(f"{word} (1)" in said for word in expected)
-
-
-@pytest.mark.skipif("AVIF" not in pixels.FORMATS, reason="this Pillow has no AVIF")
-def test_avif_is_read_where_pillow_can(tmp_path):
-    image = encoded(Image.new("RGB", (32, 32), (200, 10, 60)), "AVIF")
-    files = {**two_level(), "train/cat/9.avif": image}
-    found = read_folders(str(write_folder(tmp_path / "pets", files)), 32).train_images[4]
-    assert abs(found.reshape(3, -1).mean(1) - [200, 10, 60]).max() < 6
 
 
 def test_modes_become_rgb():
@@ -126,4 +118,4 @@ def test_an_animation_gives_its_first_frame():
 
 
 def test_more_than_the_memory_is_refused():
-    refusal(lambda: blank(10**9, 512), "lower image_size")
+    refused(lambda: blank(10**9, 512), "lower image_size")

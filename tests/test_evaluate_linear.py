@@ -79,12 +79,6 @@ def test_several_latents_have_features_computed_once_and_files_of_numbers(tmp_pa
     assert arrays["both"].dtype == "int64" and arrays["labels"].tolist() == labels.tolist()
 
 
-def test_top5_is_a_metric_of_many_classes_alone():
-    latents = {"h": {"top1": 1.0, "top5": 5.0, "knn": 2.0}}
-    assert list(linear_stage._metrics(latents, None, 19)) == ["top1", "knn", *STUDY]
-    assert list(linear_stage._metrics(latents, None, 20)) == ["top1", "top5", "knn", *STUDY]
-
-
 def test_more_is_said_of_binary_codes_alone():
     class Codes(TinyMethod):
         def latents(self, images):
@@ -144,21 +138,6 @@ def test_study_moves_batch_norm_of_its_copy_and_no_parameter(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(networks[0].parameters(), method.parameters()))
     curve = [row["top1"] for row in found["curve"]]
     assert found["top1"] == max(curve) and found["best_epoch"] == 1 + curve.index(max(curve))
-
-
-def test_study_learns():
-    params = pretraining(crop_scale_min=0.5)
-    found = study_protocol(tiny_method(), tiny_data(train=600), params, 30, MACHINE)
-    assert found["top1"] > 50 and found["curve"][-1]["loss"] < found["curve"][0]["loss"]
-
-
-def test_study_layer_has_torchs_initialization_of_the_seed_alone():
-    first = study._linear(2000, 10, 0)
-    torch.rand(1)
-    assert torch.equal(first.weight, study._linear(2000, 10, 0).weight)
-    bound = 2000**-0.5
-    assert first.weight.abs().max() <= bound
-    assert first.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
 
 
 def test_study_settings_are_the_studys(monkeypatch):

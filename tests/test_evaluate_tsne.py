@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from lib.evaluate.tsne import choose_points, embed_2d, select, title
+from lib.evaluate.tsne import choose_points, embed_2d, select
 from lib.params.evaluation import Tsne
 from lib.report.figures_tsne import TEN_COLORS, class_colors, draw_tsne, remarks, scatter
 from lib.runtime.errors import UserError
@@ -56,17 +56,6 @@ def test_a_collapsed_latent_lies_at_the_origin_and_the_picture_says_so(value, tm
     assert remarks(points, ["a"]).startswith(" - collapsed") and remarks(numpy.eye(2), ["a"]) == ""
     draw_tsne(tmp_path / "h.png", points, numpy.arange(40) % 3, ["a", "b", "c"], "a title")
     assert imread(tmp_path / "h.png").shape[0] == 975
-
-
-def test_fewer_distinct_latents_than_the_perplexity_do_not_crash():
-    features = numpy.random.default_rng(0).normal(size=(2, 5))[numpy.arange(60) % 2]
-    points = embed_2d(features, Tsne(perplexity=15, iterations=250))
-    assert numpy.isfinite(points).all() and numpy.ptp(points, axis=0).max() > 0
-
-
-def test_title_states_fewer_images_than_asked_for():
-    assert title("dual", "upper", 5000, 5000, 30.0) == "dual - upper: t-SNE of 5000 test images, perplexity 30"
-    assert title("a", "h", 5000, 360, 2.5) == "a - h: t-SNE of all 360 test images (5000 asked for), perplexity 2.5"
 
 
 def test_points_have_the_colors_of_their_classes_and_many_classes_no_legend():

@@ -60,17 +60,13 @@ def test_a_variants_own_block_is_merged_into_the_shared_one():
     ("changes", "words"),
     [
         ({"batch_size": "256"}, "batch_size is '256'; allowed: a whole number at least 2"),
-        ({"batch_size": True}, "batch_size is True; allowed: a whole number"),
         ({"tsne__points": 1e4}, "tsne.points is 10000.0; allowed: a whole number"),
         ({"epochs": 2**40}, "epochs is 1099511627776; allowed: a whole number at least 0 (and at most 2,147,483,647)"),
-        ({"gamma": float("nan")}, "gamma is nan; allowed: a number"),
         ({"optimizer__lr": 1e300}, "optimizer.lr is 1e+300; allowed: a number above 0 (of a size from 1e-37 to 1e+37)"),
         ({"dataset": "cifar"}, "dataset is 'cifar'; allowed: 'cifar10', "),
         ({"encoder": "resnet51"}, "encoder is 'resnet51' (did you mean resnet50?); allowed: "),
-        ({"variants__joint__encoder": "vgg"}, "variants.joint.encoder is 'vgg'"),
         ({"variants__joint__method": "simcl"}, "variants.joint.method is 'simcl' (did you mean simclr?); allowed: "),
         ({"variants__joint__method": "base"}, "variants.joint.method is 'base'"),
-        ({"variants__joint__epochs": -1}, "variants.joint.epochs is -1; allowed: a whole number at least 0"),
         ({"variants__joint__optimizer": {"lr": 0}}, "variants.joint.optimizer.lr is 0; allowed: a number above 0"),
         ({"variants__joint": {}}, "variants.joint is {}; allowed: a block with at least a method"),
         ({"variants": {}}, "variants is {}; allowed: a block with at least one variant"),
@@ -81,25 +77,18 @@ def test_a_variants_own_block_is_merged_into_the_shared_one():
         ({"optimizer__warmup_epochs": 101}, "optimizer.warmup_epochs is 101.0; allowed: at most epochs (100)"),
         ({"tsne__perplexity": 5000}, "tsne.perplexity is 5000; allowed: below tsne.points (5000)"),
         ({"transfer__variants": ["dual"]}, "transfer.variants is ['dual']; allowed: a list, each once, of simclr, joi"),
-        ({"transfer__variants": ["joint"], "image_size": 8}, "image_size is 8; allowed with transfer.variants: at le"),
-    ],
-    ids=str,
-)
-def test_a_bad_value_is_refused(changes, words):
-    assert refused(lambda: parsed(**changes)).startswith(f"params.yaml: {words}")
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
+        ({"transfer__variants": ["simclr"] * 2}, "transfer.variants is ['simclr', 'simclr']"),
+        ({"transfer__variants": "simclr"}, "transfer.variants is 'simclr'"),
+        ({"transfer__variants": ["joint"], "image_size": 15}, "image_size is 15; allowed with transfer.variants: at l"),
         ({"gama": 0.1}, "unknown key gama (did you mean gamma?); allowed here: augment, "),
         ({"optimizer__rate": 0.1}, "unknown key optimizer.rate; allowed here: lr, momentum, "),
         ({"transfer__variant": []}, "unknown key transfer.variant (did you mean variants?)"),
         ({"variants__joint__augment": {"flp": 0}}, "unknown key variants.joint.augment.flp (did you mean flip?)"),
     ],
+    ids=str,
 )
-def test_an_unknown_key_is_refused_with_the_nearest_one(changes, words):
-    refused(lambda: parsed(**changes), f"params.yaml: {words}")
+def test_a_bad_value_or_key_is_refused(changes, words):
+    assert refused(lambda: parsed(**changes)).startswith(f"params.yaml: {words}")
 
 
 def test_an_option_that_the_method_does_not_have_is_refused_with_the_nearest_one():
@@ -117,7 +106,13 @@ def test_a_variants_name_is_a_word(name):
     [
         ({"images_path": "x"}, "images_path is 'x', which has no effect with dataset cifar10; set dataset to images"),
         ({"on_bad_image": "skip"}, "on_bad_image is 'skip', which has no effect with dataset cifar10"),
-        ({"linear__finetune_lr": 0.01}, "linear.finetune_lr is 0.01, which has no effect with linear.mode probe"),
+        (
+            {"linear__finetune_lr": 0.01},
+            "linear.finetune_lr is 0.01, which has no effect with linear.mode probe; set linear.mode to finetune, or "
+            "linear.finetune_lr to 0.0001",
+        ),
+        ({"linear__finetune_epochs": 3}, "linear.finetune_epochs is 3, which has no effect with linear.mode probe"),
+        ({"linear__finetune_batch_size": 8}, "linear.finetune_batch_size is 8, which has no effect"),
         ({"optimizer__trust": 0.02}, "optimizer.trust is 0.02, which has no effect with adam; set optimizer.name to l"),
         ({"augment": {"jitter": 0, "hue": 0.2}}, "augment.hue is 0.2, which has no effect with augment.jitter 0"),
         (

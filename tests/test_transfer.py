@@ -10,7 +10,6 @@ from lib.data.store import ImageData
 from lib.evaluate.transfer import Arm, Classifier, _network, arms, compare, filters_file, first_layer, given_filters
 from lib.evaluate.transfer import summary as summarized
 from lib.params.evaluation import Transfer
-from lib.report.figures_transfer import filters_figure, transfer_figure
 from lib.runtime.errors import UserError
 from lib.runtime.files import read_tensors, write_tensors
 from lib.views.augment import normalize
@@ -154,14 +153,6 @@ def test_an_encoder_that_is_no_layer_of_filters_is_refused(tmp_path):
         first_layer(tmp_path / "small", "simclr")
 
 
-def test_images_are_shifted_by_up_to_four_pixels_each_way(monkeypatch):
-    training, _ = seen(Arm("a", OWN, True), white_to_train_on(), SHORT, monkeypatch)
-    black = torch.cat(training)[:, 0] < 0
-    for lines in (black.all(2), black.all(1)):  # [B, S]
-        assert lines[:, :4].sum(1).max() == lines[:, -4:].sum(1).max() == lines.sum(1).max() == 4
-        assert lines.sum(1).min() == 0
-
-
 def test_the_last_third_has_a_tenth_of_the_rate(monkeypatch):
     rates, step = [], torch.optim.Adam.step
     monkeypatch.setattr(
@@ -184,14 +175,3 @@ def test_the_double_softmax_is_trained_with_where_it_is_asked_for():
     floor = functional.cross_entropy(right, torch.tensor([0])).item()
     assert floor == pytest.approx(0.313262, abs=1e-6)  # log(1 + 1/e)
     assert min(slip) > floor > plain[-1]
-
-
-def test_pictures_are_drawn(outcomes):
-    rows = [{"arm": outcome.name, **row} for outcome in outcomes for row in outcome.curve]
-    axes = transfer_figure(rows, "patch_filters").axes[0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(summarized(outcomes)) == FOUR
-    panels = filters_figure({"a": OWN["weight"].numpy(), "b": OWN["weight"][:20].numpy()}, "patch_filters").axes
-    for panel, lines, title in zip(panels, (16, 2), ("256 filters, a (patch_filters)", "20 filters, b"), strict=True):
-        sheet = panel.images[0].get_array()
-        assert sheet.shape[:2] == (lines * 7 + 1, 16 * 7 + 1) and sheet.min() >= 0 and sheet.max() <= 1
-        assert panel.get_title("left").startswith(title)

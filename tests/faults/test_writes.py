@@ -74,15 +74,6 @@ def test_a_file_is_synced_before_it_is_renamed_and_its_folder_after(tmp_path, mo
     assert moments == [f"sync {tmp_path.name}", "sync part", "rename to a.txt of 4 bytes", "sync new"]
 
 
-def test_an_error_while_writing_leaves_what_was_there(tmp_path):
-    files.write_json(tmp_path / "a.json", 1)
-    for error in (KeyError("x"), KeyboardInterrupt()):
-        with pytest.raises(type(error)), files.whole_file(tmp_path / "a.json") as part:
-            part.write_text("half")
-            raise error
-    assert files.read_json(tmp_path / "a.json") == 1 and names(tmp_path) == ["a.json"]
-
-
 def test_a_writer_that_is_killed_leaves_the_earlier_file_and_the_next_one_removes_its_part(tmp_path):
     (tmp_path / "a.json").write_text(EARLIER)
     with subprocess.Popen(
@@ -170,15 +161,6 @@ def test_equal_content_gives_equal_bytes(tmp_path):
         files.write_arrays(tmp_path / f"{number}.npz", others)
     for kind in ("safetensors", "npz"):
         assert (tmp_path / f"0.{kind}").read_bytes() == (tmp_path / f"1.{kind}").read_bytes()
-
-
-def test_the_record_is_read_without_torch(tmp_path):
-    files.write_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(3)}, {"a": 1})
-    code = (
-        "import sys; from pathlib import Path; from lib.runtime.files import read_about; "
-        "print(read_about(Path('x.safetensors')), 'torch' in sys.modules)"
-    )
-    assert output(tmp_path, sys.executable, "-c", code) == ["{'a': 1} False"]
 
 
 # What is read
