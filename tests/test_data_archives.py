@@ -76,7 +76,7 @@ def test_a_member_that_leads_out_comes_twice_or_has_no_place(work, kind, name):
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
-@pytest.mark.parametrize("target", ["..", "../canary", "/etc/passwd", "train/dog"])
+@pytest.mark.parametrize("target", ["..", "/etc/passwd"])
 def test_a_link_or_device_in_a_tar_and_a_file_behind_it(work, kind, target):
     path = work / "a.tar"
     with tarfile.open(path, "w") as archive:
@@ -107,20 +107,14 @@ def test_an_encrypted_zip(work):
     refused(lambda: read(path), "is encrypted; pack it without a password")
 
 
-def test_an_archive_in_an_archive_stays_closed(work):
-    inner = write_zip(work / "inner.zip", {"../canary.png": bytes(MEGABYTE)}).read_bytes()
-    path = write_zip(work / "a.zip", {**two_level(), "train/cat/inner.zip": inner})
-    assert read(path).about["ignored"] == {".zip": 1}
-
-
-def test_a_zip_with_backslashes_between_the_parts(work):
+def test_an_archive_in_an_archive_stays_closed_and_backslashes_may_stand_between_the_parts(work):
     """Some packers on Windows write them, against the format's description."""
-    files = two_level()
-    odd = write_zip(
-        work / "a.zip", {"pets\\train\\": b"", **{f"pets/{n}".replace("/", "\\"): c for n, c in files.items()}}
-    )
-    found, wanted = read(odd), read(write_folder(work / "pets", files))
+    inner = write_zip(work / "inner.zip", {"../canary.png": bytes(MEGABYTE)}).read_bytes()
+    files = {**two_level(), "train/cat/inner.zip": inner}
+    odd = {"pets\\train\\": b"", **{f"pets/{name}".replace("/", "\\"): content for name, content in files.items()}}
+    found, wanted = read(write_zip(work / "a.zip", odd)), read(write_folder(work / "pets", files))
     assert all(torch.equal(getattr(found, name), getattr(wanted, name)) for name in TENSORS)
+    assert found.about["ignored"] == {".zip": 1}
 
 
 # Sizes

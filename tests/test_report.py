@@ -104,21 +104,18 @@ def test_replicates_are_one_row_with_mean_and_deviation_against_a_loop(frame):
 
 
 def test_the_page_has_title_accuracies_and_runs_and_links_to_the_legend(root, frame):
-    page = (root / "metrics/results.md").read_text()
-    first = tables.summary(frame).iloc[0]
-    assert (
-        page.startswith("# cifar10: encoder small; 12 epochs; 1,000 training and 400 test images; seed 0, 1, 2\n")
-        and page.count("](../docs/reading-the-table.md)") == 1
-    )
+    page, first = (root / "metrics/results.md").read_text(), tables.summary(frame).iloc[0]
+    assert page.startswith("# cifar10: encoder small; 12 epochs; 1,000 training and 400 test images; seed 0, 1, 2\n")
     study = tables.STUDY
-    header = f"| Model | n | Probe top-1 | kNN top-1 | Validation top-1 | {study} top-1 | {study} top-5 |"
-    assert header in page
-    assert f"| simclr | 3 | {first['top1']:.2f} ± {first['top1_sd']:.2f} | " in page
-    assert "| simclr (published) | - | - | - | - | 85.15 | 99.60 |" in page
-    assert "| simclr | 0, 1, 2 | cifar10 | small | 12 | 256 | - | adam 0.001, constant | 24,615,616 | 2 |" in page
-    assert "| untrained | 0 | cifar10 | small | 0 | - | - | - | 24,615,616 | 2 |" in page
-    blocks = [block.splitlines() for block in page.split("\n\n") if block.startswith("|")]
-    assert len(blocks) == 2 and all(len({line.count("|") for line in block}) == 1 for block in blocks)
+    for line in (
+        "](../docs/reading-the-table.md)",
+        f"| Model | n | Probe top-1 | kNN top-1 | Validation top-1 | {study} top-1 | {study} top-5 |",
+        f"| simclr | 3 | {first['top1']:.2f} ± {first['top1_sd']:.2f} | ",
+        "| simclr (published) | - | - | - | - | 85.15 | 99.60 |",
+        "| simclr | 0, 1, 2 | cifar10 | small | 12 | 256 | - | adam 0.001, constant | 24,615,616 | 2 |",
+        "| untrained | 0 | cifar10 | small | 0 | - | - | - | 24,615,616 | 2 |",
+    ):
+        assert page.count(line) == 1, line
     assert not re.search(r"nan|None|<NA>", page)
 
 
@@ -152,11 +149,10 @@ def test_binary_codes_have_a_table_of_their_own(tmp_path, root):
     assert "## Binary codes" not in (root / "metrics/results.md").read_text()
 
 
-def test_results_are_the_same_bytes_again_and_small_enough_to_keep(root):
+def test_results_are_the_same_bytes_again(root):
     before = {path: (root / path).read_bytes() for path in WRITTEN}
     write_results(SimpleNamespace(variants=dict.fromkeys(RUNS)), root)
     assert {path: (root / path).read_bytes() for path in WRITTEN} == before
-    assert max(map(len, before.values())) < 400_000
 
 
 def test_confusions_of_replicates_are_summed_against_a_loop(groups):
@@ -182,17 +178,16 @@ def test_plot_tables_have_a_row_for_every_point_and_bar(groups, frame):
     assert bars[bars["sd"].notna()]["group"].unique().tolist() == ["simclr"] and bars["n"].max() == 3
 
 
-def test_losses_share_an_axis_within_a_family_alone(groups):
+def test_losses_share_an_axis_within_a_family_and_replicates_a_band(groups):
     figure = charts.curves_figure(groups)
     assert titles(figure)[::2] == ["supervised: loss", "vicreg: loss", "simclr: loss"]
-    loss, knn = figure.axes[4:]
+    loss = figure.axes[4]
     colored = {line.get_label(): line for line in loss.lines if line.get_color() != "0.85"}
     assert list(colored) == ["simclr", "dual"]
     curves = [record.curve.set_index("epoch")["loss"] for record in groups["simclr"]]
-    assert colored["simclr"].get_ydata() == pytest.approx([sum(curve[k] for curve in curves) / 3 for k in range(1, 13)])
+    assert colored["simclr"].get_ydata() == pytest.approx([statistics.mean(values) for values in zip(*curves)])
     band = loss.collections[0].get_paths()[0].get_extents()
     assert band.ymax == pytest.approx(max(statistics.mean(v) + statistics.stdev(v) for v in zip(*curves)))
-    assert sum(line.get_color() == "0.85" for line in knn.lines) == 2, "the other families, gray behind"
 
 
 def test_the_accuracy_chart_is_sorted_and_has_the_deviations(groups, frame):
@@ -217,11 +212,7 @@ def test_pictures_of_25_variants_fit_on_a_page(tmp_path):
     table = tables.summary(tables.result_rows([record for members in groups.values() for record in members]))
     maps = {name: read_arrays(tmp_path / f"data/tsne/{name}.npz") for name in names}
     figures = [charts.curves_figure(groups), charts.accuracy_figure(groups, table), charts.confusion_figure(groups)]
-    assert len(groups) == 25
-    for figure in (*figures, overview_figure(maps)):
-        assert figure.get_size_inches()[1] <= 12
-    shown = [line.get_label() for panel in figures[0].axes for line in panel.lines if line.get_color() != "0.85"]
-    assert sorted(name for name in shown if name in names) == sorted(names * 2)
+    assert all(figure.get_size_inches()[1] <= 12 for figure in (*figures, overview_figure(maps)))
 
 
 def test_a_run_of_untrained_encoders_alone_has_its_pictures(tmp_path):
@@ -263,24 +254,17 @@ def test_show_has_probe_and_knn_first_and_drops_the_last_columns_where_it_is_nar
     assert narrow[-1] == "3 more in a wider terminal, or in metrics/results.md" and "Probe top-1" in "".join(narrow)
 
 
-def shown(root: Path, output: int, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from lib.report.show import main; main([])"]
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), **environment}
-    return subprocess.run(command, cwd=root, env=environment, stdout=output, stderr=subprocess.PIPE, timeout=60)
-
-
 @pytest.mark.parametrize(("encoding", "words"), [("ascii", ("dual . upper", "+-")), ("utf-8", ("dual · upper", "±"))])
-def test_show_in_a_pipe_is_plain_in_its_encoding(root, encoding, words):
-    ended = shown(root, subprocess.PIPE, PYTHONIOENCODING=encoding, FORCE_COLOR="1")
+def test_show_in_a_pipe_is_plain_in_its_encoding_and_silent_when_it_closes(root, encoding, words):
+    command = [sys.executable, "-c", "from lib.report.show import main; main([])"]
+    more = {"PYTHONPATH": os.getcwd(), "PYTHONIOENCODING": encoding, "FORCE_COLOR": "1"}
+    given = {"cwd": root, "env": {**os.environ, **more}, "stderr": subprocess.PIPE, "timeout": 60}
+    ended = subprocess.run(command, stdout=subprocess.PIPE, **given)
     text = ended.stdout.decode(encoding)
-    assert all(word in text for word in words) and "\x1b" not in text
-    assert (ended.returncode, ended.stderr) == (0, b"")
-
-
-def test_show_into_a_closed_pipe_says_nothing(root):
+    assert all(word in text for word in words) and "\x1b" not in text and (ended.returncode, ended.stderr) == (0, b"")
     reader, writer = os.pipe()
     os.close(reader)
-    ended = shown(root, writer)
+    ended = subprocess.run(command, stdout=writer, **given)
     os.close(writer)
     assert (ended.returncode, ended.stderr) == (0, b"")
 

@@ -89,14 +89,6 @@ def test_a_writer_that_is_killed_leaves_the_earlier_file_and_the_next_one_remove
     assert names(tmp_path) == ["a.json", "b.json"] and files.read_json(tmp_path / "a.json") == 2
 
 
-def test_two_writers_of_one_file_do_not_meet(tmp_path):
-    with files.whole_file(tmp_path / "a.json") as first:
-        first.write_text("1\n")
-        files.write_json(tmp_path / "a.json", 2)
-        assert first.exists() and files.read_json(tmp_path / "a.json") == 2
-    assert files.read_json(tmp_path / "a.json") == 1 and names(tmp_path) == ["a.json"]
-
-
 # What the system refuses
 
 
@@ -128,7 +120,6 @@ def test_a_file_in_the_place_of_a_folder(tmp_path):
     (tmp_path / "data").write_text("a file")
     for path in (tmp_path / "data/a.json", tmp_path / "data/below/a.json"):
         refused(lambda: files.write_json(path, 1), "; move away the file that is in the place of a folder, then run ")
-    assert (tmp_path / "data").read_text() == "a file"
 
 
 # What is written
@@ -153,10 +144,9 @@ def test_tensors_are_as_the_library_reads_them(tmp_path):
 
 def test_equal_content_gives_equal_bytes(tmp_path):
     tensors = {f"t{index}": torch.full((2, index), float(index)) for index in range(9)}
-    arrays = {f"a{index}": numpy.full((2, index), index) for index in range(9)}
-    about = {"b": 1, "a": [1]}
-    backwards = [dict(reversed(each.items())) for each in (tensors, arrays, about)]
-    for number, (some, others, record) in enumerate([(tensors, arrays, about), backwards]):
+    arrays, about = {name: tensor.numpy() for name, tensor in tensors.items()}, {"b": 1, "a": [1]}
+    for number, order in enumerate((iter, reversed)):
+        some, others, record = (dict(order(list(each.items()))) for each in (tensors, arrays, about))
         files.write_tensors(tmp_path / f"{number}.safetensors", some, record)
         files.write_arrays(tmp_path / f"{number}.npz", others)
     for kind in ("safetensors", "npz"):
