@@ -40,12 +40,11 @@ def test_pixels_order_and_provenance_of_every_kind_of_archive(tmp_path, kind):
     files = dict(reversed({f"pets/{name}": content for name, content in two_level(train=3, test=1).items()}.items()))
     strangers = ("README.txt", ".DS_Store", "train/cat/._0.png", "train/LICENSE", "train/cat/notes.TXT")
     files |= {f"pets/{name}": b"x" for name in strangers} | {"__MACOSX/pets/._train": b"x"}
-    path = PACKERS[kind](tmp_path / f"many.{kind}", files)
-    raw = read_folders(str(path), 32)
+    raw = read_folders(str(PACKERS[kind](tmp_path / f"many.{kind}", files)), 32)
     assert raw.classes == ["cat", "dog"]
     assert raw.train_labels.tolist() == [0, 0, 0, 1, 1, 1] and raw.test_labels.tolist() == [0, 1]
     images = numpy.concatenate([raw.train_images, raw.test_images])
-    assert all(numpy.array_equal(images[number], picture(number).transpose(2, 0, 1)) for number in range(8))
+    assert numpy.array_equal(images, [picture(number).transpose(2, 0, 1) for number in range(8)])
     assert raw.provenance["ignored"] == {".txt": 2, "hidden": 3, "no extension": 1}
     assert raw.source == f"{'folder' if kind == 'folder' else 'archive'} many.{kind}"
     assert ("archive_checksum" in raw.provenance) == (kind != "folder") and "test_split" not in raw.provenance
@@ -182,13 +181,17 @@ def test_an_image_that_cannot_be_read_is_named_or_skipped_and_counted(tmp_path, 
     assert same(found, read(path, "skip")) and "skipped" not in read(path).about
 
 
-def test_a_link_a_device_and_a_closed_file_are_images_that_cannot_be_read(tmp_path):
-    path = write_folder(tmp_path / "pets", two_level())
+def test_a_link_a_device_and_odd_names_are_images_that_cannot_be_read(tmp_path):
+    odd = {"train/dog/two\nlines.png": b"", "train/dog/\udcff.png": b""}
+    path = write_folder(tmp_path / "pets", two_level() | odd)
     (path / "train/cat/8.png").symlink_to("nowhere.png")
+    refused(lambda: read(path), "'train/cat/8.png' (it is a link that leads nowhere, or a device)", "two\\nlines.png")
+    (path / "train/cat/8.png").unlink()
     os.mkfifo(path / "train/cat/9.png")
-    refused(lambda: read(path), "2 of 14 images", "'train/cat/8.png' (it is a link that leads nowhere, or a device)")
-    (path / "train/cat/.#lock").symlink_to("editor@nowhere")
-    assert len(read(path, "skip").train_labels) == 8
+    refused(lambda: read(path), "3 of 15 images", "two\\nlines.png", "\\udcff.png")
+    found = read(path, "skip")
+    save_data(tmp_path / "images.safetensors", found)
+    assert load_data(tmp_path / "images.safetensors").about == found.about and len(found.train_labels) == 8
 
 
 def test_many_images_that_cannot_be_read_change_the_splits_as_if_they_had_not_been_there(tmp_path):
@@ -197,15 +200,5 @@ def test_many_images_that_cannot_be_read_change_the_splits_as_if_they_had_not_be
     path = write_zip(tmp_path / "pets.zip", {**files, **bad})
     refused(lambda: read(path), "25 of 65 images", "'a/bad 00.jpg' (", "'a/bad 02.jpg' (", " and 22 more; ")
     found = read(path, "skip")
-    assert found.about["skipped"] == {"count": 25, "first": sorted(bad)[:NAMED]} and NAMED == 20
+    assert found.about["skipped"] == {"count": 25, "first": sorted(bad)[:NAMED]}
     assert same(found, read(write_zip(tmp_path / "good.zip", files)))
-
-
-def test_image_names_that_would_end_the_line_stay_on_it(tmp_path):
-    path = write_folder(
-        tmp_path / "pets", {**two_level(), "train/dog/two\nlines.png": b"", "train/dog/\udcff.png": b""}
-    )
-    refused(lambda: read(path), "two\\nlines.png", "\\udcff.png", "2 of 14 images")
-    found = read(path, "skip")
-    save_data(tmp_path / "images.safetensors", found)
-    assert load_data(tmp_path / "images.safetensors").about == found.about

@@ -2,12 +2,11 @@
 
 import numpy
 import pytest
-from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from lib.evaluate.tsne import choose_points, embed_2d, select
 from lib.params.evaluation import Tsne
-from lib.report.figures_tsne import TEN_COLORS, class_colors, draw_tsne, remarks, scatter
+from lib.report.figures_tsne import draw_tsne, remarks
 from lib.runtime.errors import UserError
 
 
@@ -56,19 +55,6 @@ def test_a_collapsed_latent_lies_at_the_origin_and_the_picture_says_so(value, tm
     assert remarks(points, ["a"]).startswith(" - collapsed") and remarks(numpy.eye(2), ["a"]) == ""
     draw_tsne(tmp_path / "h.png", points, numpy.arange(40) % 3, ["a", "b", "c"], "a title")
     assert imread(tmp_path / "h.png").shape[0] == 975
-
-
-def test_points_have_the_colors_of_their_classes_and_many_classes_no_legend():
-    for count in (2, 10, 57, 257):
-        colors = class_colors(count)
-        assert len(colors) == len(set(colors)) == count
-        assert tuple(colors[:10]) == TEN_COLORS[:count]
-    axes = Figure().add_subplot()
-    scatter(axes, numpy.array([[0.0, 1], [2, 3]]), numpy.array([1, 0]), ["a", "b"])
-    drawn = axes.collections[0]
-    assert drawn.get_offsets().tolist() == [[0, 1], [2, 3]] and len(axes.get_xticks()) == 0
-    assert [round(255 * part) for part in drawn.get_facecolors()[0][:3]] == [0xFF, 0xA9, 0x0E]
-    assert remarks(numpy.eye(2), ["x"] * 20) == "" and "21 classes, no legend" in remarks(numpy.eye(2), ["x"] * 21)
 
 
 @pytest.mark.parametrize("classes", [[r"$\frac", "5$ and 6$"], [f"class {i}" for i in range(120)]])

@@ -41,18 +41,14 @@ def test_a_file_with_one_variant_alone_is_the_study():
     assert vicreg.optimizer == Optimizer("adam", lr=1e-3, weight_decay=1e-6, schedule="constant")
 
 
-def test_a_variants_own_numbers_lie_over_the_shared_ones():
-    experiment = parsed(seed=3, gamma=0.02, variants__joint__seed=5, variants__joint__gamma=0.1)
+def test_a_variants_own_numbers_and_blocks_lie_over_the_shared_ones():
+    shared = {"seed": 3, "gamma": 0.02, "optimizer": {"name": "sgd", "lr": 0.5}}
+    experiment = parsed(**shared, variants__joint__seed=5, variants__joint__optimizer={"lr": 0.1, "momentum": 0.0})
     simclr, joint = experiment.variants.values()
-    assert (simclr.seed, simclr.gamma, joint.seed, joint.gamma) == (3, 0.02, 5, 0.1)
+    assert (simclr.seed, simclr.gamma, joint.seed, joint.gamma) == (3, 0.02, 5, 0.02)
     assert (simclr.options, joint.options) == ({}, {"term": "pull"})
-    assert experiment.own["joint"] == {"method", "term", "seed", "gamma"} and experiment.shared.seed == 3
-
-
-def test_a_variants_own_block_is_merged_into_the_shared_one():
-    experiment = parsed(optimizer={"name": "sgd", "lr": 0.5}, variants__joint__optimizer={"lr": 0.1, "momentum": 0.0})
-    assert experiment.variants["joint"].optimizer == Optimizer("sgd", lr=0.1, momentum=0.0)
-    assert experiment.variants["simclr"].optimizer == Optimizer("sgd", lr=0.5)
+    assert simclr.optimizer == Optimizer("sgd", lr=0.5) and joint.optimizer == Optimizer("sgd", lr=0.1, momentum=0.0)
+    assert experiment.own["joint"] == {"method", "term", "seed", "optimizer"} and experiment.shared.seed == 3
     assert variant(augment={"flip": 0.0}).augment == Augment(flip=0.0)
 
 
@@ -141,18 +137,14 @@ def test_the_same_options_with_an_effect_are_taken():
 # A variant's JSON
 
 
-def test_a_variants_json_comes_back_as_it_was():
-    for params in (variant(), variant(epochs=0), variant(seed=4, variance=2.0, optimizer={"name": "lars", "lr": 0.3})):
-        assert Pretraining.from_json(json.loads(json.dumps(params.as_json()))) == params
+def test_a_variants_json_comes_back_as_it_was_without_what_it_does_not_read():
     unread = replace(variant(), encoder=None, gamma=None)
-    assert Pretraining.from_json(unread.as_json()) == unread
-
-
-def test_a_variants_json_leaves_out_what_it_does_not_read():
-    full = variant().as_json()
+    trained = variant(seed=4, variance=2.0, optimizer={"name": "lars", "lr": 0.3})
+    for params in (variant(), variant(epochs=0), trained, unread):
+        assert Pretraining.from_json(json.loads(json.dumps(params.as_json()))) == params
+    full, untrained = variant().as_json(), variant(epochs=0).as_json()
     assert full.keys() == set(Pretraining.__dataclass_fields__)
-    assert replace(variant(), encoder=None, gamma=None).as_json().keys() == full.keys() - {"encoder", "gamma"}
-    untrained = variant(epochs=0).as_json()
+    assert unread.as_json().keys() == full.keys() - {"encoder", "gamma"}
     assert untrained.keys() == full.keys() - {"batch_size", "micro_batch_size", "optimizer"}
     assert untrained == variant(epochs=0, batch_size=64, optimizer={"lr": 0.1}).as_json()
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -32,20 +33,11 @@ def words(svg: str) -> list[str]:
 
 
 def curve_rows(revisions: tuple[str, ...]) -> list[dict[str, str]]:
-    return [
-        {
-            "group": variant,
-            "variant": f"{variant}_{seed}",
-            "epoch": str(epoch),
-            "loss": str(6 - epoch / 5),
-            "rev": revision,
-            "knn": str(40 + epoch) if epoch % 2 == 0 else "",
-        }
-        for revision in revisions
-        for variant in VARIANTS
-        for seed in range(SEEDS)
-        for epoch in range(1, 5)
-    ]
+    def row(revision: str, group: str, seed: int, epoch: int) -> dict[str, str]:
+        own = {"group": group, "variant": f"{group}_{seed}", "epoch": str(epoch), "rev": revision}
+        return {**own, "loss": str(6 - epoch / 5), "knn": str(40 + epoch) if epoch % 2 == 0 else ""}
+
+    return [row(*each) for each in product(revisions, VARIANTS, range(SEEDS), range(1, 5))]
 
 
 @pytest.mark.parametrize("revisions", [("workspace",), ("workspace", "HEAD")])

@@ -46,13 +46,6 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def output(folder: Path, *command: str) -> list[str]:
-    """The lines that a command prints in ``folder``."""
-    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT, text=True, capture_output=True, timeout=60)
-    assert done.returncode == 0, done
-    return done.stdout.splitlines()
-
-
 # Whole or not at all
 
 
@@ -92,25 +85,27 @@ def test_a_writer_that_is_killed_leaves_the_earlier_file_and_the_next_one_remove
 # What the system refuses
 
 
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [
-        (
-            'mount -t tmpfs -o size=600k tmpfs .; cd "$PWD"; echo old > a.json',
-            "no space left on device; free some space",
-        ),
-        ('echo old > a.json; mount --bind . .; mount -o remount,bind,ro .; cd "$PWD"', "; make the folder writable"),
-        ("echo old > a.json; ulimit -f 1000", "file too large; raise the limit on a file's size (ulimit -f)"),
-    ],
-    ids=["full disk", "read-only folder", "limit on a file's size"],
-)
-def test_a_write_that_the_system_refuses(fault, words, tmp_path):
+FAULTS = {
+    "full disk": ('mount -t tmpfs -o size=600k tmpfs .; cd "$PWD"; echo old > a.json', "no space left on device; free"),
+    "read-only folder": (
+        'echo old > a.json; mount --bind . .; mount -o remount,bind,ro .; cd "$PWD"',
+        "; make the folder writable",
+    ),
+    "limit on a file's size": ("echo old > a.json; ulimit -f 1000", "file too large; raise the limit on a file's size"),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_write_that_the_system_refuses(kind, tmp_path):
     """The file systems are the test's own: nobody else sees them."""
+    fault, words = FAULTS[kind]
     own = ["unshare", "--map-root-user", "--mount"] if "mount" in fault else []
     if own and subprocess.run([*own, "true"], capture_output=True).returncode:
         pytest.skip("this system lets nobody mount file systems of their own")
-    command = f'set -e; {fault}; "$0" -c "$1"; cat a.json; ls -A'
-    *_, line, earlier, listing = output(tmp_path, *own, "sh", "-c", command, sys.executable, WRITE)
+    command = [*own, "sh", "-c", f'set -e; {fault}; "$0" -c "$1"; cat a.json; ls -A', sys.executable, WRITE]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, text=True, capture_output=True, timeout=60)
+    assert done.returncode == 0, done
+    *_, line, earlier, listing = done.stdout.splitlines()
     assert line.startswith("cannot write a.json: ") and words in line
     assert line.endswith(", then run the same command again; what was there before is kept")
     assert (earlier, listing) == ("old", "a.json")
