@@ -10,6 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -91,13 +92,7 @@ def md5(content: bytes) -> str:
 
 
 def small_cifar(
-    published: type[CIFAR10],
-    folder: Path,
-    patch: pytest.MonkeyPatch,
-    train: Sequence[int],
-    test: Sequence[int],
-    classes: list[str],
-    altered: Mapping[str, bytes] | None = None,
+    published: type[CIFAR10], folder: Path, patch: Any, train: Any, test: Any, classes: list[str], altered: Any = None
 ) -> Path:
     """An archive in the layout of CIFAR-10 or CIFAR-100, with these labels; its checksums count as the published ones.
 

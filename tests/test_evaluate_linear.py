@@ -8,7 +8,6 @@ import torch
 from lib.evaluate import linear as linear_stage
 from lib.evaluate import study
 from lib.evaluate.batches import augmented_batches, train
-from lib.evaluate.codes import k_winners
 from lib.evaluate.features import extract
 from lib.evaluate.finetune import finetuned_logits
 from lib.evaluate.knn import knn_scores
@@ -76,19 +75,6 @@ def test_several_latents_have_features_computed_once_and_files_of_numbers(tmp_pa
     assert read_json(tmp_path / "v.1.json") == json.loads(json.dumps(found.record))
     arrays = read_arrays(tmp_path / "v.1.npz")
     assert set(arrays) == {"labels", *names} and arrays["labels"].tolist() == labels.tolist()
-
-
-def test_more_is_said_of_binary_codes_alone():
-    class Codes(TinyMethod):
-        def latents(self, images):
-            h = super().latents(images)["h"]
-            return {"h": h, "code": k_winners(h, 3)}
-
-    found = evaluate(Codes().eval().requires_grad_(False), about(), tiny_data(), PROBE, KNN, MACHINE)
-    code = found.record["latents"]["code"]["code"]
-    assert code["active"] == 3 and 0 < code["centroid"] < 100
-    assert found.metrics["code"]["centroid"] == code["centroid"]
-    assert "code" not in found.record["latents"]["h"] and "centroid" not in found.metrics
 
 
 def test_test_images_choose_nothing():

@@ -22,11 +22,8 @@ def gaussians(count: int, classes: int = 4, width: int = 12, seed: int = 0) -> t
     """Unit gaussians around one center for each class; the best classifier is linear."""
     draw = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, classes, (count,), generator=draw)
-    return centers(classes, width)[labels] + torch.randn(count, width, generator=draw), labels
-
-
-def centers(classes: int = 4, width: int = 12) -> torch.Tensor:
-    return 1.2 * torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
+    centers = 1.2 * torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
+    return centers[labels] + torch.randn(count, width, generator=draw), labels
 
 
 def fit(features: torch.Tensor, labels: torch.Tensor, classes: int = 4, strengths=(0.1, 0.01)) -> Probe:
@@ -130,15 +127,10 @@ def test_neither_scale_nor_order_of_features_or_images_matters():
     features, labels = gaussians(300)
     expected = fit(features, labels).logits(features)
     assert torch.equal(fit(features, labels).logits(features), expected), "two fits are one"
-    scaled = features * torch.logspace(-9, 9, 12) + torch.linspace(0, 1e-9, 12)
-    rows = torch.arange(299, -1, -1)
-    fitting, validation = (299 - part for part in split(300))
-    moved = fit_probe(features[rows], labels[rows], fitting, validation, 4, strengths=[0.1, 0.01])
-    for logits in (
-        fit(scaled, labels).logits(scaled),
-        fit(features.flip(1), labels).logits(features.flip(1)),
-        moved.logits(features),
-    ):
+    scaled, rows = features * torch.logspace(-9, 9, 12) + torch.linspace(0, 1e-9, 12), torch.arange(299, -1, -1)
+    moved = fit_probe(features[rows], labels[rows], *(299 - part for part in split(300)), 4, strengths=[0.1, 0.01])
+    turned = fit(features.flip(1), labels).logits(features.flip(1))
+    for logits in (fit(scaled, labels).logits(scaled), turned, moved.logits(features)):
         torch.testing.assert_close(logits, expected, rtol=2e-3, atol=2e-3)
 
 

@@ -1,16 +1,12 @@
 """Settings of the machine: from the environment, then machine.yaml, then what the machine has."""
 
 import os
-import platform
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from lib.runtime.errors import UserError
 from lib.runtime.machine import _compile, read_machine
-from tests.core_examples import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -92,18 +88,3 @@ def test_fp32_is_not_tf32(precision, allowed, monkeypatch):
     torch.backends.cudnn.allow_tf32 = True
     read_machine()
     assert torch.backends.cudnn.allow_tf32 is allowed
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps what it likes")
-def test_memory_that_is_freed_is_kept():
-    """Each block of 64 MiB is new pages from the system, or the ones of the block before it."""
-    code = (
-        "import resource\nfrom lib.runtime.machine import keep_freed_memory\n{}\n"
-        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "for _ in range(5):\n    before = faults(); block = bytearray(2**26); del block\nprint(faults() - before)"
-    )
-    counts = [
-        int(subprocess.run([sys.executable, "-c", code.format(call)], cwd=ROOT, capture_output=True, timeout=60).stdout)
-        for call in ("", "keep_freed_memory()")
-    ]
-    assert counts[1] < 0.1 * counts[0]

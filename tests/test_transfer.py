@@ -75,21 +75,20 @@ def test_the_same_arm_twice_is_the_same_run(outcomes):
 
 def test_filters_move_from_a_hundred_classes_to_ten(tmp_path):
     """The form of CIFAR-100 -> CIFAR-10: five arms; a file is about its own images, whatever the run started from."""
-    many, few = scaled(images(count=200, classes=100)), images(count=80, classes=10)
+    many, few, other = scaled(images(count=200, classes=100)), images(count=80, classes=10), drawn_layer(2)
     params = Transfer(epochs=1, batch_size=64)
-    moved = filters_file(drawn_layer(2), compare(arms(drawn_layer(2), None)[:1], many, params, CPU, 0, "a"), many)
+    moved = filters_file(other, compare(arms(other, None)[:1], many, params, CPU, 0, "a"), many)
     write_tensors(tmp_path / "many", moved, {})
     found = arms(OWN, tmp_path / "many")
     assert [arm.name for arm in found] == [*FOUR, "classifier's, fine-tuned"] and found[-1].learns
     given = given_filters(found)
-    assert list(given) == ["learned", "classifier's"] and torch.equal(given["learned"], drawn_layer(2)["weight"])
+    assert list(given) == ["learned", "classifier's"] and torch.equal(given["learned"], other["weight"])
     assert torch.equal(given["classifier's"], moved["scratch.weight"])
     outcomes = compare(found[::4], few, params, CPU, 0, "a")
-    write_tensors(tmp_path / "few", filters_file(OWN, outcomes, few), {})
-    written, _ = read_tensors(tmp_path / "few")
-    assert torch.equal(written["learned.weight"], OWN["weight"])
-    assert torch.equal(written["scratch.weight"], outcomes[0].layer["weight"])
-    assert torch.equal(written["mean"], few.mean) and torch.equal(written["std"], few.std)
+    written = filters_file(OWN, outcomes, few)
+    expected = {"learned.weight": OWN["weight"], "scratch.weight": outcomes[0].layer["weight"]}
+    for name, tensor in (expected | {"mean": few.mean, "std": few.std}).items():
+        assert torch.equal(written[name], tensor), name
     assert not torch.equal(outcomes[1].layer["weight"], moved["scratch.weight"])
     assert list(summarized(outcomes)["scratch"]) == ["first_epoch", "last_epoch", "test_top1"]
 
