@@ -131,14 +131,12 @@ def test_members_and_bytes_are_bounded_before_anything_is_decoded(work, kind, mo
 
 
 def test_a_zip_bomb_that_declares_few_bytes(work, monkeypatch):
-    content, lengths = bytes(40 * MEGABYTE), []
+    content, lengths, read_some = bytes(40 * MEGABYTE), [], zipfile.ZipExtFile.read
     path = write_zip(work / "a.zip", {**two_level(), "train/cat/0.png": content})
     path.write_bytes(path.read_bytes().replace(struct.pack("<I", len(content)), struct.pack("<I", 50)))
     assert path.stat().st_size < MEGABYTE
-    read_some = zipfile.ZipExtFile.read
-    monkeypatch.setattr(
-        zipfile.ZipExtFile, "read", lambda *given: lengths.append(len(block := read_some(*given))) or block
-    )
+    note = lambda *given: lengths.append(len(block := read_some(*given))) or block  # noqa: E731
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", note)
     with little_memory(12):
         refused(lambda: read(path), "a.zip cannot be unpacked: Bad CRC-32 for file 'train/cat/0.png'")
     assert sum(lengths) < 100_000

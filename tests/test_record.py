@@ -73,16 +73,12 @@ def test_a_record_is_a_page_with_numbers_settings_and_pictures_and_the_readmes_t
 
 
 @pytest.mark.parametrize("text", ["no markers", f"{BEGIN} only", f"{END} {BEGIN}"])
-def test_a_readme_without_markers_is_left_as_it_is(run, text):
+def test_a_readme_without_markers_and_a_large_picture_are_left_out_and_named(run, text):
     write_text(run / "README.md", text)
-    assert "left as it is" in write_record("x", "t", "a", run)[-1]
-    assert (run / "README.md").read_text() == text
-
-
-def test_a_large_picture_is_left_out_and_named(run):
     (run / "plots/confusion.png").write_bytes(b"x" * (LARGEST + 1))
-    assert write_record("x", "t", "a", run)[0] == "left out, larger than 400.0 kB: plots/confusion.png"
-    assert not (run / "docs/results/x/confusion.png").exists()
+    first, *_, last = write_record("x", "t", "a", run)
+    assert first == "left out, larger than 400.0 kB: plots/confusion.png" and "left as it is" in last
+    assert (run / "README.md").read_text() == text and not (run / "docs/results/x/confusion.png").exists()
     assert "confusion" not in (run / "docs/results/x/README.md").read_text()
 
 

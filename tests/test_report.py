@@ -75,9 +75,7 @@ def test_results_csv_has_a_row_for_every_variant_and_latent(root, frame):
     scores = read_json(root / "data/scores/simclr_1.json")
     row, latent = frame[frame["variant"] == "simclr_1"].iloc[0], scores["latents"]["h"]
     assert (row["group"], row["seed"], row["probe_strength"]) == ("simclr", 1, 0.01)
-    assert (row["top1"], row["knn"], row["validation_top1"]) == (
-        *(latent["top1"], latent["knn"], latent["validation_probe"]),
-    )
+    assert row[["top1", "knn", "validation_top1"]].tolist() == [latent[k] for k in ("top1", "knn", "validation_probe")]
     assert frame[frame["variant"] == "untrained"][["batch_size", "optimizer", "gamma"]].isna().all(axis=None)
 
 

@@ -56,15 +56,12 @@ def test_curves_have_one_line_per_run_and_revision_in_the_look_of_its_group(revi
 
 @pytest.mark.parametrize("revisions", [("workspace",), ("workspace", "HEAD")])
 def test_bars_say_their_value_and_their_deviation_over_seeds(revisions):
-    rows = [
-        {"model": model, "measure": measure, "value": value, "sd": deviation, "n": "1", "rev": revision}
-        for revision in revisions
-        for model, measure, value, deviation in (
-            ("simclr", "probe top-1", "72.5", "1.5"),
-            ("simclr", "kNN top-1", "60.25", "0.75"),
-            ("dual · upper", "probe top-1", "69.0", ""),
-        )
-    ]
+    bars = (
+        *(("simclr", "probe top-1", "72.5", "1.5"), ("simclr", "kNN top-1", "60.25", "0.75")),
+        ("dual · upper", "probe top-1", "69.0", ""),
+    )
+    keys = ("model", "measure", "value", "sd")
+    rows = [{**dict(zip(keys, bar)), "n": "1", "rev": revision} for revision in revisions for bar in bars]
     svg = draw("bars_by_measure", rows, "value", "model")
     assert svg.count('aria-roledescription="bar"') == len(rows)
     deviations = re.findall(r'aria-label="value: ([\d.]+);[^"]*high: ([\d.]+);[^>]*"rule mark"', svg)

@@ -111,18 +111,16 @@ def test_pixels_are_scaled_as_those_were_that_the_filters_learned_from(source, m
 
 
 @pytest.mark.parametrize(
-    ("change", "missing"),
+    ("name", "tensor", "shape"),
     [
-        ({"mean": None}, "mean of shape 3"),
-        ({"std": torch.ones(1)}, "std of shape 3"),
-        ({"learned.weight": torch.ones(256, 3, 5, 5)}, "learned.weight of shape 256x3x6x6"),
-        ({"scratch.bias": None}, "scratch.bias of shape 256"),
+        *(("mean", None, "3"), ("std", torch.ones(1), "3"), ("scratch.bias", None, "256")),
+        ("learned.weight", torch.ones(256, 3, 5, 5), "256x3x6x6"),
     ],
 )
-def test_a_file_that_no_transfer_wrote_is_refused(source, change, missing):
-    tensors = {**read_tensors(source)[0], **change}
-    write_tensors(source, {name: values for name, values in tensors.items() if values is not None}, {})
-    with pytest.raises(UserError, match=f"holds no tensor {missing}; name a file that the stage transfer wrote"):
+def test_a_file_that_no_transfer_wrote_is_refused(source, name, tensor, shape):
+    tensors = {**read_tensors(source)[0], name: tensor}
+    write_tensors(source, {key: values for key, values in tensors.items() if values is not None}, {})
+    with pytest.raises(UserError, match=f"no tensor {name} of shape {shape}; name a file that the stage transfer"):
         arms(OWN, source)
 
 
