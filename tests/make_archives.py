@@ -17,18 +17,6 @@ import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR10, MNIST
 
-from lib.runtime.errors import UserError
-
-
-def refusal(call: Callable[[], Any], *words: str) -> str:
-    """The one line in which ``call`` is refused; it holds every one of ``words``."""
-    with pytest.raises(UserError) as caught:
-        call()
-    line = str(caught.value)
-    assert line.isprintable() and len(line) < 1000
-    assert all(word in line for word in words), line
-    return line
-
 
 def picture(number: int, height: int = 32, width: int = 32) -> numpy.ndarray:
     """uint8 [height, width, 3], another one for every number."""
@@ -104,13 +92,7 @@ def md5(content: bytes) -> str:
 
 
 def small_cifar(
-    published: type[CIFAR10],
-    folder: Path,
-    patch: pytest.MonkeyPatch,
-    train: Sequence[int],
-    test: Sequence[int],
-    classes: list[str],
-    altered: Mapping[str, bytes] | None = None,
+    published: type[CIFAR10], folder: Path, patch: Any, train: Any, test: Any, classes: list[str], altered: Any = None
 ) -> Path:
     """An archive in the layout of CIFAR-10 or CIFAR-100, with these labels; its checksums count as the published ones.
 

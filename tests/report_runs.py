@@ -43,15 +43,8 @@ def write_run(
         miss = draw.random(TEST_IMAGES) < wrong + 0.05 * number
         predictions[name] = numpy.where(miss, draw.integers(0, len(classes), TEST_IMAGES), labels)
         top1 = round(100 * float((predictions[name] == labels).mean()), 2)
-        numbers[name] = {
-            "top1": top1,
-            "top5": 97.25,
-            "knn": top1 - 8.5,
-            "validation_probe": top1 + 1,
-            "validation_knn": top1 - 8,
-            "strength": 0.01,
-            "width": 512,
-        }
+        numbers[name] = {"top1": top1, "top5": 97.25, "knn": top1 - 8.5, "validation_probe": top1 + 1}
+        numbers[name] |= {"validation_knn": top1 - 8, "strength": 0.01, "width": 512}
     if code:
         numbers[latents[0]]["code"] = code
     scores = {

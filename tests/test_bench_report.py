@@ -1,6 +1,5 @@
 """The benchmark's arithmetic and its page, from made-up measurements; nothing is timed."""
 
-import ast
 import json
 import subprocess
 import sys
@@ -12,24 +11,11 @@ import torch
 from bench import peers
 from bench.__main__ import parse
 from bench.images import image_data, pairs
-from bench.plan import ROWS, SECTIONS, USUAL, name_of
-from bench.report import document, ratios, spread
+from bench.plan import SECTIONS, USUAL
+from bench.report import document
 from lib.views.augment import normalize
 
 ROOT = Path(__file__).parents[1]
-
-
-def test_ratios_are_taken_within_a_repetition():
-    assert ratios([1.0, 2.0, 4.0], [3.0, 4.0, 20.0]) == [3.0, 2.0, 5.0]
-    assert ratios([1.0, None, 2.0], [3.0, 4.0, None]) == [3.0, None, None]
-
-
-@pytest.mark.parametrize(
-    ("values", "shown"),
-    [([3.0, None, 1.0, 2.0], "2 (1 to 3)"), ([0.12345], "0.123"), ([1234.5], "1,234"), ([None], ""), ([], "")],
-)
-def test_several_values_are_their_median_the_lowest_and_the_highest(values, shown):
-    assert spread(values) == shown
 
 
 def record(*runs: dict, **changes) -> dict:
@@ -60,16 +46,6 @@ def test_the_page_in_the_repository_is_that_of_the_measurements_beside_it():
     measured = json.loads((ROOT / "bench/results.json").read_text())
     assert (ROOT / "bench/results.md").read_text() == document(measured)
     assert set(measured) == set(USUAL["cpu"])
-
-
-def test_every_arm_is_defined_in_its_module_and_has_a_name_of_its_own():
-    assert {*USUAL["cpu"], *USUAL["cuda"]} == set(SECTIONS) == set(ROWS)
-    for row in (row for rows in ROWS.values() for row in rows):
-        assert len({name_of(arm) for arm in row.arms}) == len(row.arms)
-        for arm in row.arms:
-            module, function = arm.split(".")
-            names = ast.walk(ast.parse((ROOT / f"bench/{module}.py").read_text()))
-            assert function in {getattr(node, "name", getattr(node, "id", None)) for node in names}
 
 
 def test_the_peer_is_judged_on_images_as_it_was_trained_on():

@@ -8,64 +8,43 @@ import pytest
 import torch
 from PIL import Image
 
-from lib.data import pixels
 from lib.data.folders import read_folders
 from lib.data.pixels import blank, decode
-from tests.make_archives import encoded, picture, png, refusal, two_level, write_folder
-
-JPEG = encoded(picture(3, 64, 64), "JPEG")
+from tests.faults.refusals import refused
+from tests.make_archives import encoded, picture, png, two_level, write_folder
 
 
 def pixels_of(content: bytes) -> numpy.ndarray:
     return decode(io.BytesIO(content), 32)[0]
 
 
-def turned() -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return encoded(picture(1), exif=exif)
+EXIF, ALPHA = Image.Exif(), "transparency to white"
+EXIF[0x0112] = 6
+TURNED, PALETTE, DEEP = encoded(picture(1), exif=EXIF), Image.fromarray(picture(6)).convert("P"), bytes(range(256)) * 2
+# Pictures of other kinds than 8-bit RGB, and the conversions that are stated.
+UNUSUAL = {
+    "CMYK.jpg": (encoded(Image.new("CMYK", (9, 9), (0, 255, 255, 0)), "JPEG"), ["CMYK to RGB"]),
+    "palette.png": (encoded(PALETTE), ["P to RGB"]),
+    "clear palette.png": (encoded(PALETTE, transparency=0), ["P to RGB", ALPHA]),
+    "16-bit gray.png": (png(4, 4, 0, 16, b"".join(b"\0" + DEEP[8 * n : 8 * n + 8] for n in range(4))), ["I;16 to RGB"]),
+    "16-bit color.png": (png(4, 4, 2, 16, b"".join(b"\0" + DEEP[24 * n : 24 * n + 24] for n in range(4))), []),
+    "alpha.webp": (encoded(Image.new("RGBA", (9, 9), (9, 9, 9, 0)), "WEBP"), [ALPHA]),
+    "gray with alpha.png": (encoded(Image.new("LA", (9, 9))), ["LA to RGB", ALPHA]),
+    "1x5000.bmp": (encoded(picture(1, 1, 5000), "BMP"), []),
+    "jpeg.jfif": (encoded(picture(3, 64, 64), "JPEG"), []),
+    "turned.png": (TURNED, ["turned upright by its EXIF tag"]),
+}
 
 
-def unusual() -> dict[str, tuple[bytes, list[str]]]:
-    """Pictures of other kinds than 8-bit RGB, and the conversions that are stated."""
-    palette, deep = Image.fromarray(picture(6)).convert("P"), bytes(range(256)) * 2
-    return {
-        "CMYK.jpg": (encoded(Image.new("CMYK", (9, 9), (0, 255, 255, 0)), "JPEG"), ["CMYK to RGB"]),
-        "YCbCr.tif": (encoded(Image.new("YCbCr", (9, 9)), "TIFF"), ["YCbCr to RGB"]),
-        "palette.png": (encoded(palette), ["P to RGB"]),
-        "clear palette.png": (encoded(palette, transparency=0), ["P to RGB", "transparency to white"]),
-        "16-bit gray.png": (
-            png(4, 4, 0, 16, b"".join(b"\0" + deep[8 * n : 8 * n + 8] for n in range(4))),
-            ["I;16 to RGB"],
-        ),
-        "16-bit color.png": (png(4, 4, 2, 16, b"".join(b"\0" + deep[24 * n : 24 * n + 24] for n in range(4))), []),
-        "alpha.webp": (encoded(Image.new("RGBA", (9, 9), (9, 9, 9, 0)), "WEBP"), ["transparency to white"]),
-        "gray with alpha.png": (encoded(Image.new("LA", (9, 9))), ["LA to RGB", "transparency to white"]),
-        "black and white.gif": (encoded(Image.new("1", (9, 9)), "GIF"), ["L to RGB"]),
-        "1x5000.bmp": (encoded(picture(1, 1, 5000), "BMP"), []),
-        "jpeg.jfif": (JPEG, []),
-        "upper.JPE": (JPEG, []),
-        "turned.png": (turned(), ["turned upright by its EXIF tag"]),
-    }
-
-
-@pytest.mark.parametrize("name", unusual())
+@pytest.mark.parametrize("name", UNUSUAL)
 def test_a_picture_of_another_kind_is_converted_and_that_is_stated(tmp_path, name, capsys):
-    content, expected = unusual()[name]
+    content, expected = UNUSUAL[name]
     path = write_folder(tmp_path / "pets", {**two_level(), f"train/dog/{name}": content})
     raw = read_folders(str(path), 32)
     assert raw.provenance["converted"] == dict.fromkeys(sorted(expected), 1)
     assert raw.provenance["resized"].startswith("the whole image") and len(raw.train_labels) == 9
     said = capsys.readouterr().out
     assert said.startswith("converted: ") == bool(expected) and all(f"{word} (1)" in said for word in expected)
-
-
-@pytest.mark.skipif("AVIF" not in pixels.FORMATS, reason="this Pillow has no AVIF")
-def test_avif_is_read_where_pillow_can(tmp_path):
-    image = encoded(Image.new("RGB", (32, 32), (200, 10, 60)), "AVIF")
-    files = {**two_level(), "train/cat/9.avif": image}
-    found = read_folders(str(write_folder(tmp_path / "pets", files)), 32).train_images[4]
-    assert abs(found.reshape(3, -1).mean(1) - [200, 10, 60]).max() < 6
 
 
 def test_modes_become_rgb():
@@ -101,7 +80,7 @@ def test_gray_without_a_stated_range_is_refused_in_tiff_and_scaled_in_pgm():
 
 def test_orientation_is_respected_and_damaged_exif_does_not_cost_the_image():
     upright = pixels_of(encoded(numpy.rot90(picture(1), -1).copy()))
-    assert numpy.array_equal(pixels_of(turned()), upright)
+    assert numpy.array_equal(pixels_of(TURNED), upright)
     assert not numpy.array_equal(pixels_of(encoded(picture(1))), upright)
     damaged = encoded(picture(8), exif=b"Exif\0\0II*\0garbage")
     with pytest.warns(UserWarning, match="Corrupt EXIF"):
@@ -120,10 +99,5 @@ def test_resizing_is_antialiased_bicubic_of_the_whole_image():
     assert abs(pixels_of(encoded(image)).astype(float) - expected).max() <= 2
 
 
-def test_an_animation_gives_its_first_frame():
-    frames = [Image.new("L", (32, 32), value) for value in (10, 200)]
-    assert (pixels_of(encoded(frames[0], "TIFF", save_all=True, append_images=frames[1:])) == 10).all()
-
-
 def test_more_than_the_memory_is_refused():
-    refusal(lambda: blank(10**9, 512), "lower image_size")
+    refused(lambda: blank(10**9, 512), "lower image_size")

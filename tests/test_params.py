@@ -41,18 +41,14 @@ def test_a_file_with_one_variant_alone_is_the_study():
     assert vicreg.optimizer == Optimizer("adam", lr=1e-3, weight_decay=1e-6, schedule="constant")
 
 
-def test_a_variants_own_numbers_lie_over_the_shared_ones():
-    experiment = parsed(seed=3, gamma=0.02, variants__joint__seed=5, variants__joint__gamma=0.1)
+def test_a_variants_own_numbers_and_blocks_lie_over_the_shared_ones():
+    shared = {"seed": 3, "gamma": 0.02, "optimizer": {"name": "sgd", "lr": 0.5}}
+    experiment = parsed(**shared, variants__joint__seed=5, variants__joint__optimizer={"lr": 0.1, "momentum": 0.0})
     simclr, joint = experiment.variants.values()
-    assert (simclr.seed, simclr.gamma, joint.seed, joint.gamma) == (3, 0.02, 5, 0.1)
+    assert (simclr.seed, simclr.gamma, joint.seed, joint.gamma) == (3, 0.02, 5, 0.02)
     assert (simclr.options, joint.options) == ({}, {"term": "pull"})
-    assert experiment.own["joint"] == {"method", "term", "seed", "gamma"} and experiment.shared.seed == 3
-
-
-def test_a_variants_own_block_is_merged_into_the_shared_one():
-    experiment = parsed(optimizer={"name": "sgd", "lr": 0.5}, variants__joint__optimizer={"lr": 0.1, "momentum": 0.0})
-    assert experiment.variants["joint"].optimizer == Optimizer("sgd", lr=0.1, momentum=0.0)
-    assert experiment.variants["simclr"].optimizer == Optimizer("sgd", lr=0.5)
+    assert simclr.optimizer == Optimizer("sgd", lr=0.5) and joint.optimizer == Optimizer("sgd", lr=0.1, momentum=0.0)
+    assert experiment.own["joint"] == {"method", "term", "seed", "optimizer"} and experiment.shared.seed == 3
     assert variant(augment={"flip": 0.0}).augment == Augment(flip=0.0)
 
 
@@ -60,17 +56,13 @@ def test_a_variants_own_block_is_merged_into_the_shared_one():
     ("changes", "words"),
     [
         ({"batch_size": "256"}, "batch_size is '256'; allowed: a whole number at least 2"),
-        ({"batch_size": True}, "batch_size is True; allowed: a whole number"),
         ({"tsne__points": 1e4}, "tsne.points is 10000.0; allowed: a whole number"),
         ({"epochs": 2**40}, "epochs is 1099511627776; allowed: a whole number at least 0 (and at most 2,147,483,647)"),
-        ({"gamma": float("nan")}, "gamma is nan; allowed: a number"),
         ({"optimizer__lr": 1e300}, "optimizer.lr is 1e+300; allowed: a number above 0 (of a size from 1e-37 to 1e+37)"),
         ({"dataset": "cifar"}, "dataset is 'cifar'; allowed: 'cifar10', "),
         ({"encoder": "resnet51"}, "encoder is 'resnet51' (did you mean resnet50?); allowed: "),
-        ({"variants__joint__encoder": "vgg"}, "variants.joint.encoder is 'vgg'"),
         ({"variants__joint__method": "simcl"}, "variants.joint.method is 'simcl' (did you mean simclr?); allowed: "),
         ({"variants__joint__method": "base"}, "variants.joint.method is 'base'"),
-        ({"variants__joint__epochs": -1}, "variants.joint.epochs is -1; allowed: a whole number at least 0"),
         ({"variants__joint__optimizer": {"lr": 0}}, "variants.joint.optimizer.lr is 0; allowed: a number above 0"),
         ({"variants__joint": {}}, "variants.joint is {}; allowed: a block with at least a method"),
         ({"variants": {}}, "variants is {}; allowed: a block with at least one variant"),
@@ -81,25 +73,18 @@ def test_a_variants_own_block_is_merged_into_the_shared_one():
         ({"optimizer__warmup_epochs": 101}, "optimizer.warmup_epochs is 101.0; allowed: at most epochs (100)"),
         ({"tsne__perplexity": 5000}, "tsne.perplexity is 5000; allowed: below tsne.points (5000)"),
         ({"transfer__variants": ["dual"]}, "transfer.variants is ['dual']; allowed: a list, each once, of simclr, joi"),
-        ({"transfer__variants": ["joint"], "image_size": 8}, "image_size is 8; allowed with transfer.variants: at le"),
-    ],
-    ids=str,
-)
-def test_a_bad_value_is_refused(changes, words):
-    assert refused(lambda: parsed(**changes)).startswith(f"params.yaml: {words}")
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
+        ({"transfer__variants": ["simclr"] * 2}, "transfer.variants is ['simclr', 'simclr']"),
+        ({"transfer__variants": "simclr"}, "transfer.variants is 'simclr'"),
+        ({"transfer__variants": ["joint"], "image_size": 15}, "image_size is 15; allowed with transfer.variants: at l"),
         ({"gama": 0.1}, "unknown key gama (did you mean gamma?); allowed here: augment, "),
         ({"optimizer__rate": 0.1}, "unknown key optimizer.rate; allowed here: lr, momentum, "),
         ({"transfer__variant": []}, "unknown key transfer.variant (did you mean variants?)"),
         ({"variants__joint__augment": {"flp": 0}}, "unknown key variants.joint.augment.flp (did you mean flip?)"),
     ],
+    ids=str,
 )
-def test_an_unknown_key_is_refused_with_the_nearest_one(changes, words):
-    refused(lambda: parsed(**changes), f"params.yaml: {words}")
+def test_a_bad_value_or_key_is_refused(changes, words):
+    assert refused(lambda: parsed(**changes)).startswith(f"params.yaml: {words}")
 
 
 def test_an_option_that_the_method_does_not_have_is_refused_with_the_nearest_one():
@@ -117,7 +102,13 @@ def test_a_variants_name_is_a_word(name):
     [
         ({"images_path": "x"}, "images_path is 'x', which has no effect with dataset cifar10; set dataset to images"),
         ({"on_bad_image": "skip"}, "on_bad_image is 'skip', which has no effect with dataset cifar10"),
-        ({"linear__finetune_lr": 0.01}, "linear.finetune_lr is 0.01, which has no effect with linear.mode probe"),
+        (
+            {"linear__finetune_lr": 0.01},
+            "linear.finetune_lr is 0.01, which has no effect with linear.mode probe; set linear.mode to finetune, or "
+            "linear.finetune_lr to 0.0001",
+        ),
+        ({"linear__finetune_epochs": 3}, "linear.finetune_epochs is 3, which has no effect with linear.mode probe"),
+        ({"linear__finetune_batch_size": 8}, "linear.finetune_batch_size is 8, which has no effect"),
         ({"optimizer__trust": 0.02}, "optimizer.trust is 0.02, which has no effect with adam; set optimizer.name to l"),
         ({"augment": {"jitter": 0, "hue": 0.2}}, "augment.hue is 0.2, which has no effect with augment.jitter 0"),
         (
@@ -146,18 +137,14 @@ def test_the_same_options_with_an_effect_are_taken():
 # A variant's JSON
 
 
-def test_a_variants_json_comes_back_as_it_was():
-    for params in (variant(), variant(epochs=0), variant(seed=4, variance=2.0, optimizer={"name": "lars", "lr": 0.3})):
-        assert Pretraining.from_json(json.loads(json.dumps(params.as_json()))) == params
+def test_a_variants_json_comes_back_as_it_was_without_what_it_does_not_read():
     unread = replace(variant(), encoder=None, gamma=None)
-    assert Pretraining.from_json(unread.as_json()) == unread
-
-
-def test_a_variants_json_leaves_out_what_it_does_not_read():
-    full = variant().as_json()
+    trained = variant(seed=4, variance=2.0, optimizer={"name": "lars", "lr": 0.3})
+    for params in (variant(), variant(epochs=0), trained, unread):
+        assert Pretraining.from_json(json.loads(json.dumps(params.as_json()))) == params
+    full, untrained = variant().as_json(), variant(epochs=0).as_json()
     assert full.keys() == set(Pretraining.__dataclass_fields__)
-    assert replace(variant(), encoder=None, gamma=None).as_json().keys() == full.keys() - {"encoder", "gamma"}
-    untrained = variant(epochs=0).as_json()
+    assert unread.as_json().keys() == full.keys() - {"encoder", "gamma"}
     assert untrained.keys() == full.keys() - {"batch_size", "micro_batch_size", "optimizer"}
     assert untrained == variant(epochs=0, batch_size=64, optimizer={"lr": 0.1}).as_json()
 
@@ -185,11 +172,8 @@ def test_a_number_in_scientific_form_is_a_number(tmp_path):
     ("text", "words"),
     [
         ("a: !!python/object/apply:os.system ['touch owned']", "could not determine a constructor for the tag"),
-        ("!!python/object/apply:os.system ['touch owned']", "could not determine a constructor for the tag"),
-        ("a: !!python/name:os.system", "could not determine a constructor for the tag"),
         ("a: [1, 2", "is not valid YAML: expected ',' or ']'"),
         ("a: 1\nb: 2\na: 3", "is not valid YAML: key 'a' occurs twice in line 3, column 1; mend that place"),
-        ("a: {lr: 1, 'lr': 2}", "key 'lr' occurs twice in line 1, column 12"),
         ("a: &x {b: 1}\nc: {<<: *x}", "key '<<' is not understood in line 2"),
         ("seed: 2024-13-45", "'2024-13-45' is not the timestamp it looks like in line 1, column 7"),
         (f"seed: {'9' * 5000}", "is not the int it looks like"),
@@ -198,7 +182,6 @@ def test_a_number_in_scientific_form_is_a_number(tmp_path):
         ("a: 1\n---\na: 2", "found another document"),
         (b"a: \xff", "is not valid YAML: unacceptable character #x00ff"),
         ("- 1", "must hold keys and values; it holds list"),
-        ("", "must hold keys and values; it holds NoneType"),
     ],
 )
 def test_a_text_that_cannot_be_meant_is_refused(text, words, tmp_path, monkeypatch):

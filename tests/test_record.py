@@ -1,14 +1,17 @@
-"""A finished run becomes a page under docs/results and a block of the README."""
+"""A finished run becomes a page under docs/results and a block of the README; an output's history is told."""
 
+import hashlib
 import subprocess
 
 import pytest
+import torch
 
 from lib.report.record import BEGIN, END, LARGEST, PICTURES, write_record
 from lib.report.records import read_record
 from lib.report.tables import markdown, result_rows
+from lib.report.trace import main, trace
 from lib.runtime.errors import UserError
-from lib.runtime.files import write_table, write_text
+from lib.runtime.files import write_table, write_tensors, write_text
 from tests.report_runs import write_run
 
 PARAMS = """\
@@ -52,56 +55,31 @@ def run(tmp_path):
     return tmp_path
 
 
-def refused(run, words, name="x"):
-    before = tree(run)
-    with pytest.raises(UserError, match=words) as refusal:
-        write_record(name, "t", "a", run)
-    assert "\n" not in str(refusal.value) and tree(run) == before
-
-
-def test_a_record_holds_page_numbers_settings_and_four_pictures(run):
-    write_record("2026-01-31-test", "A title", "What it is.", run, notes="## Found\n\nThis.\n")
-    folder = run / "docs/results/2026-01-31-test"
-    assert set(tree(folder)) == {
-        *("README.md", "results.csv", "params.yaml"),
-        *("accuracy.png", "curves.png", "confusion.png", "overview.png"),
-    }
-    page = (folder / "README.md").read_text()
+def test_a_record_is_a_page_with_numbers_settings_and_pictures_and_the_readmes_table(run):
+    lines = write_record("2026-01-31-test", "A title", "What it is.", run, notes="## Found\n\nThis.\n")
+    folder, pictures = run / "docs/results/2026-01-31-test", ("accuracy", "curves", "confusion", "overview")
+    assert set(tree(folder)) == {"README.md", "results.csv", "params.yaml", *(f"{name}.png" for name in pictures)}
+    page, readme = (folder / "README.md").read_text(), (run / "README.md").read_text()
     assert page.startswith("# A title\n\nWhat it is.\n\nMade with the code of commit ")
     assert "\n\n## Found\n\nThis.\n\nimages (folder mine): encoder small; " in page
     assert "](../../../docs/reading-the-table.md)" in page and "| dual · lower | 1 | " in page
-    assert "![Accuracy on the test images](accuracy.png)" in page
-
-
-def test_the_readme_shows_the_main_latents_between_its_markers(run):
-    lines = write_record("x", "A title", "What it is.", run)
-    readme = (run / "README.md").read_text()
     assert readme.startswith(f"before\n{BEGIN}\n**A title.** What it is.\n") and readme.endswith(f"{END}\nafter\n")
     assert "| simclr | 2 | " in readme and "| dual · upper | 1 | " in readme and "±" in readme
-    assert "old" not in readme and "dual · lower" not in readme and "](docs/results/x/accuracy.png)" in readme
+    assert "old" not in readme and "dual · lower" not in readme and "2026-01-31-test/accuracy.png)" in readme
     assert lines[-1] == "written: the table in README.md"
     before = tree(run)
-    write_record("x", "A title", "What it is.", run)
+    write_record("2026-01-31-test", "A title", "What it is.", run, notes="## Found\n\nThis.\n")
     assert tree(run) == before, "again, nothing changes"
 
 
 @pytest.mark.parametrize("text", ["no markers", f"{BEGIN} only", f"{END} {BEGIN}"])
-def test_a_readme_without_markers_is_left_as_it_is(run, text):
+def test_a_readme_without_markers_and_a_large_picture_are_left_out_and_named(run, text):
     write_text(run / "README.md", text)
-    assert "left as it is" in write_record("x", "t", "a", run)[-1]
-    assert (run / "README.md").read_text() == text
-
-
-def test_a_large_picture_is_left_out_and_named(run):
     (run / "plots/confusion.png").write_bytes(b"x" * (LARGEST + 1))
-    assert write_record("x", "t", "a", run)[0] == "left out, larger than 400.0 kB: plots/confusion.png"
-    assert not (run / "docs/results/x/confusion.png").exists()
+    first, *_, last = write_record("x", "t", "a", run)
+    assert first == "left out, larger than 400.0 kB: plots/confusion.png" and "left as it is" in last
+    assert (run / "README.md").read_text() == text and not (run / "docs/results/x/confusion.png").exists()
     assert "confusion" not in (run / "docs/results/x/README.md").read_text()
-
-
-@pytest.mark.parametrize("name", ["a/b", "..", ".", "", "a\\b", "/tmp", ".hidden"])
-def test_a_name_that_is_no_plain_folder_is_refused(run, name):
-    refused(run, "is not a usable name", name)
 
 
 def absolute(path):
@@ -121,4 +99,77 @@ def absolute(path):
 )
 def test_what_is_not_finished_committed_and_free_of_one_machine_is_refused(run, spoil, words):
     spoil(run)
-    refused(run, words)
+    before = tree(run)
+    with pytest.raises(UserError, match=words):
+        write_record("x", "t", "a", run)
+    for name in ("a/b", "..", ".", "", "a\\b", "/tmp", ".hidden"):
+        with pytest.raises(UserError, match="is not a usable name"):
+            write_record(name, "t", "a", run)
+    assert tree(run) == before
+
+
+# The history of an output, from dvc.lock and what the files keep
+
+
+LOCK = """\
+schema: '2.0'
+stages:
+  resolve: {{cmd: run, params: {{params.yaml: {{seed: 3, gamma: 0.5}}}}, outs: [{{path: data/variants, md5: 7}}]}}
+  pretrain@a:
+    cmd: pretrain a
+    deps: [{{path: lib/core, md5: 12.dir}}, {{path: data/variants/a.json, md5: '90'}}]
+    outs: [{{path: data/encoders/a.safetensors, md5: {encoder}}}]
+  linear@a:
+    cmd: linear a
+    deps: [{{path: data/encoders/a.safetensors, md5: {encoder}}}, {{path: lib/x.py, md5: '34'}}]
+    outs: [{{path: metrics/a.json, md5: {metrics}}}]
+  linear@b: {{cmd: linear b, outs: [{{path: metrics/b.json, md5: '56'}}]}}
+  results:
+    cmd: results
+    deps: [{{path: data/encoders, md5: 1.dir}}]
+    outs: [{{path: metrics/results.csv, md5: '2'}}]
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """resolve, pretrain and linear of one variant, one after the other, linear of another, and results of both."""
+    encoder, metrics = tmp_path / "data/encoders/a.safetensors", tmp_path / "metrics/a.json"
+    about = {"data": {"dataset": "digits", "checksum": "c0ffee"}, "versions": {"torch": "2"}, "pretraining": {"e": 3}}
+    write_tensors(encoder, {"w": torch.ones(2)}, about)
+    write_text(metrics, "{}\n")
+    sums = {path.parent.name: hashlib.md5(path.read_bytes()).hexdigest() for path in (encoder, metrics)}
+    write_text(tmp_path / "dvc.lock", LOCK.format(encoder=sums["encoders"], metrics=sums["metrics"]))
+    return tmp_path
+
+
+def test_a_metrics_file_leads_to_code_parameters_seed_data_and_versions(project, monkeypatch, capsys):
+    monkeypatch.chdir(project)
+    main(["metrics/a.json"])
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if line[0] != " "]
+    assert told == ["linear@a: linear a", "pretrain@a: pretrain a", "resolve: run"]
+    assert {
+        *("  read  lib/x.py  md5 34", "  read  lib/core  md5 12.dir", "  gamma = 0.5", "  seed = 3"),
+        *("  data: digits, checksum c0ffee", '  versions: {"torch": "2"}', '  pretraining: {"e": 3}'),
+    } <= set(lines)
+
+
+def test_a_folder_that_a_stage_reads_leads_to_all_that_wrote_into_it(project):
+    stages = [line.split(":")[0] for line in trace("metrics/results.csv", project) if line[0] != " "]
+    assert stages == ["results", "pretrain@a", "resolve"]
+
+
+@pytest.mark.parametrize("path", ["metrics/a.json", "data/encoders/a.safetensors"])
+def test_a_file_that_was_changed_by_hand_has_no_history(project, path):
+    (project / path).write_bytes(b"other")
+    with pytest.raises(UserError, match=f"{path} is not what (linear|pretrain)@a wrote by dvc.lock; .*: dvc repro"):
+        trace("metrics/a.json", project)
+
+
+def test_unknown_files_and_a_missing_lock_are_refused(project):
+    with pytest.raises(UserError, match="no stage that wrote metrics/c.json; name an output"):
+        trace("metrics/c.json", project)
+    (project / "dvc.lock").unlink()
+    with pytest.raises(UserError, match="dvc.lock does not exist: no stage has run; dvc repro"):
+        trace("metrics/a.json", project)

@@ -1,11 +1,8 @@
 """Requirements: exact versions that fit the allowed ranges, and nothing left to be resolved."""
 
 import re
-import subprocess
-import sys
 import tomllib
 from importlib.metadata import distributions
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -63,9 +60,3 @@ def test_nothing_is_left_to_be_resolved_when_the_exact_versions_are_installed():
             wanted = need.marker is None or need.marker.evaluate({"extra": ""})
             assert not wanted or normal(need.name) in allowed, f"{name}: {need}"
     assert seen > len(pinned) / 2, "this environment was installed from other versions"
-
-
-@pytest.mark.skipif(find_spec("pip") is None, reason="an environment without pip")
-def test_what_is_installed_fits_together():
-    done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout

@@ -35,12 +35,5 @@ def test_help_loads_nothing_large_and_takes_less_than_a_second(module):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert loaded(module) == set()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert (
-        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
-    )  # of one processor, however busy it is
-
-
-def test_a_large_import_would_be_noticed(tmp_path, monkeypatch):
-    (tmp_path / "heavy.py").write_text("import argparse\nimport numpy\nargparse.ArgumentParser().parse_args()\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert loaded("heavy") == {"numpy"}
+    # Of one processor, however busy it is.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1

@@ -52,12 +52,6 @@ def trained(variant: str, steps: int = 2) -> dict[str, torch.Tensor]:
     return run.method.state_dict()
 
 
-def test_the_refusal_knows_what_it_refuses():
-    rows = torch.zeros(3, 2, requires_grad=True)
-    with pytest.raises(AssertionError, match="index_put.* accumulates"), InOneOrder():
-        rows[torch.tensor([0, 0])].sum().backward()
-
-
 @pytest.mark.parametrize("variant", [pytest.param(name, marks=SLOW if name != "simclr" else ()) for name in VARIANTS])
 def test_a_training_by_two_threads_is_the_same_twice(variant, two_threads):
     first, second = trained(variant), trained(variant)

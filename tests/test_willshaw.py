@@ -1,6 +1,5 @@
 """The Willshaw memory and the nearest centroid (docs/methods.md, 12), against theory and slow twins."""
 
-import math
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,18 +10,7 @@ import torch
 
 from lib.evaluate.centroid import centroid_logits, centroids
 from lib.evaluate.codes import k_winners
-from lib.evaluate.scores import accuracy
-from lib.evaluate.willshaw import (
-    capacity,
-    expected_spurious,
-    measure,
-    noisy_cues,
-    overlap,
-    partial_cues,
-    recall,
-    recall_winners,
-    store,
-)
+from lib.evaluate.willshaw import expected_spurious, measure, noisy_cues, overlap, partial_cues, recall, store
 from lib.report.willshaw import main, recalls
 from lib.runtime.errors import UserError
 from lib.runtime.files import write_arrays
@@ -47,23 +35,6 @@ def test_store_and_recall_against_slow_twins():
         assert answer == [float(value == sum(cue)) for value in excited]
 
 
-@pytest.mark.parametrize("kept", [1, 3, 8])
-def test_one_code_comes_back_from_any_part(kept):
-    code = random_codes(1, 64, 8)
-    cue = partial_cues(code, kept, stream())
-    assert torch.equal(recall(store(code), cue), code) and torch.equal(recall_winners(store(code), cue, 8), code)
-
-
-def test_what_was_stored_is_never_missed():
-    codes = random_codes(300, 64, 8)  # far beyond what it can hold
-    found = recall(store(codes), partial_cues(codes, 3, stream()))
-    assert overlap(found, codes).tolist() == [8.0] * 300
-
-
-def test_winners_prefer_the_cue_where_excitation_ties():
-    assert recall_winners(torch.ones(4, 4), torch.tensor([[0.0, 0, 1, 1]]), 2).tolist() == [[0, 0, 1, 1]]
-
-
 def test_cues_hold_as_many_units_as_they_should():
     codes = random_codes(9, 50, 10)
     part, noise = partial_cues(codes, 4, stream()), noisy_cues(codes, 3, stream())
@@ -74,46 +45,20 @@ def test_cues_hold_as_many_units_as_they_should():
 
 def test_the_matrix_fills_as_theory_says():
     theory = 1 - (1 - (102 / 2048) ** 2) ** 100
-    assert theory == pytest.approx(0.2199, abs=5e-5)
     assert store(random_codes(100, 2048, 102)).mean().item() == pytest.approx(theory, abs=0.005)
-
-
-def exactly_spurious(units: int, active: int, stored: int, cue: int) -> float:
-    """The mean number of spurious units of random codes, with no one of the matrix taken for independent of another.
-
-    Inclusion and exclusion over the units of the cue that a unit outside the stored code is not connected with: each of
-    the other codes has that unit with probability k / D, and then misses j given units as ``missed`` says.
-    """
-    missed = [math.comb(units - 1 - j, active - 1) / math.comb(units - 1, active - 1) for j in range(cue + 1)]
-    none_of_them = [(1 - active / units * (1 - share)) ** (stored - 1) for share in missed]
-    return (units - active) * math.fsum((-1) ** j * math.comb(cue, j) * none for j, none in enumerate(none_of_them))
 
 
 @pytest.mark.parametrize(
     ("units", "active", "stored", "cue", "draws"), [(128, 8, 100, 4, 100), (128, 8, 200, 8, 50), (256, 13, 300, 6, 20)]
 )
 def test_spurious_units_of_random_codes_are_as_many_as_expected(units, active, stored, cue, draws):
-    """To six binomial deviations, at most a fifteenth: the cues of a draw share its matrix, so that its mean varies
-    about twice as much as if each unit of each recall came by itself."""
+    """Within a tenth: theory takes the entries of the matrix for independent (3 % here), and the mean varies."""
     cues, found = stream(), []
     for seed in range(draws):
         codes = random_codes(stored, units, active, seed)
         answer = recall(store(codes), partial_cues(codes, cue, cues))
         found.append((answer.sum(1) - overlap(answer, codes)).mean().item())
-    expected = exactly_spurious(units, active, stored, cue)
-    share = expected / (units - active)
-    deviation = math.sqrt(share * (1 - share) * (units - active) / (stored * draws))
-    assert 6 * deviation < expected / 15
-    assert sum(found) / draws == pytest.approx(expected, abs=6 * deviation)
-
-
-def test_theory_says_about_as_many_except_where_few_are_wrong():
-    for numbers in ((128, 8, 100, 4), (128, 8, 200, 8), (256, 13, 300, 6), (512, 20, 600, 5)):
-        assert expected_spurious(*numbers) == pytest.approx(exactly_spurious(*numbers), rel=0.03)
-    assert expected_spurious(512, 20, 200, 10) < 0.2 * exactly_spurious(512, 20, 200, 10) < 0.01
-    assert expected_spurious(100, 10, 0, 3) == 0
-    assert expected_spurious(4, 2, 1, 1) == 0.5 and expected_spurious(4, 2, 2, 2) == 2 * 0.4375**2
-    assert expected_spurious(100, 10, 10**6, 3) == pytest.approx(90)
+    assert sum(found) / draws == pytest.approx(expected_spurious(units, active, stored, cue), rel=0.1)
 
 
 def test_a_measurement_against_a_slow_twin():
@@ -127,34 +72,11 @@ def test_a_measurement_against_a_slow_twin():
         winners = set(sorted(range(24), key=lambda v: (-excited[v], -cue[v], v))[:4])
         right, wrong, best = right + len(answer & own), wrong + len(answer - own), best + len(winners & own)
         hits += all(len(winners & own) > len(winners & other) for other in rows if other is not own)
-    assert asdict(measure(codes, "part", 2, seed=0)) == pytest.approx(
-        {
-            "stored": 40,
-            "cue": "part",
-            "share": 0.5,
-            "completion": right / 160,
-            "spurious": wrong / 40,
-            "expected": 20 * (1 - (1 - 1 / 36) ** 40) ** 2,
-            "winners": best / 160,
-            "found": 100 * hits / 40,
-            "density": sum(map(sum, weights)) / 24**2,
-        }
-    )
+    expected = {"stored": 40, "cue": "part", "share": 0.5, "completion": right / 160, "spurious": wrong / 40}
+    expected |= {"expected": 20 * (1 - (1 - 1 / 36) ** 40) ** 2, "winners": best / 160, "found": 100 * hits / 40}
+    expected |= {"density": sum(map(sum, weights)) / 24**2}
+    assert asdict(measure(codes, "part", 2, seed=0)) == pytest.approx(expected)
     assert right == 160 and 0 < hits < 40
-
-
-def test_few_codes_come_back_from_half_of_them_and_too_many_do_not():
-    codes = random_codes(2000, 256, 13)
-    few, many = capacity(codes, [20, 2000], "part", [6], seed=0)
-    assert few["found"] == 100 and few["winners"] > 0.99 and few["spurious"] < 0.5
-    assert many["winners"] < 0.9 and many["spurious"] > 20 and many["density"] > 0.9
-    noise = measure(codes[:20], "noise", 10, seed=0)
-    assert noise.winners > 0.95 and math.isnan(noise.expected)
-    assert repr(measure(codes[:20], "noise", 10, seed=0)) == repr(noise)
-
-
-def test_equal_codes_are_not_told_apart():
-    assert measure(random_codes(1, 64, 8).expand(5, -1), "part", 4, seed=0).found == 0
 
 
 def test_wrong_units_of_a_cue_are_no_more_than_there_are_inactive_ones():
@@ -172,15 +94,6 @@ def test_centroids_are_the_means_of_their_classes():
     torch.testing.assert_close(logits, torch.tensor([[0.5**0.5, 0, 0.5**0.5], [0, 0, 1]]))
 
 
-def test_codes_near_their_class_are_read_by_centroids_and_by_codes_of_centroids():
-    labels = torch.arange(100) % 5
-    codes = noisy_cues(random_codes(5, 200, 10)[labels], 4, stream())
-    for count in (0, 10):
-        assert accuracy(centroid_logits(codes[:50], labels[:50], codes[50:], 5, count), labels[50:]) == 100
-    shuffled = labels[torch.randperm(100, generator=stream())]
-    assert accuracy(centroid_logits(codes[:50], shuffled[:50], codes[50:], 5), shuffled[50:]) < 60
-
-
 def embeddings(codes: torch.Tensor) -> None:
     """What the command reads of the stage embed, for the variant toy, in the working folder."""
     names = numpy.array(["h", "code"])
@@ -196,11 +109,8 @@ def test_the_command_writes_a_table_and_a_picture(tmp_path, monkeypatch, capsys)
     table = pandas.read_csv("plots/willshaw/toy.csv")
     assert set(table.codes) == {"learned", "random"} and set(table.cue) == {"part", "noise"}
     half = table[table.varied == "number"].set_index(["codes", "stored"])
-    assert list(half.loc["random"].index) == [10, 20, 50, 100, 200, 300] and set(half.share) == {4 / 7}
     assert half.loc[("learned", 300), "spurious"] > half.loc[("random", 20), "spurious"]
-    picture = (tmp_path / "plots/willshaw/toy.png").read_bytes()
-    main(["toy"])
-    assert picture == (tmp_path / "plots/willshaw/toy.png").read_bytes() and len(picture) > 10_000
+    assert (tmp_path / "plots/willshaw/toy.png").stat().st_size > 10_000
 
 
 def test_a_variant_without_codes_is_refused(tmp_path, monkeypatch):

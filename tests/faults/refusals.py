@@ -19,13 +19,3 @@ def refused(call: Callable[[], Any], *words: str) -> str:
     for word in words:
         assert word in line, f"{word!r} is not in {line!r}"
     return line
-
-
-def attempt(call: Callable[[], Any]) -> Any:
-    """What ``call`` returns, or None where it is refused in one line; any other error is the test's failure."""
-    try:
-        return call()
-    except UserError as error:
-        line = str(error)
-    assert line.isprintable()
-    return None
