@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lib.data.store import IMAGES_FILE, save_data
 from lib.runtime.files import write_json
-from tests.core_examples import ROOT, images, pretraining
+from tests.examples import ROOT, images, pretraining
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 STANDALONE = ["--standalone", "--nproc-per-node", "2"]

@@ -7,7 +7,7 @@ import torch
 from lightly.loss import BarlowTwinsLoss
 
 from lib.methods.barlow_twins import barlow_twins
-from tests.small_methods import built
+from tests.examples import built
 
 
 def outputs(count: int = 10, width: int = 4) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from lib.methods.byol import direction_distance, momentum_at
-from tests.small_methods import built, optimizer_of, train, views
+from tests.examples import built, optimizer_of, train, views
 
 
 def pair(count: int = 9, width: int = 6) -> tuple[torch.Tensor, torch.Tensor]:

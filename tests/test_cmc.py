@@ -13,7 +13,7 @@ from lib.methods.base import count_parameters
 from lib.methods.cmc import bank_logits, first_log_normalizer, in_batch, nce_error, softmax_error
 from lib.runtime.errors import UserError
 from lib.views.lab import normalized_lab, rgb_to_lab
-from tests.alone import Training, built, facts, normal, small
+from tests.examples import Training, built, facts, normal, small
 
 FORMS = {"batch": {}, "bank": {"negatives": 30}, "nce": {"negatives": 30}}
 

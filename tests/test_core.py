@@ -21,7 +21,7 @@ from lib.methods import build_method
 from lib.runtime.errors import UserError
 from lib.runtime.progress import EpochLines, StepProgress, duration
 from lib.runtime.seeds import generator
-from tests.core_examples import CPU, ROOT, images, pretraining
+from tests.examples import CPU, ROOT, images, pretraining
 
 # Random pixels keep nothing in a small crop; without crop, flip and grayscale there is something to learn.
 GENTLE = {"crop_scale_min": 0.9, "flip": 0.0, "grayscale": 0.0}

@@ -22,7 +22,7 @@ from lib.methods.cpc import (
     true_logits,
 )
 from lib.runtime.errors import UserError
-from tests.alone import Training, normal
+from tests.examples import Training, normal
 from tests.patches import VARIANTS, mean, method, relu, views
 
 

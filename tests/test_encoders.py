@@ -12,7 +12,7 @@ from lib.encoders import build_encoder
 from lib.encoders.resnet import cifar_stem
 from lib.methods import build_method
 from lib.methods.base import count_parameters
-from tests.small_methods import pretraining
+from tests.examples import pretraining
 
 FILES = Path(encoders.__file__).parent.glob("[a-z]*.py")
 ENCODERS = sorted(path.stem for path in FILES if "def build(" in path.read_text())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib.methods import build_method, method_class, method_names, try_method, typed_options
-from tests.small_methods import VARIANTS, built, embedded, optimizer_of, pretraining, train, views
+from tests.examples import VARIANTS, built, embedded, optimizer_of, pretraining, train, views
 
 
 def test_every_method_has_a_variant():

@@ -8,7 +8,7 @@ import torch
 
 from lib.methods import build_method
 from lib.methods.supervised import cross_entropy
-from tests.small_methods import built, embedded, pretraining
+from tests.examples import built, embedded, pretraining
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from lib.evaluate.codes import is_binary, pattern_entropy, usage_entropy
 from lib.methods import try_method
 from lib.methods.kwta import active_units, cosines, hard_code, ramped, scaled, soft_code, threshold
 from lib.runtime.errors import UserError
-from tests.alone import Training, built, natural, normal, normalized, small
+from tests.examples import Training, built, natural, normal, normalized, small
 
 # the kernel
 

@@ -8,7 +8,7 @@ from pytorch_metric_learning.reducers import MeanReducer
 from torch.nn.functional import cosine_similarity, triplet_margin_with_distance_loss
 
 from lib.methods.kwta import agreement, contrast, cosines, triplet
-from tests.alone import normal
+from tests.examples import normal
 
 CODES = torch.tensor([[1.0, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]])
 GROUPS = torch.tensor([0, 0, 1, 1])

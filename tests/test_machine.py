@@ -10,7 +10,7 @@ import torch
 
 from lib.runtime.errors import UserError
 from lib.runtime.machine import _compile, read_machine
-from tests.core_examples import ROOT
+from tests.examples import ROOT
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from lib.methods import build_method, method_class, try_method, typed_options
 from lib.methods.simclr import nt_xent
 from lib.runtime.errors import UserError
-from tests.small_methods import built, embedded, pretraining, views
+from tests.examples import built, embedded, pretraining, views
 
 FAMILY = ("simclr", "joint", "push", "dual")
 

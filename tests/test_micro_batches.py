@@ -7,7 +7,7 @@ from torch import nn
 from lib.core.passes import MicroBatches
 from lib.core.trainer import Pretrainer
 from lib.methods import build_method
-from tests.core_examples import CPU, EACH, VARIANTS, images, pretraining
+from tests.examples import CPU, EACH, VARIANTS, images, pretraining
 from tests.two_processes import without_batch_norm
 
 SIZES = dict.fromkeys(VARIANTS, 4) | {"moco_groups": 8}  # MoCo's groups are of 4, and keys move between two

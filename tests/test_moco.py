@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from lib.methods import try_method
 from lib.methods.moco import dealt_out, enqueue, queue_contrast
 from lib.runtime.errors import UserError
-from tests.small_methods import built, optimizer_of, pretraining, train, views
+from tests.examples import built, optimizer_of, pretraining, train, views
 
 
 def rows_of(count: int, width: int = 8, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:

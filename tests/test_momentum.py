@@ -6,7 +6,7 @@ from torch import nn
 
 from lib.methods import method_class
 from lib.methods.base import MomentumMethod, update_ema
-from tests.small_methods import VARIANTS, built, optimizer_of, train, views
+from tests.examples import VARIANTS, built, optimizer_of, train, views
 
 MOMENTUM = [name for name in VARIANTS if issubclass(method_class(VARIANTS[name]["method"]), MomentumMethod)]
 PAIRS = (("momentum_encoder", "encoder"), ("momentum_projector", "projector"))

@@ -7,8 +7,8 @@ from torch import nn
 
 from lib.evaluate.monitor import knn_monitor
 from lib.params.pretraining import Monitor
-from tests.evaluate_fakes import pretraining
 from tests.examples import CPU, images
+from tests.examples import tiny_params as pretraining
 
 
 class Pixels(nn.Module):

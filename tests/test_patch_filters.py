@@ -15,7 +15,7 @@ from lib.methods.patch_filters import PatchFilters, hardest, patch_triplets, sem
 from lib.params.pretraining import Augment, pretraining_params
 from lib.runtime.errors import UserError
 from lib.views.augment import augment, draw
-from tests.alone import Training, built, natural, normal, normalized
+from tests.examples import Training, built, natural, normal, normalized
 
 
 def filters(layers: int = 1, pixels: int = 0) -> PatchFilters:

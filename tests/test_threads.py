@@ -16,7 +16,7 @@ from lib.core.trainer import Pretrainer
 from lib.data.store import IMAGES_FILE, save_data
 from lib.methods import build_method
 from lib.runtime.files import write_json
-from tests.core_examples import CPU, VARIANTS, images, pretraining
+from tests.examples import CPU, VARIANTS, images, pretraining
 from tests.machines import start
 
 SLOW = pytest.mark.slow

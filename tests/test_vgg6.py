@@ -7,7 +7,7 @@ from torch.nn import functional
 from lib.encoders.vgg6 import CHANNELS, VGG6, patches
 from lib.methods import try_method
 from lib.runtime.errors import UserError
-from tests.alone import normal, small
+from tests.examples import normal, small
 
 
 def encoder(channels: int = 4, gray: bool = False, local: bool = False) -> VGG6:

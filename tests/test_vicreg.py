@@ -9,7 +9,7 @@ from pytorch_metric_learning.losses import VICRegLoss
 from torch import nn
 
 from lib.methods.vicreg import covariance, variance
-from tests.small_methods import built
+from tests.examples import built
 
 
 def total(first: torch.Tensor, second: torch.Tensor, **options: float) -> torch.Tensor:

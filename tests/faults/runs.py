@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lib.data.store import save_data
 from lib.runtime.files import write_json
-from tests.core_examples import images, pretraining
+from tests.examples import images, pretraining
 from tests.faults.kill_points import run
 
 SETTINGS = {

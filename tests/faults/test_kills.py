@@ -15,7 +15,7 @@ import pytest
 
 from lib.core.checkpoint import CheckpointStore
 from lib.runtime.files import write_json
-from tests.core_examples import VARIANTS, pretraining
+from tests.examples import VARIANTS, pretraining
 from tests.faults.runs import Ended, Run, new_project, one_line, strays, written
 
 STATUS = {"KILL": -signal.SIGKILL, "TERM": 143, "INT": 130}
