@@ -95,8 +95,10 @@ def images(count: int = 64, size: int = 16, classes: int = 2, seed: int = 0) -> 
         sets += [pixels, labels]
     about = {"dataset": "random", "source": "random", "checksum": f"random {count} {size} {classes} {seed}"}
     about |= {"classes": [f"class {index}" for index in range(classes)], "image_size": size}
-    about |= {"mean": [0.4] * 3, "std": [0.2] * 3, "counts": {"train": count, "test": count // 2}}
-    return ImageData(*sets, torch.arange(0, count, 8), about)
+    validation = torch.arange(0, count, 8)
+    counts = {"train": count, "validation": len(validation), "test": count // 2}
+    about |= {"mean": [0.4] * 3, "std": [0.2] * 3, "counts": counts}
+    return ImageData(*sets, validation, about)
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
