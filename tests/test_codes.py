@@ -9,7 +9,7 @@ from lib.evaluate.centroid import code_numbers
 from lib.evaluate.codes import is_binary, k_winners, pattern_entropy, unused, usage_entropy
 from lib.evaluate.linear import evaluate
 from lib.params.evaluation import Knn, Linear
-from tests.evaluate_fakes import MACHINE, TinyMethod, about, tiny_data
+from tests.examples import CPU, TinyMethod, tiny_about, tiny_data
 
 
 def test_measures_of_codes_at_their_corners():
@@ -54,7 +54,7 @@ class Codes(TinyMethod):
 
 def test_the_linear_stage_says_more_of_codes_alone():
     method = Codes().eval().requires_grad_(False)
-    found = evaluate(method, about(), tiny_data(), Linear(epochs=2, batch_size=32, study_epochs=0), Knn(k=10), MACHINE)
+    found = evaluate(method, tiny_about(), tiny_data(), Linear(epochs=2, batch_size=32, study_epochs=0), Knn(k=10), CPU)
     code = found.record["latents"]["code"]["code"]
     assert code["active"] == 3 and 0 < code["centroid"] < 100
     assert found.metrics["code"]["centroid"] == code["centroid"]
