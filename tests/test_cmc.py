@@ -15,7 +15,6 @@ from lib.runtime.errors import UserError
 from lib.views.lab import normalized_lab, rgb_to_lab
 from tests.examples import Training, built, directions, normal, pretraining
 
-
 # color
 
 

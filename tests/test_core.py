@@ -117,12 +117,11 @@ def test_a_resume_after_any_step_gives_the_same_model_and_curve(variant, stop, t
 
 
 def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch, capsys):
-    first = run(tmp_path, trainer())
-    curve = (tmp_path / "curve.csv").read_text()
-    (tmp_path / "curve.csv").unlink()
+    first, curve = run(tmp_path, trainer()), tmp_path / "curve.csv"
+    text = curve.read_text()
+    curve.unlink()
     monkeypatch.setattr(Pretrainer, "step", None)
-    assert same(first, run(tmp_path, trainer()))
-    assert (tmp_path / "curve.csv").read_text() == curve
+    assert same(first, run(tmp_path, trainer())) and curve.read_text() == text
     assert "trained before with the same parameters, code and data" in capsys.readouterr().out
     assert [path.name for path in tmp_path.glob("*/*.pt")] == ["final.pt"]
 
@@ -174,22 +173,19 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_passed_over_and_takes_no_whole_ones_place(damage, tmp_path, capsys):
     store = CheckpointStore("simclr", "key", root=tmp_path)
-    states = [{"value": torch.arange(200.0) + number} for number in range(3)]
 
-    def loaded() -> float:
+    def loaded(file=None) -> float:
+        if file:
+            file.write_bytes(DAMAGE[damage](file.read_bytes()))
         return store.load()["value"][0].item()
 
     with store.held():
-        for state in states[:2]:
-            store.save(state)
-        assert loaded() == 1.0
-        store.latest.write_bytes(DAMAGE[damage](store.latest.read_bytes()))
-        assert loaded() == 0.0
+        for number in range(2):
+            store.save({"value": torch.arange(200.0) + number})
+        assert loaded() == 1.0 and loaded(store.latest) == 0.0
         assert f"checkpoint {store.latest} is damaged; going on from the one before it" in capsys.readouterr().out
-        store.save(states[2])
-        assert loaded() == 2.0
-        store.latest.write_bytes(DAMAGE[damage](store.latest.read_bytes()))
-        assert loaded() == 0.0  # which no damaged one has replaced
+        store.save({"value": torch.arange(200.0) + 2})
+        assert loaded() == 2.0 and loaded(store.latest) == 0.0  # which no damaged one has replaced
         store.previous.write_bytes(DAMAGE[damage](store.previous.read_bytes()))
         assert store.load() is None
     assert capsys.readouterr().out.count("training starts anew") == 2

@@ -77,10 +77,15 @@ def test_the_queue_is_a_ring_of_the_last_keys(size, count):
         assert oldest.item() == (step + 1) * count % size
 
 
-def test_the_queue_starts_with_random_directions():
+def test_the_queue_starts_with_random_directions_and_in_training_holds_the_last_keys():
     queue = built("moco", images=4096, queue=4096).queue
     torch.testing.assert_close(queue.norm(dim=1), torch.ones(4096))
     assert queue.mean(0).abs().max() < 0.02 and len({tuple(row[:3].tolist()) for row in queue}) == 4096
+    training, seen = Training(built("moco_v1", queue=48)), []
+    for _ in range(5):
+        training.step()
+        seen.append(training.method.arrived.clone())
+    assert torch.equal(training.method.queue, torch.cat([seen[3], seen[4], seen[2]]))
 
 
 @pytest.mark.parametrize(("variant", "ways"), [("moco", ("ab", "ba")), ("moco_v1", ("ab",))])
@@ -107,14 +112,6 @@ def test_keys_join_the_queue_after_the_step_that_they_were_positives_of(variant,
     assert torch.equal(method.queue, torch.cat([keys, before[len(keys) :]])) and method.oldest == len(keys)
     assert method.loss(embeddings)[0].item() != first
     assert not method.queue.requires_grad and method.arrived.grad_fn is None
-
-
-def test_in_training_the_queue_holds_the_keys_of_the_last_steps():
-    training, seen = Training(built("moco_v1", queue=48)), []
-    for _ in range(5):
-        training.step()
-        seen.append(training.method.arrived.clone())
-    assert torch.equal(training.method.queue, torch.cat([seen[3], seen[4], seen[2]]))
 
 
 def test_the_heads_are_those_of_version_1_and_2():
