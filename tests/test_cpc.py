@@ -66,14 +66,10 @@ def test_negatives_are_of_any_other_image_and_any_place_alike(images, places):
 
 def test_negatives_at_the_same_place_are_of_one_other_image_for_all_places():
     torch.manual_seed(0)
-    seen = set()
-    for _ in range(50):
-        negatives = drawn(1, "same")[:, :, 0]
-        assert torch.equal(negatives % 6, torch.arange(6).expand(4, 6))
-        chosen = negatives // 6
-        assert torch.equal(chosen, chosen[:, :1].expand(4, 6))
-        seen |= set(enumerate(chosen[:, 0].tolist()))
-    assert seen == {(image, other) for image in range(4) for other in range(4) if image != other}
+    negatives = torch.stack([drawn(1, "same")[:, :, 0] for _ in range(50)])  # [50, images, places]
+    assert (negatives % 6 == torch.arange(6)).all() and (negatives // 6 == negatives[:, :, :1] // 6).all()
+    for image, chosen in enumerate((negatives[:, :, 0] // 6).T.tolist()):
+        assert set(chosen) == set(range(4)) - {image}
 
 
 # InfoNCE
@@ -118,7 +114,7 @@ def test_info_nce_has_the_gradient_of_its_value_and_losses_are_fp32_whatever_the
 
     def losses() -> Tensor:
         true, false = true_logits(predicted, codes), false_logits(predicted, codes, negatives)
-        return torch.cat([info_nce(true, false), hinge(true, false), hinge(true, false, (1, 2), same)])
+        return torch.cat([info_nce(true, false), hinge(true, false), hinge(true, false, (1, 1), same)])
 
     with torch.autocast("cpu", torch.bfloat16):
         inside = losses()
@@ -196,10 +192,8 @@ def test_a_loss_by_loops_from_codes_to_total(variant):
     widths = dict(zip(cpc.names, cpc.encoder.widths if cpc.options.local else [32]))
     grids = {name: normal(6, 7, 7, width) for name, width in widths.items()}
     for name, codes in grids.items():
-        embeddings |= {
-            name: codes.flatten(1),
-            **{f"{name}_{way}": cpc.maps[f"{name}_{way}"](codes) for way in cpc.ways},
-        }
+        ahead = {f"{name}_{way}": cpc.maps[f"{name}_{way}"](codes) for way in cpc.ways}
+        embeddings |= {name: codes.flatten(1), **ahead}
     torch.manual_seed(0)
     total, parts = cpc.loss(embeddings)
     torch.manual_seed(0)
@@ -234,9 +228,7 @@ def test_evaluation_sees_the_mean_code_and_of_layers_that_learn_alone_all_the_la
     torch.testing.assert_close(cpc.latents(images)["h"], codes.mean(1))
 
 
-@pytest.mark.parametrize(
-    ("variant", "bound"), [("cpc", math.log(17) - 0.5), ("hinge_cpc", 3.5), ("clapp", 21.5), ("clapp_s", 10.0)]
-)
+@pytest.mark.parametrize(("variant", "bound"), [("cpc", math.log(17) - 0.5), ("clapp", 21.5)])
 def test_it_learns_that_patches_of_an_image_belong_together(variant, bound):
     """Images of one brightness each: whoever knows a patch knows the others."""
     training, brightness = Training(method(variant, furthest=1), lr=6e-3), normal(50, 12, 1, 1, 1, seed=3)

@@ -32,9 +32,7 @@ def test_a_square_is_cut_out_and_not_resized():
     images = torch.randint(0, 256, (40, 3, 16, 16), generator=stream, dtype=torch.uint8)
     draws = draw(Augment(crop_pixels=8, jitter=0.0, grayscale=0.0), stream, 40, 16, 16)
     views = augment(images, draws, torch.zeros(3), torch.ones(3))
-    for image, view, (top, left, height, width), flip in zip(
-        images, views, draws.box.tolist(), draws.flip, strict=True
-    ):
+    for image, view, (top, left, height, width), flip in zip(images, views, draws.box.tolist(), draws.flip):
         assert (height, width) == (8, 8)
         cut = image[:, top : top + 8, left : left + 8].float() / 255
         torch.testing.assert_close(view, cut.flip(2) if flip else cut, atol=1e-6, rtol=0)
@@ -65,6 +63,7 @@ def test_filters_see_pixels_in_0_to_1_in_training_in_evaluation_and_from_a_file(
     first = relu(square.unfold(2, 2, 1).unfold(3, 2, 1).amax((4, 5)))  # [3, 256, 2, 2], the patches
     torch.testing.assert_close(method.embed([views])["e"], first.permute(0, 2, 3, 1).flatten(1))
     latents = method.eval().latents(views)
+    assert list(latents) == ["h", "first"] and method.reads(method.options) == frozenset()
     torch.testing.assert_close(latents["first"], method.encoder(images, layer=1).mean((2, 3)))
     torch.testing.assert_close(latents["h"], method.encoder(images).mean((2, 3)))
     save_method(tmp_path / "filters.safetensors", method, method.params, {})
@@ -184,31 +183,22 @@ def test_patches_are_windows_of_a_layers_input_and_their_embeddings_those_of_the
         torch.testing.assert_close(rows[:, place], window, atol=1e-5, rtol=1e-5)
 
 
-def test_a_patch_becomes_one_place_and_the_first_layers_are_in_the_middle_of_the_larger_square():
-    assert Shallow()(torch.zeros(5, 3, 7, 7)).shape == (5, 256, 1, 1)
-    assert Shallow(pool=False)(torch.zeros(5, 3, 7, 7)).shape == (5, 256, 2, 2)
-    one, two, square = filters(), filters(2), normal(2, 3, 15, 15)
-    two.encoder.conv1.load_state_dict(one.encoder.conv1.state_dict())
-    torch.testing.assert_close(two.embed([square])["e"], one.embed([square[:, :, 3:11, 3:11]])["e"])
+def test_a_patch_becomes_one_place():
+    for pool, side in ((True, 1), (False, 2)):
+        assert Shallow(pool=pool)(torch.zeros(5, 3, 7, 7)).shape == (5, 256, side, side)
 
 
-def test_the_first_layer_has_semi_hard_negatives_and_the_second_the_hardest_ones():
-    method, rows = filters(2), 0.1 * normal(6, 4, 256).flatten(1)
-    for width, mining in ((256, semi_hard), (512, hardest)):
+def test_the_first_layer_has_semi_hard_negatives_and_half_of_the_steps_and_the_second_the_hardest_and_the_rest():
+    """The encoder is called as a whole, so that a compiled one is used."""
+    training, seen, calls, rows = Training(filters(2)), [], [], 0.1 * normal(6, 4, 256).flatten(1)
+    method, encoder = training.method, training.method.encoder
+    encoder.register_forward_hook(lambda *_: calls.append(method.now))
+    for width, mining in [(256, semi_hard)] * 4 + [(512, hardest)] * 4:
         torch.manual_seed(0)
         loss, parts = method.loss({"e": rows})
         torch.manual_seed(0)
         expected = patch_triplets(rows.view(6, -1, width), 2.0, mining)
         assert (loss, parts["pairs_with_negative"]) == expected and loss > 0
-        method.after_step(3, 8)
-
-
-def test_the_first_layer_learns_in_the_first_half_and_the_second_in_the_second():
-    """The encoder is called as a whole, so that a compiled one is used."""
-    training, seen, calls = Training(filters(2)), [], []
-    encoder = training.method.encoder
-    encoder.register_forward_hook(lambda *_: calls.append(training.method.now))
-    for _ in range(8):
         training.step(normal(16, 3, 15, 15))
         seen.append([layer.weight.detach().clone() for layer in (encoder.conv1, encoder.conv2)])
     for before, after, half in zip(seen, seen[1:], [1, 1, 1, 2, 2, 2, 2]):
@@ -226,12 +216,6 @@ def test_a_training_goes_on_with_the_layer_that_it_was_at(stop):
         square = normal(16, 3, 15, 15, seed=step)
         assert whole.step(square) == parts.step(square)
     torch.testing.assert_close(parts.method.state_dict(), whole.method.state_dict(), rtol=0, atol=0)
-
-
-def test_latents_of_both_layers_and_no_shared_encoder():
-    latents = filters(2).eval().latents(normal(3, 3, 16, 16))
-    assert {name: rows.shape for name, rows in latents.items()} == {"h": (3, 512), "first": (3, 256)}
-    assert PatchFilters.reads(PatchFilters.Options()) == frozenset() and filters().encoder.name == "shallow"
 
 
 @pytest.mark.parametrize(("layers", "pixels", "allowed"), [(1, 7, "8 to 10"), (1, 11, "8 to 10"), (2, 14, "15 to 20")])
