@@ -6,8 +6,6 @@ from torch import nn
 
 from lib.core.checkpoint import CheckpointStore
 from lib.core.health import COLLAPSED, Guard, embedding_std
-from lib.core.optimizers import build_optimizer
-from lib.params.pretraining import Optimizer
 from lib.runtime.errors import UserError
 from tests.examples import directions, trainer
 from tests.test_core import run, same, times_of_their_own  # noqa: F401 (a fixture for every test here)
@@ -31,7 +29,8 @@ def break_at(training, step: int, what: str) -> dict[str, torch.Tensor]:
     return before
 
 
-@pytest.mark.parametrize(("name", "what"), [("adam", "loss"), ("adam", "gradient"), ("sgd", "loss"), ("lars", "loss")])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("name", ["adam", "sgd", "lars"])
 def test_what_is_not_finite_stops_the_step_before_the_update(tmp_path, name, what):
     training = trainer(optimizer={"name": name})
     before = break_at(training, 2, what)
@@ -52,25 +51,6 @@ def test_the_last_good_checkpoint_is_named_and_whole(tmp_path):
     again = trainer()
     again.restore(CheckpointStore("simclr", "key", root=tmp_path).load())
     assert again.position.epoch == 1 and all(weight.isfinite().all() for weight in again.method.parameters())
-
-
-@pytest.mark.parametrize("name", ["adam", "sgd", "lars"])
-def test_an_update_that_is_held_back_changes_nothing(name):
-    layer = nn.Linear(3, 2)
-    optimizer = build_optimizer(layer, Optimizer(name=name))
-
-    def moments() -> list[torch.Tensor]:
-        return [value.clone() for state in optimizer.state.values() for value in state.values() if value is not None]
-
-    for found_inf, moves in [(0.0, True), (1.0, False), (0.0, True)]:
-        layer.weight.grad, layer.bias.grad = torch.ones(2, 3), torch.ones(2)
-        if not moves:
-            layer.weight.grad[0, 0] = torch.nan
-        before, kept = layer.weight.detach().clone(), moments()
-        optimizer.found_inf = torch.tensor(found_inf)
-        optimizer.step()
-        assert torch.equal(before, layer.weight) != moves
-        assert moves or all(torch.equal(*pair) for pair in zip(kept, moments(), strict=True))
 
 
 def test_the_guard_remembers_the_first_step_and_holds_back_all_later_ones():

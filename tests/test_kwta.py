@@ -90,20 +90,14 @@ def deviation_of_usage(form: str, mean: float = 0.0, steps: int = 300) -> tuple[
 
 
 @pytest.mark.parametrize("form", ["additive", "multiplicative"])
-def test_scaling_is_nothing_at_the_target_and_evens_out_the_use_of_units_in_the_long_run(form):
-    rows = normal(4, 10)
-    torch.testing.assert_close(scaled(rows, torch.full((10,), 0.3), torch.tensor(0.3), form, 2.0), rows)
+def test_scaling_is_nothing_at_the_target_and_evens_out_use_but_the_sources_factor_not_where_drives_are_negative(form):
+    rows, target, unused = normal(4, 10), torch.tensor(0.3), torch.zeros(1)
+    torch.testing.assert_close(scaled(rows, torch.full((10,), 0.3), target, form, 2.0), rows)
     (_, plain, _), (first, evened, dead) = deviation_of_usage("off"), deviation_of_usage(form)
     assert evened < 0.75 * plain and evened < 0.75 * first and dead == 0
-
-
-def test_the_sources_factor_drives_a_rarely_used_negative_unit_further_down():
-    rows, usage = torch.tensor([[-1.0, 1.0]]), torch.tensor([0.0, 0.0])
-    factor, shift = (scaled(rows, usage, torch.tensor(0.3), form, 1.0)[0, 0] for form in ("multiplicative", "additive"))
-    assert factor < -1 < shift
-    first, last, dead = deviation_of_usage("multiplicative", mean=-3.0)
-    assert last > 2 * first and dead > 10
-    assert deviation_of_usage("additive", mean=-3.0)[2] == 0
+    moved = scaled(torch.tensor([[-1.0]]), unused, target, form, 1.0).item()
+    first, last, dead = deviation_of_usage(form, mean=-3.0)
+    assert moved > -1 and dead == 0 if form == "additive" else moved < -1 and dead > 10 and last > 2 * first
 
 
 @pytest.mark.parametrize("strength", [0.3, 1.0, 3.0])
@@ -166,23 +160,20 @@ def test_a_step_moves_the_schedule_and_the_use_of_units():
 # the drive's units
 
 
-def first_cosine(hardness: float, **changes) -> float:
-    """Mean cosine of the soft codes of two images, of the small encoder before training; ``raw``: not standardized."""
-    method, (views, _) = built("kwta", image_size=32), normalized(natural(64, 32))
-    method.training_hardness.fill_(hardness)
-    if changes.get("raw"):
-        method.standardize = nn.Identity()
-    with torch.no_grad():
-        found = cosines(method.embed_view(views)["training_code"])
-    return found[~torch.eye(64, dtype=torch.bool)].mean().item()
-
-
 def test_codes_of_two_images_begin_so_far_apart_that_the_margin_can_be_met():
     """CIFAR-10's images give 0.996, 0.81 and 0.44; what unrelated normal drives give is 0.80 and 0.43."""
-    margin, start = built("kwta").options.margin, built("kwta").training_hardness.item()
-    assert first_cosine(1.0, raw=True) > 0.99, "as it was: a size that nothing sets"
-    assert first_cosine(1.0) == pytest.approx(0.81, abs=0.02)
-    assert first_cosine(start) < 1 - margin, "equal positives and unrelated negatives cost nothing"
+    method, (images, _), found = built("kwta", image_size=32), normalized(natural(64, 32)), []
+    for hardness, standardize in ((4.0, method.standardize), (1.0, method.standardize), (1.0, nn.Identity())):
+        method.training_hardness.fill_(hardness)
+        method.standardize = standardize
+        with torch.no_grad():
+            between = cosines(method.embed_view(images)["training_code"])[~torch.eye(64, dtype=torch.bool)]
+        found.append(between.mean().item())
+    assert found[2] > 0.99, "as it was: a size that nothing sets"
+    assert found[1] == pytest.approx(0.81, abs=0.02)
+    assert method.options.hardness_start == 4 and found[0] < 1 - method.options.margin, (
+        "equal positives and unrelated negatives cost nothing"
+    )
 
 
 def test_a_drive_has_no_mean_and_unit_deviation_whatever_the_size_of_its_layer():
@@ -247,7 +238,6 @@ def test_a_flat_latent_is_the_whole_map_and_finding_its_size_changes_no_weight(e
         ({"loss": "contrast", "triplets": "random"}, "triplets is random, which has no effect with loss contrast"),
         ({"loss": "positives", "margin": 0.4}, "variants.kwta.margin is 0.4, which has no effect with loss positives"),
         ({"scaling": "off", "scaling_strength": 2.0}, "scaling_strength is 2.0, which has no effect with scaling off"),
-        ({"scaling": "off", "usage_rate": 0.5}, "usage_rate is 0.5, which has no effect with scaling off"),
         ({"training_code": "hard", "hardness": 5.0}, "hardness is 5.0, which has no effect with training_code hard"),
     ],
 )
