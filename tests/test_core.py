@@ -70,11 +70,19 @@ def test_lars_moves_each_weight_by_its_formula():
         torch.testing.assert_close([layer.weight.detach(), layer.bias.detach()], [weight, bias])
 
 
-def test_one_seed_gives_one_model_whatever_was_drawn_before_and_another_seed_another(tmp_path):
-    first = run(tmp_path / "a", trainer())
+def test_one_seed_gives_one_model_another_seed_another_and_a_finished_training_is_not_repeated(
+    tmp_path, monkeypatch, capsys
+):
+    first, curve = run(tmp_path / "a", trainer()), tmp_path / "a/curve.csv"
     torch.rand(17)
     assert same(first, run(tmp_path / "b", trainer(), lambda method: torch.rand(1).item()))
     assert not same(first, run(tmp_path / "c", trainer(seed=1)))
+    text = curve.read_text()
+    curve.unlink()
+    monkeypatch.setattr(Pretrainer, "step", None)
+    assert same(first, run(tmp_path / "a", trainer())) and curve.read_text() == text
+    assert "trained before with the same parameters, code and data" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.glob("a/*/*.pt")] == ["final.pt"]
 
 
 def test_the_loss_falls_and_the_curve_holds_no_clock_times(tmp_path):
@@ -114,16 +122,6 @@ def test_a_resume_after_any_step_gives_the_same_model_and_curve(variant, stop, t
     monkeypatch.setattr(Pretrainer, "step", step)
     assert same(whole, run(tmp_path / "parts", trainer(variant, always)))
     assert (tmp_path / "whole/curve.csv").read_bytes() == (tmp_path / "parts/curve.csv").read_bytes()
-
-
-def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch, capsys):
-    first, curve = run(tmp_path, trainer()), tmp_path / "curve.csv"
-    text = curve.read_text()
-    curve.unlink()
-    monkeypatch.setattr(Pretrainer, "step", None)
-    assert same(first, run(tmp_path, trainer())) and curve.read_text() == text
-    assert "trained before with the same parameters, code and data" in capsys.readouterr().out
-    assert [path.name for path in tmp_path.glob("*/*.pt")] == ["final.pt"]
 
 
 def test_checkpoints_of_short_epochs_cost_a_tenth_of_the_time(tmp_path, monkeypatch):
