@@ -54,7 +54,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "patch_filters": FILTERS,
     "patch_filters_two": {**FILTERS, "layers": 2, "augment": {**COLOR, "crop_pixels": 15}},
 }
-VARIANTS |= {name: {"method": name} for name in set(method_names()) - {block["method"] for block in VARIANTS.values()}}
+OTHERS = set(method_names()) - {block["method"] for block in VARIANTS.values()}
+VARIANTS |= {name: {"method": name} for name in sorted(OTHERS)}
 SOME = ("simclr", "moco", "cmc_bank", "patch_filters_two", "clapp", "kwta")  # where not all are tried quickly
 EACH = [variant if variant in SOME else pytest.param(variant, marks=pytest.mark.slow) for variant in VARIANTS]
 
