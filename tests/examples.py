@@ -66,7 +66,8 @@ def pretraining(variant: str, **changes: Any) -> Pretraining:
     both["optimizer"] = Optimizer(**changes.get("optimizer", {}))
     both["augment"] = Augment(**{**VARIANTS[variant].get("augment", {}), **changes.get("augment", {})})
     both["monitor"] = Monitor(**{"every": 1, "k": 5, **changes.get("monitor", {})})
-    options = {key: both.pop(key) for key in both.keys() - {field.name for field in fields(Pretraining)}}
+    known = {field.name for field in fields(Pretraining)}
+    options = {key: both.pop(key) for key in [key for key in both if key not in known]}
     return Pretraining(variant, options=options, **both)
 
 
