@@ -12,7 +12,7 @@ import yaml
 from lib.data.store import IMAGES_FILE, save_data
 from lib.params.experiment import read_experiment
 from lib.resolve import VARIANTS, resolve, write_variants
-from tests.core_examples import ROOT, images, pretraining
+from tests.examples import ROOT, images, pretraining
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 STANDALONE = ["--standalone", "--nproc-per-node", "2"]

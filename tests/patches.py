@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from lib.methods.cpc import CPC
-from tests.alone import built, normal
+from tests.examples import built, normal
 
 # the authors' scripts: --contrast_mode hinge --asymmetric_W_pred --negative_samples 1 --sample_negs_locally
 # --sample_negs_locally_same_everywhere --either_pos_or_neg_update, and --model_splits 6 or 1; CLAPP-s has the first

@@ -10,7 +10,7 @@ from torch import Tensor
 from lib.methods import build_method, typed_options
 from lib.methods.cpc import CPC, CPCOptions, hinge, true_logits
 from lib.params.experiment import read_experiment
-from tests.alone import normal
+from tests.examples import normal
 from tests.patches import CLAPP, CLAPP_S, HINGE_CPC, mean, method, relu, views
 
 ROOT = Path(__file__).parents[1]

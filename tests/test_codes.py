@@ -1,4 +1,4 @@
-"""Measures of binary codes, and what the linear stage says of them (docs/methods.md, 12)."""
+"""Measures of binary codes (docs/methods.md, 12)."""
 
 import math
 
@@ -6,10 +6,7 @@ import pytest
 import torch
 
 from lib.evaluate.centroid import code_numbers
-from lib.evaluate.codes import is_binary, k_winners, pattern_entropy, unused, usage_entropy
-from lib.evaluate.linear import evaluate
-from lib.params.evaluation import Knn, Linear
-from tests.evaluate_fakes import MACHINE, TinyMethod, about, tiny_data
+from lib.evaluate.codes import is_binary, pattern_entropy, unused, usage_entropy
 
 
 def test_measures_of_codes_at_their_corners():
@@ -42,21 +39,3 @@ def test_numbers_of_codes_against_numbers_by_hand():
     assert code_numbers(bank, labels, codes, own, 2) == pytest.approx(expected)
     same = code_numbers(bank, labels, codes[:1].expand(4, -1), own, 2)
     assert (same["usage_entropy"], same["pattern_entropy"], same["centroid"]) == (0, 0, 50)
-
-
-class Codes(TinyMethod):
-    """Its second latent is the code of its first."""
-
-    def latents(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        h = super().latents(images)["h"]
-        return {"h": h, "code": k_winners(h, 3)}
-
-
-def test_the_linear_stage_says_more_of_codes_alone():
-    method = Codes().eval().requires_grad_(False)
-    found = evaluate(method, about(), tiny_data(), Linear(epochs=2, batch_size=32, study_epochs=0), Knn(k=10), MACHINE)
-    code = found.record["latents"]["code"]["code"]
-    assert code["active"] == 3 and 0 < code["centroid"] < 100
-    assert found.metrics["code"]["centroid"] == code["centroid"]
-    assert set(found.metrics["h"]) == {"top1", "top5", "knn"}
-    assert "code" not in found.record["latents"]["h"] and "centroid" not in found.metrics

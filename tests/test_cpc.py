@@ -22,7 +22,7 @@ from lib.methods.cpc import (
     true_logits,
 )
 from lib.runtime.errors import UserError
-from tests.alone import Training, normal
+from tests.examples import Training, normal
 from tests.patches import VARIANTS, mean, method, relu, views
 
 
@@ -66,14 +66,10 @@ def test_negatives_are_of_any_other_image_and_any_place_alike(images, places):
 
 def test_negatives_at_the_same_place_are_of_one_other_image_for_all_places():
     torch.manual_seed(0)
-    seen = set()
-    for _ in range(50):
-        negatives = drawn(1, "same")[:, :, 0]
-        assert torch.equal(negatives % 6, torch.arange(6).expand(4, 6))
-        chosen = negatives // 6
-        assert torch.equal(chosen, chosen[:, :1].expand(4, 6))
-        seen |= set(enumerate(chosen[:, 0].tolist()))
-    assert seen == {(image, other) for image in range(4) for other in range(4) if image != other}
+    negatives = torch.stack([drawn(1, "same")[:, :, 0] for _ in range(50)])  # [50, images, places]
+    assert (negatives % 6 == torch.arange(6)).all() and (negatives // 6 == negatives[:, :, :1] // 6).all()
+    for image, chosen in enumerate((negatives[:, :, 0] // 6).T.tolist()):
+        assert set(chosen) == set(range(4)) - {image}
 
 
 # InfoNCE
@@ -110,45 +106,31 @@ def test_info_nce_at_its_corners():
     assert 0.8 * math.log(4) < bound <= math.log(4)
 
 
-def test_info_nce_has_the_gradient_of_its_value():
-    predicted, codes = (values.double().requires_grad_() for values in codes_of(3, 2, 4))
-    negatives = drawn(3, "any", 3, 2)
-    assert torch.autograd.gradcheck(lambda a, b: contrast(a, b, negatives), (predicted, codes))
-
-
-def test_losses_are_fp32_whatever_the_autocast():
-    torch.manual_seed(0)
-    predicted, codes = torch.randn(4, 3, 64), torch.randn(4, 3, 64)
-    negatives, same = torch.randint(12, (4, 3, 16)), torch.tensor([True, False, True, True])
+def test_info_nce_has_the_gradient_of_its_value_and_losses_are_fp32_whatever_the_autocast():
+    pair = [values.double().requires_grad_() for values in codes_of(3, 2, 4)]
+    negatives, same = drawn(3, "any", 3, 2), torch.tensor([True, False, True])
+    assert torch.autograd.gradcheck(lambda a, b: contrast(a, b, negatives), pair)
+    predicted, codes = codes_of(3, 2, 64)
 
     def losses() -> Tensor:
         true, false = true_logits(predicted, codes), false_logits(predicted, codes, negatives)
-        return torch.cat([info_nce(true, false), hinge(true, false), hinge(true, false, (1, 2), same)])
+        return torch.cat([info_nce(true, false), hinge(true, false), hinge(true, false, (1, 1), same)])
 
     with torch.autocast("cpu", torch.bfloat16):
         inside = losses()
     assert inside.dtype == torch.float32 and torch.equal(inside, losses())
-    assert inside[0].item() == pytest.approx(12.2541, abs=5e-5)
 
 
 # predictions
 
 
-def test_predictions_meet_the_codes_of_the_rows_below():
-    """Row r + k + 1 from row r: the next row shares pixels and is left out."""
+@pytest.mark.parametrize("width", [32, 256])
+def test_of_a_code_all_rows_but_the_next_below_are_predicted_by_logits_that_start_of_the_order_of_one(width):
+    """The next row shares pixels. Which code meets which prediction is in the loss by loops."""
+    assert [size // 7 for size in places_ahead(FURTHEST)] == [5, 4, 3, 2, 1]
     torch.manual_seed(0)
-    codes, ahead, places = torch.randn(3, 7, 7, 4), Ahead(4, FURTHEST), places_ahead(FURTHEST)
-    assert len(places) == 5 and sum(places) == 105
-    both = (rows.split(places, 1) for rows in pairs(ahead(codes), codes.flatten(1), places))
-    for k, (predicted, there) in enumerate(zip(*both, strict=True), 1):
-        assert predicted.shape == there.shape == (3, (7 - k - 1) * 7, 4)
-        for row, column in torch.cartesian_prod(torch.arange(7 - k - 1), torch.arange(7)).tolist():
-            expected = ahead.maps[k - 1].weight @ codes[2, row, column]
-            torch.testing.assert_close(predicted[2, 7 * row + column], expected)
-            assert torch.equal(there[2, 7 * row + column], codes[2, row + k + 1, column])
-    for width in (32, 256):  # logits start of the order of one
-        predicted, there = pairs(Ahead(width, 1)(normal(8, 7, 7, width)), normal(8, 49 * width), places_ahead(1))
-        assert 0.7 < true_logits(predicted, there).std().item() < 1.4
+    predicted, there = pairs(Ahead(width, 1)(normal(8, 7, 7, width)), normal(8, 49 * width, seed=1), places_ahead(1))
+    assert 0.7 < true_logits(predicted, there).std().item() < 1.4
 
 
 # the method
@@ -203,10 +185,8 @@ def test_a_loss_by_loops_from_codes_to_total(variant):
     widths = dict(zip(cpc.names, cpc.encoder.widths if cpc.options.local else [32]))
     grids = {name: normal(6, 7, 7, width) for name, width in widths.items()}
     for name, codes in grids.items():
-        embeddings |= {
-            name: codes.flatten(1),
-            **{f"{name}_{way}": cpc.maps[f"{name}_{way}"](codes) for way in cpc.ways},
-        }
+        ahead = {f"{name}_{way}": cpc.maps[f"{name}_{way}"](codes) for way in cpc.ways}
+        embeddings |= {name: codes.flatten(1), **ahead}
     torch.manual_seed(0)
     total, parts = cpc.loss(embeddings)
     torch.manual_seed(0)
@@ -217,14 +197,6 @@ def test_a_loss_by_loops_from_codes_to_total(variant):
     expected = means if cpc.options.local else layers[0]
     assert [part.item() for part in parts.values()] == pytest.approx([*expected, size], rel=1e-4) and size > 0.5
     assert total.item() == pytest.approx(sum(means), rel=1e-4)
-
-
-@pytest.mark.parametrize("variant", ["cpc", "hinge_cpc"])
-def test_one_loss_reaches_all_layers(variant):
-    cpc = method(variant)
-    torch.manual_seed(0)
-    cpc.loss(cpc.embed(views(20)))[0].backward()
-    assert all(weight.grad.abs().max() > 0 for weight in cpc.parameters())
 
 
 @pytest.mark.parametrize("options", [{}, {"loss": "hinge"}])
@@ -249,9 +221,7 @@ def test_evaluation_sees_the_mean_code_and_of_layers_that_learn_alone_all_the_la
     torch.testing.assert_close(cpc.latents(images)["h"], codes.mean(1))
 
 
-@pytest.mark.parametrize(
-    ("variant", "bound"), [("cpc", math.log(17) - 0.5), ("hinge_cpc", 3.5), ("clapp", 21.5), ("clapp_s", 10.0)]
-)
+@pytest.mark.parametrize(("variant", "bound"), [("cpc", math.log(17) - 0.5), ("clapp", 21.5)])
 def test_it_learns_that_patches_of_an_image_belong_together(variant, bound):
     """Images of one brightness each: whoever knows a patch knows the others."""
     training, brightness = Training(method(variant, furthest=1), lr=6e-3), normal(50, 12, 1, 1, 1, seed=3)

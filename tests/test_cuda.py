@@ -9,7 +9,7 @@ import torch
 from lib.core.trainer import Pretrainer
 from lib.methods import build_method
 from lib.runtime.machine import Machine
-from tests.core_examples import CPU, VARIANTS, images, pretraining
+from tests.examples import CPU, VARIANTS, images, pretraining
 
 CUDA = Machine(device="cuda", processes=1, threads=1, precision="fp32", checkpoint_minutes=10.0)
 GRAPHS = replace(CUDA, compile="graphs")

@@ -12,7 +12,7 @@ from lib.core.cuda_graphs import MOST, CudaGraphs, Unrecordable
 from lib.core.optimizers import laid_out
 from lib.core.trainer import Pretrainer
 from lib.methods import build_method
-from tests.core_examples import CPU, EACH, images, pretraining
+from tests.examples import CPU, EACH, images, pretraining
 from tests.fake_graphs import FakeDevice
 
 

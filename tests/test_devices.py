@@ -11,7 +11,7 @@ import torch
 
 from lib.methods import build_method
 from lib.methods.base import DataFacts
-from tests.core_examples import VARIANTS, pretraining
+from tests.examples import VARIANTS, pretraining
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -14,7 +14,8 @@ from lib.evaluate.knn import knn_scores
 from lib.evaluate.scores import accuracy
 from lib.runtime.chunks import chunks
 from lib.runtime.errors import UserError
-from tests.evaluate_fakes import MACHINE, same_state, state, tiny_data, tiny_method
+from tests.examples import CPU as MACHINE
+from tests.examples import same_state, state, tiny_data, tiny_method
 
 
 def latents_of(method, data, machine=MACHINE):

@@ -20,8 +20,10 @@ from lib.params.experiment import parse_experiment
 from lib.params.pretraining import Augment
 from lib.runtime.errors import UserError
 from lib.runtime.files import read_arrays, read_json
-from tests.evaluate_fakes import MACHINE, TinyMethod, about, pretraining, same_state, state, tiny_data, tiny_method
-from tests.examples import raw_params
+from tests.examples import CPU as MACHINE
+from tests.examples import TinyMethod, raw_params, same_state, state, tiny_data, tiny_method
+from tests.examples import tiny_about as about
+from tests.examples import tiny_params as pretraining
 
 LINEAR, PROBE, KNN = Linear(study_epochs=2), Linear(study_epochs=0), Knn(k=10)
 STUDY = ["study_top1", "study_top5"]

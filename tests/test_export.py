@@ -9,7 +9,7 @@ from lib.methods import build_method
 from lib.methods.export import FINGERPRINT, _agree, fixed_images, load_method, save_method
 from lib.runtime.errors import UserError
 from lib.runtime.files import read_tensors, write_tensors
-from tests.core_examples import EACH, pretraining
+from tests.examples import EACH, pretraining
 
 
 def saved(folder, variant: str = "simclr"):

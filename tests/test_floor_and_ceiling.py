@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib.methods import build_method
 from lib.methods.supervised import cross_entropy
-from tests.small_methods import built, embedded, pretraining
+from tests.examples import built, embedded, images, normal, trainer
 
 
 @pytest.mark.parametrize(
@@ -20,7 +19,7 @@ def test_cross_entropy_at_its_corners(logits, value):
 
 
 def test_cross_entropy_equals_its_formula():
-    logits, labels = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), [0, 3, 1, 1, 2, 0]
+    logits, labels = normal(6, 4), [0, 3, 1, 1, 2, 0]
     errors = [math.log(sum(map(math.exp, row))) - row[label] for row, label in zip(logits.tolist(), labels)]
     assert cross_entropy(logits, torch.tensor(labels)).item() == pytest.approx(sum(errors) / 6, rel=1e-5)
 
@@ -37,20 +36,13 @@ def test_an_untrained_encoder_is_the_one_that_training_starts_from():
 
 def gradient(variant: str, data) -> list[torch.Tensor]:
     """Of the first step, and how many images are trained on."""
-    from lib.core.trainer import Pretrainer
-    from tests.examples import CPU
-
-    torch.manual_seed(0)
-    params = pretraining(variant)
-    run = Pretrainer(build_method(params), data, params, CPU)
+    run = trainer(variant, data=data)
     run.forward_backward(0, 0, run.order(0)[0])
     return [torch.tensor(len(run.images)), *(weight.grad for weight in run.method.parameters())]
 
 
 @pytest.mark.parametrize(("variant", "count", "reads"), [("supervised", 56, "fitting"), ("simclr", 64, "")])
 def test_supervised_alone_reads_labels_and_not_those_of_validation_images(variant, count, reads):
-    from tests.examples import images
-
     data = images()
     expected = gradient(variant, data)
     assert expected[0] == count

@@ -10,7 +10,7 @@ from lib.evaluate.codes import is_binary, pattern_entropy, usage_entropy
 from lib.methods import try_method
 from lib.methods.kwta import active_units, cosines, hard_code, ramped, scaled, soft_code, threshold
 from lib.runtime.errors import UserError
-from tests.alone import Training, built, natural, normal, normalized, small
+from tests.examples import Training, built, natural, normal, normalized, pretraining
 
 # the kernel
 
@@ -24,34 +24,25 @@ def test_the_number_of_active_units_is_rounded_up(sparsity, units, count):
 
 
 @pytest.mark.parametrize("count", [1, 5, 39])
-def test_exactly_k_units_win_and_they_are_the_largest(count):
+def test_exactly_k_units_win_they_are_the_largest_and_of_those_that_tie_the_first_ones(count):
     rows = normal(6, 40)
     for row, bits in zip(rows.tolist(), hard_code(rows, torch.tensor(count)).tolist()):
         limit = sorted(row, reverse=True)[count - 1]
         assert bits == [1.0 if value >= limit else 0.0 for value in row] and sum(bits) == count
+    equal = torch.tensor([[1.0, 1, 1, 1, 1], [0, 2, 1, 1, 1], [3, 3, 3, 0, 3]])
+    assert hard_code(equal, torch.tensor(2)).tolist() == [[1, 1, 0, 0, 0], [0, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
 
 
-def test_of_units_that_tie_the_first_ones_win():
-    rows = torch.tensor([[1.0, 1, 1, 1, 1], [0, 2, 1, 1, 1], [3, 3, 3, 0, 3]])
-    expected = [[1.0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [1, 1, 0, 0, 0]]
-    assert hard_code(rows, torch.tensor(2)).tolist() == expected
-
-
-def test_only_the_order_of_a_row_matters():
-    rows, count = normal(6, 40), torch.tensor(9)
+def test_only_the_order_of_a_row_matters_and_gradients_pass_straight_through():
+    rows, count, gradient = normal(6, 40).requires_grad_(), torch.tensor(9), normal(6, 40, seed=1)
     code = hard_code(rows, count)
+    code.backward(gradient)
+    assert torch.equal(rows.grad, gradient)
     for other in (rows + normal(6, 1, seed=1), rows.exp(), 3 * rows + rows**3, code):  # the last: a code is its own
         assert torch.equal(hard_code(other, count), code)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(2))
     assert torch.equal(hard_code(rows[:, order], count), code[:, order])
-    assert (code @ code.T).diagonal().tolist() == [9.0] * 6
     torch.testing.assert_close(cosines(code), code @ code.T / 9)  # the overlap over k
-
-
-def test_gradients_pass_straight_through_a_hard_code():
-    rows, gradient = normal(3, 10).requires_grad_(), normal(3, 10, seed=1)
-    hard_code(rows, torch.tensor(4)).backward(gradient)
-    assert torch.equal(rows.grad, gradient)
 
 
 @pytest.mark.parametrize("form", ["sigmoid", "hard_sigmoid"])
@@ -99,20 +90,14 @@ def deviation_of_usage(form: str, mean: float = 0.0, steps: int = 300) -> tuple[
 
 
 @pytest.mark.parametrize("form", ["additive", "multiplicative"])
-def test_scaling_is_nothing_at_the_target_and_evens_out_the_use_of_units_in_the_long_run(form):
-    rows = normal(4, 10)
-    torch.testing.assert_close(scaled(rows, torch.full((10,), 0.3), torch.tensor(0.3), form, 2.0), rows)
+def test_scaling_is_nothing_at_the_target_and_evens_out_use_but_the_sources_factor_not_where_drives_are_negative(form):
+    rows, target, unused = normal(4, 10), torch.tensor(0.3), torch.zeros(1)
+    torch.testing.assert_close(scaled(rows, torch.full((10,), 0.3), target, form, 2.0), rows)
     (_, plain, _), (first, evened, dead) = deviation_of_usage("off"), deviation_of_usage(form)
     assert evened < 0.75 * plain and evened < 0.75 * first and dead == 0
-
-
-def test_the_sources_factor_drives_a_rarely_used_negative_unit_further_down():
-    rows, usage = torch.tensor([[-1.0, 1.0]]), torch.tensor([0.0, 0.0])
-    factor, shift = (scaled(rows, usage, torch.tensor(0.3), form, 1.0)[0, 0] for form in ("multiplicative", "additive"))
-    assert factor < -1 < shift
-    first, last, dead = deviation_of_usage("multiplicative", mean=-3.0)
-    assert last > 2 * first and dead > 10
-    assert deviation_of_usage("additive", mean=-3.0)[2] == 0
+    moved = scaled(torch.tensor([[-1.0]]), unused, target, form, 1.0).item()
+    first, last, dead = deviation_of_usage(form, mean=-3.0)
+    assert moved > -1 and dead == 0 if form == "additive" else moved < -1 and dead > 10 and last > 2 * first
 
 
 @pytest.mark.parametrize("strength", [0.3, 1.0, 3.0])
@@ -131,65 +116,43 @@ def test_additive_scaling_evens_out_use_by_as_much_as_its_strength_says(strength
     assert slope == pytest.approx(density / (1 + strength * density / target), rel=0.05)
 
 
-def test_scaling_raises_the_entropy_of_use_where_standardized_drives_are_skewed():
-    def entropy(form: str, strength: float) -> float:
-        stream, units, count = torch.Generator().manual_seed(0), 128, torch.tensor(7)
-        skew, usage, late = torch.linspace(-1, 1, units), torch.full((units,), 7 / units), []
-        for _ in range(200):
-            rows = (skew * torch.randn(64, units, generator=stream)).exp() * skew.sign()
-            rows = (rows - rows.mean(0)) / rows.std(0)
-            late.append(hard_code(scaled(rows, usage, count / units, form, strength), count))
-            usage.lerp_(late[-1].mean(0), 0.05)
-        return usage_entropy(torch.cat(late[100:]))
-
-    off, low, usual, high = (entropy(*each) for each in (("off", 1.0), *(("additive", s) for s in (0.3, 1.0, 3.0))))
-    assert off < 0.94 and low > off + 0.03 and usual > 0.985 and high > 0.995
-    assert off < entropy("multiplicative", 1.0) < low, "the source's factor does less"
-
-
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("form", ["off", "additive", "multiplicative"])
 def test_scaling_has_a_say_in_who_wins_in_training_and_in_evaluation(form, training):
     """By the share of the step's k and the units' mean use, in the latent as in what the loss compares."""
     method = built("kwta", units=40, scaling=form, **({} if form == "off" else {"scaling_strength": 3.0}))
-    views = normal(5, 3, 16, 16)
-    method.standardize.running_mean.copy_(0.1 * normal(40))
-    method.standardize.running_var.copy_(0.1 * normal(40, seed=1).square())
-    even = method.train(training).latents(views)["code"]
-    method.usage.copy_(torch.linspace(0, 0.9, 40))
+    images, norm, use = normal(5, 3, 16, 16), method.standardize, torch.linspace(0, 0.9, 40)
+    norm.running_mean.copy_(0.1 * normal(40))
+    norm.running_var.copy_(0.1 * normal(40, seed=1).square())
+    even = method.train(training).latents(images)["code"]
+    method.usage.copy_(use)
     method.count.fill_(8)
-    latents = method.latents(views)
-    rows, use = method.layer(latents["h"]), torch.linspace(0, 0.9, 40)
-    norm = method.standardize
+    latents = method.latents(images)
+    rows = method.layer(latents["h"])
     mean, variance = (rows.mean(0), rows.var(0, unbiased=False)) if training else (norm.running_mean, norm.running_var)
     rows = (rows - mean) / (variance + 1e-5).sqrt()
     by_form = {"off": rows, "additive": rows + 3 * (1 - use / 0.2), "multiplicative": rows * (3 * (0.2 - use)).exp()}
-    torch.testing.assert_close(method.drive(latents["h"]), by_form[form], atol=1e-5, rtol=1e-4)
     drive = method.drive(latents["h"])
+    torch.testing.assert_close(drive, by_form[form], atol=1e-5, rtol=1e-4)
     assert torch.equal(latents["code"], hard_code(drive, method.final_count))
     assert torch.equal(latents["code"], even) == (form == "off")
     soft = soft_code(drive, method.count, method.training_hardness, "sigmoid")
     torch.testing.assert_close(method.project(latents)["training_code"], soft)
 
 
-def test_ramps_at_their_corners():
+def test_a_step_moves_the_schedule_and_the_use_of_units():
     assert ramped(0, 0.3, 0.05, 0.5) == 0.3 and ramped(0.5, 0.3, 0.05, 0.5) == ramped(1, 0.3, 0.05, 0.5) == 0.05
     assert ramped(0.25, 0.4, 0.1, 0.5) == pytest.approx(0.2) and ramped(0, 1.0, 10.0, 0.0) == 10.0
-
-
-def test_a_step_moves_the_schedule_and_the_use_of_units_and_a_state_keeps_them():
     training = Training(built("kwta", units=40, ramp=1.0))
     method = training.method
     assert (method.count.item(), method.final_count.item()) == (12, 2)
     before = method.usage.clone()
     for _ in range(2):
-        training.step(normal(16, 3, 16, 16), normal(16, 3, 16, 16, seed=1))
+        training.step()
     assert method.count.item() == math.ceil(0.3 * (1 / 6) ** 0.25 * 40)  # two steps of eight
     assert method.training_hardness.item() == pytest.approx(4 * 2.5**0.25)
     assert method.usage.mean().item() == pytest.approx(0.3, abs=0.02) and not torch.equal(method.usage, before)
     assert method.standardize.num_batches_tracked == 4, "each view once"
-    again = training.resumed(built("kwta", units=40, ramp=1.0)).method
-    assert again.count == method.count and torch.equal(again.usage, method.usage)
     method.after_step(7, 8)
     assert method.count == method.final_count and method.training_hardness.item() == 10
 
@@ -197,23 +160,20 @@ def test_a_step_moves_the_schedule_and_the_use_of_units_and_a_state_keeps_them()
 # the drive's units
 
 
-def first_cosine(hardness: float, **changes) -> float:
-    """Mean cosine of the soft codes of two images, of the small encoder before training; ``raw``: not standardized."""
-    method, (views, _) = built("kwta", size=32), normalized(natural(64, 32))
-    method.training_hardness.fill_(hardness)
-    if changes.get("raw"):
-        method.standardize = nn.Identity()
-    with torch.no_grad():
-        found = cosines(method.embed_view(views)["training_code"])
-    return found[~torch.eye(64, dtype=torch.bool)].mean().item()
-
-
 def test_codes_of_two_images_begin_so_far_apart_that_the_margin_can_be_met():
     """CIFAR-10's images give 0.996, 0.81 and 0.44; what unrelated normal drives give is 0.80 and 0.43."""
-    margin, start = built("kwta").options.margin, built("kwta").training_hardness.item()
-    assert first_cosine(1.0, raw=True) > 0.99, "as it was: a size that nothing sets"
-    assert first_cosine(1.0) == pytest.approx(0.81, abs=0.02)
-    assert first_cosine(start) < 1 - margin, "equal positives and unrelated negatives cost nothing"
+    method, (images, _), found = built("kwta", image_size=32), normalized(natural(64, 32)), []
+    for hardness, standardize in ((4.0, method.standardize), (1.0, method.standardize), (1.0, nn.Identity())):
+        method.training_hardness.fill_(hardness)
+        method.standardize = standardize
+        with torch.no_grad():
+            between = cosines(method.embed_view(images)["training_code"])[~torch.eye(64, dtype=torch.bool)]
+        found.append(between.mean().item())
+    assert found[2] > 0.99, "as it was: a size that nothing sets"
+    assert found[1] == pytest.approx(0.81, abs=0.02)
+    assert method.options.hardness_start == 4 and found[0] < 1 - method.options.margin, (
+        "equal positives and unrelated negatives cost nothing"
+    )
 
 
 def test_a_drive_has_no_mean_and_unit_deviation_whatever_the_size_of_its_layer():
@@ -230,16 +190,6 @@ def test_a_drive_has_no_mean_and_unit_deviation_whatever_the_size_of_its_layer()
     torch.testing.assert_close(method.eval().drive(h), drive, atol=0.05, rtol=0.02)
 
 
-def test_one_seed_gives_one_training():
-    def state() -> dict[str, Tensor]:
-        training = Training(built("kwta", units=40))
-        for step in range(3):
-            training.step(*(normal(16, 3, 16, 16, seed=2 * step + view) for view in range(2)))
-        return training.method.state_dict()
-
-    torch.testing.assert_close(state(), state(), rtol=0, atol=0)
-
-
 # the method
 
 
@@ -253,31 +203,27 @@ def test_the_main_latent_is_a_binary_code_in_training_and_in_evaluation(positive
 
 
 @pytest.mark.parametrize("loss", ["triplet", "contrast", "positives"])
-def test_the_views_of_an_image_belong_together(loss):
-    method = built("kwta", loss=loss, **({"triplets": "random"} if loss == "triplet" else {}))
-    first = torch.eye(8)[:4]
-    own, _ = method.loss({"training_code_a": first, "training_code_b": first})
-    other, parts = method.loss({"training_code_a": first, "training_code_b": first.roll(1, 0)})
-    assert own.item() == 0 and other.item() > 0.4 and list(parts) == [loss]
-    assert (method.views, method.needs) == (2, ())
-
-
-def test_with_labels_images_of_a_class_belong_together():
-    method = built("kwta", positives="class", triplets="random")
-    codes = torch.eye(8)[[0, 1, 0, 1, 1]]
-    right, _ = method.loss({"training_code_a": codes, "labels": torch.tensor([4, 2, 4, 2, 2])})
-    wrong, _ = method.loss({"training_code_a": codes, "labels": torch.tensor([4, 4, 2, 2, 2])})
-    assert right.item() == 0 < wrong.item()
-    assert (method.views, method.needs) == (1, ("labels",))
+def test_the_views_of_an_image_belong_together_or_with_labels_images_of_a_class(loss):
+    random = {"triplets": "random"} if loss == "triplet" else {}
+    by_view, by_class = (built("kwta", positives=what, loss=loss, **random) for what in ("views", "class"))
+    first, codes = torch.eye(8)[:4], torch.eye(8)[[0, 1, 0, 1, 1]]
+    own, _ = by_view.loss({"training_code_a": first, "training_code_b": first})
+    other, parts = by_view.loss({"training_code_a": first, "training_code_b": first.roll(1, 0)})
+    right, _ = by_class.loss({"training_code_a": codes, "labels": torch.tensor([4, 2, 4, 2, 2])})
+    wrong, _ = by_class.loss({"training_code_a": codes, "labels": torch.tensor([4, 4, 2, 2, 2])})
+    assert own.item() == right.item() == 0 < wrong.item() and other.item() > 0.4 and list(parts) == [loss]
+    assert (by_view.views, by_view.needs, by_class.views, by_class.needs) == (2, (), 1, ("labels",))
 
 
 @pytest.mark.parametrize(("encoder", "width"), [("sdr", 3 * 10 * 10), ("small", 512 * 4 * 4)])
 def test_a_flat_latent_is_the_whole_map_and_finding_its_size_changes_no_weight(encoder, width):
-    flat, pooled = (built("kwta", encoder=encoder, size=32, units=128, flatten=flatten) for flatten in (True, False))
+    flat, pooled = (
+        built("kwta", encoder=encoder, image_size=32, units=128, flatten=flatten) for flatten in (True, False)
+    )
     assert flat.encoder.training and flat.layer.weight.shape == (128, width)
     for (name, one), other in zip(flat.encoder.state_dict().items(), pooled.encoder.state_dict().values()):
         assert torch.equal(one, other), name
-    try_method(small("kwta", encoder=encoder, size=32, flatten=True), images=64)  # on the meta device
+    try_method(pretraining("kwta", encoder=encoder, image_size=32, flatten=True), images=64)  # on the meta device
     images = normal(2, 3, 32, 32)
     with torch.no_grad():
         features = flat.eval().encoder(images)
@@ -292,7 +238,6 @@ def test_a_flat_latent_is_the_whole_map_and_finding_its_size_changes_no_weight(e
         ({"loss": "contrast", "triplets": "random"}, "triplets is random, which has no effect with loss contrast"),
         ({"loss": "positives", "margin": 0.4}, "variants.kwta.margin is 0.4, which has no effect with loss positives"),
         ({"scaling": "off", "scaling_strength": 2.0}, "scaling_strength is 2.0, which has no effect with scaling off"),
-        ({"scaling": "off", "usage_rate": 0.5}, "usage_rate is 0.5, which has no effect with scaling off"),
         ({"training_code": "hard", "hardness": 5.0}, "hardness is 5.0, which has no effect with training_code hard"),
     ],
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.core_examples import ROOT
+from tests.examples import ROOT
 
 pytestmark = [
     pytest.mark.slow,
@@ -36,7 +36,7 @@ run(512)
 STEP = """
 from lib.core.trainer import Pretrainer
 from lib.methods import build_method
-from tests.core_examples import CPU, images, pretraining
+from tests.examples import CPU, images, pretraining
 
 def run(batch, part):
     params = pretraining("simclr", batch_size=batch, micro_batch_size=part)

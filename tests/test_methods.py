@@ -1,26 +1,19 @@
 """SimCLR and the study's two models on top of it (docs/methods.md, 1 to 3), and what is refused of any method."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from lib.methods import build_method, method_class, try_method, typed_options
+from lib.methods import method_class, try_method, typed_options
 from lib.methods.simclr import nt_xent
 from lib.runtime.errors import UserError
-from tests.small_methods import built, embedded, pretraining, views
+from tests.examples import Training, built, directions, embedded, normal, pretraining, views
 
 FAMILY = ("simclr", "joint", "push", "dual")
 
 
-def directions(count: int, rows: int = 6) -> list[torch.Tensor]:
-    stream = torch.Generator().manual_seed(2)
-    return [normalize(torch.randn(rows, 128, generator=stream), dim=1) for _ in range(count)]
-
-
 def test_the_losses_are_the_sums_of_the_file():
-    z = directions(4)
+    z = directions(4, 6, 128)
     one, two = {"z_a": z[0], "z_b": z[1]}, dict(zip(("z_upper_a", "z_upper_b", "z_lower_a", "z_lower_b"), z))
     contrast, near, far = nt_xent(z[0], z[1], 0.5), (z[0] - z[1]).norm(), (z[2] - z[3]).norm()
     expected = {
@@ -42,28 +35,28 @@ def test_the_terms_of_the_study_where_256_pairs_are_orthogonal(variant, gamma, v
 
 @pytest.mark.parametrize(("variant", "closer"), [("joint", True), ("push", False)])
 def test_a_step_on_the_term_alone_pulls_or_pushes(variant, closer):
-    first, second = (rows.requires_grad_() for rows in directions(2, 30))
+    first, second = (rows.requires_grad_() for rows in directions(2, 30, 128))
     total, parts = built(variant, gamma=1.0).loss({"z_a": first, "z_b": second})
     gradients = torch.autograd.grad(total - parts["nt_xent"], (first, second))
     moved = [normalize(rows - 0.1 * gradient, dim=1) for rows, gradient in zip((first, second), gradients)]
     assert ((moved[0] * moved[1]).sum() > (first * second).sum()) == closer
 
 
-@pytest.mark.parametrize("variant", ["joint", "push"])
-def test_with_gamma_zero_it_is_simclr_bit_for_bit(variant):
-    found = []
-    for method in (built("simclr"), built(variant, gamma=0.0)):
+@pytest.mark.parametrize("variant", ["joint", "push", "dual"])
+def test_one_seed_gives_the_family_the_same_weights_and_gamma_zero_simclr_bit_for_bit(variant):
+    found, simclr, other = [], built("simclr"), built(variant, gamma=0.0)
+    state = other.state_dict()
+    shared = {name: state.pop(name) for name in simclr.state_dict()}
+    torch.testing.assert_close(shared, simclr.state_dict(), rtol=0, atol=0)
+    assert {name.split(".")[0] for name in state} == ({"projector_lower"} if variant == "dual" else set())
+    for method in (simclr, other):
         total, _ = method.loss(embedded(method))
-        found.append([total, *torch.autograd.grad(total, list(method.parameters()))])
-    torch.testing.assert_close(*found, rtol=0, atol=0)
-
-
-def test_one_seed_gives_all_of_the_family_the_same_weights():
-    simclr, *others = (built(variant).state_dict() for variant in FAMILY)
-    for state in others:
-        torch.testing.assert_close({name: state[name] for name in simclr}, simclr, rtol=0, atol=0)
-    added = {name.split(".")[0] for name in others[-1].keys() - simclr.keys()}
-    assert added == {"projector_lower"} and others[0].keys() == simclr.keys()
+        total.backward()
+        found.append([total, *(weight.grad for weight in method.parameters())])
+    if variant == "dual":
+        assert all(weight.grad.abs().max() == 0 for weight in other.projector_lower.parameters())
+    else:
+        torch.testing.assert_close(*found, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("variant", FAMILY)
@@ -75,50 +68,29 @@ def test_latents_are_as_wide_as_the_encoder_and_projections_l2_normalized(varian
     for rows in method.project(latents).values():
         torch.testing.assert_close(rows.norm(dim=1), torch.ones(5))
     assert method.halves == (variant == "dual")
-
-
-@pytest.mark.parametrize("variant", FAMILY)
-def test_gamma_is_read_where_there_is_a_term(variant):
     params = pretraining(variant)
     reads = method_class(params.method).reads(typed_options(params))
     assert reads == ({"encoder"} if variant == "simclr" else {"encoder", "gamma"})
 
 
-def test_the_mean_of_two_halves_is_global_average_pooling():
+def test_two_halves_have_a_mean_that_is_global_average_pooling_and_meet_only_in_receptive_fields():
     method, images = built("dual").eval(), views(4, 32)[0]
-    with torch.no_grad():
-        latents, pooled = method.latents(images), method.encoder(images).mean((2, 3))
-    torch.testing.assert_close((latents["upper"] + latents["lower"]) / 2, pooled, atol=1e-6, rtol=1e-5)
-
-
-def test_a_changed_lower_half_reaches_the_upper_latent_only_through_receptive_fields():
-    method, image = built("dual").eval(), views(1, 32)[0]
-    changed = image.clone()
+    changed = images.clone()
     changed[:, :, 24:] += 2.0
     with torch.no_grad():
-        before, after = method.latents(image), method.latents(changed)
-    moved = {name: (after[name] - before[name]).norm().item() for name in before}
+        latents, after, pooled = method.latents(images), method.latents(changed), method.encoder(images).mean((2, 3))
+    torch.testing.assert_close((latents["upper"] + latents["lower"]) / 2, pooled, atol=1e-6, rtol=1e-5)
+    moved = {name: (after[name] - latents[name]).norm().item() for name in latents}
     assert moved["lower"] > 3 * moved["upper"]
 
 
-def test_two_halves_with_gamma_zero_leave_the_second_projector_alone():
-    method = built("dual", gamma=0.0)
-    method.loss(embedded(method))[0].backward()
-    assert all(weight.grad.abs().max() == 0 for weight in method.projector_lower.parameters())
-
-
 def test_the_second_projection_collapses_and_the_first_does_not():
-    method = built("dual", gamma=1.0)
-    optimizer = torch.optim.Adam(method.parameters(), lr=1e-2)
-    stream = torch.Generator().manual_seed(3)
-    base = torch.randn(12, 3, 16, 16, generator=stream)
-    for _ in range(25):
-        noisy = [base + 0.5 * torch.randn(base.shape, generator=stream) for _ in range(2)]
-        optimizer.zero_grad()
-        method.loss(method.embed(noisy))[0].backward()
-        optimizer.step()
+    training, base = Training(built("dual", gamma=1.0), lr=1e-2), normal(12, 3, 16, 16, seed=3)
+    for step in range(25):
+        training.step(*(base + 0.5 * normal(2, *base.shape, seed=step)))
     with torch.no_grad():
-        std = {name: z.std(0).mean().item() for name, z in method.project(method.latents(base)).items()}
+        projections = training.method.project(training.method.latents(base))
+    std = {name: z.std(0).mean().item() for name, z in projections.items()}
     assert std["z_lower"] < 0.5 * std["z_upper"], std
 
 
@@ -128,22 +100,12 @@ def test_the_second_projection_collapses_and_the_first_does_not():
         ("simclr", {"method": "simclrr"}, r"no method is named 'simclrr' \(did you mean simclr\?\); allowed: barlow_"),
         ("simclr", {"temprature": 1.0}, "unknown key variants.simclr.temprature .did you mean temperature"),
         ("simclr", {"term": "both"}, "variants.simclr.term is 'both'; allowed: 'none', 'pull', 'push'"),
-        (
-            "dual",
-            {"term": "none"},
-            "variants.dual.term is 'none', .* set term to pull or push .*, or latents to pooled",
-        ),
+        ("dual", {"term": "none"}, "dual.term is 'none', .* set term to pull or push .*, or latents to pooled"),
         ("dual", {"image_size": 8}, r"image_size is 8, which gives the encoder's final map 1 row\(s\); allowed with l"),
+        ("dual", {"augment": {"crop_pixels": 8}}, "augment.crop_pixels of dual is 8, which its network cannot take"),
     ],
 )
 def test_a_variant_that_cannot_be_is_refused_in_one_line(variant, changes, words):
     with pytest.raises(UserError, match=words) as refusal:
         try_method(pretraining(variant, **changes))
     assert "\n" not in str(refusal.value)
-
-
-def test_squares_that_a_network_cannot_take_are_refused_by_name():
-    params = pretraining("dual")
-    with pytest.raises(UserError, match="augment.crop_pixels of dual is 8, which its network cannot take"):
-        try_method(replace(params, augment=replace(params.augment, crop_pixels=8)))
-    build_method(params)

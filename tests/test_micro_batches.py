@@ -6,20 +6,10 @@ from torch import nn
 
 from lib.core.passes import MicroBatches
 from lib.core.trainer import Pretrainer
-from lib.methods import build_method
-from tests.core_examples import CPU, EACH, VARIANTS, images, pretraining
+from tests.examples import EACH, VARIANTS, pretraining, trainer
 from tests.two_processes import without_batch_norm
 
 SIZES = dict.fromkeys(VARIANTS, 4) | {"moco_groups": 8}  # MoCo's groups are of 4, and keys move between two
-
-
-def run_of(variant: str, micro: int, prepare=None) -> Pretrainer:
-    params = pretraining(variant, micro_batch_size=micro)
-    torch.manual_seed(0)
-    method = build_method(params)
-    if prepare:
-        prepare(method)
-    return Pretrainer(method, images(), params, CPU)
 
 
 def gradient_of(run: Pretrainer) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -34,7 +24,9 @@ def gradients(run: Pretrainer) -> list[torch.Tensor]:
 @pytest.mark.parametrize("variant", EACH)
 def test_loss_and_gradient_are_those_of_the_whole_batch(variant):
     """Without BatchNorm, which normalizes within a micro-batch, the two are the same function."""
-    whole, part = (gradient_of(run_of(variant, size, without_batch_norm)) for size in (0, SIZES[variant]))
+    whole, part = (
+        gradient_of(trainer(variant, prepare=without_batch_norm, micro_batch_size=size)) for size in (0, SIZES[variant])
+    )
     torch.testing.assert_close(part, whole, atol=1e-5 * max(1.0, whole[0][0].item()), rtol=1e-5)
     learning = [gradient for gradient in whole[1] if gradient is not None]
     assert learning and all(gradient.abs().max() > 0 for gradient in learning)
@@ -46,8 +38,8 @@ def test_loss_and_gradient_are_those_of_the_whole_batch(variant):
 def test_gradient_is_the_one_of_batch_norm_within_micro_batches(variant):
     """The same loss, written as one graph over all micro-batches at once."""
     size = SIZES[variant]
-    values, found = gradient_of(run_of(variant, size))
-    plain = run_of(variant, size)
+    values, found = gradient_of(trainer(variant, micro_batch_size=size))
+    plain = trainer(variant, micro_batch_size=size)
 
     def one_graph(batch, loss):
         parts = [plain.embed(batch.rows(slice(start, start + size))) for start in range(0, 16, size)]
@@ -61,8 +53,19 @@ def test_gradient_is_the_one_of_batch_norm_within_micro_batches(variant):
     torch.testing.assert_close(found, gradients(plain), atol=1e-5, rtol=1e-4)
 
 
+def test_groups_within_micro_batches_are_those_of_the_whole_batch():
+    """With BatchNorm in groups, all is equal as long as no key changes its group.
+
+    Keys are dealt out to the groups of their micro-batch, and so meet others than in the whole batch.
+    """
+    whole, part = (gradient_of(trainer("moco_groups", micro_batch_size=micro, shuffle=False)) for micro in (0, 8))
+    torch.testing.assert_close(part, whole, atol=1e-5, rtol=1e-4)
+    whole, part = (gradient_of(trainer("moco_groups", micro_batch_size=micro))[0][0] for micro in (0, 8))
+    assert (part - whole).abs() > 1e-3
+
+
 def test_each_micro_batch_counts_once_into_the_running_statistics():
-    run = run_of("simclr", 4)
+    run = trainer(micro_batch_size=4)
     norms = [child for child in run.method.modules() if isinstance(child, nn.modules.batchnorm._BatchNorm)]
     gradient_of(run)
     assert isinstance(run.passes, MicroBatches)
@@ -85,7 +88,7 @@ def test_what_is_drawn_in_a_forward_pass_is_the_same_in_both():
         method.projector.append(Noisy())
         method.projector.register_forward_hook(lambda module, inputs, outputs: seen.append(outputs.detach().clone()))
 
-    gradient_of(run_of("simclr", 4, prepare))
+    gradient_of(trainer(prepare=prepare, micro_batch_size=4))
     first, second = seen[: len(seen) // 2], seen[len(seen) // 2 :]
     assert len(first) == 2 * 4 and not torch.equal(first[0], first[2])
     torch.testing.assert_close(first, second)

@@ -13,11 +13,7 @@ from torch.nn.functional import normalize
 from lib.methods import try_method
 from lib.methods.moco import dealt_out, enqueue, queue_contrast
 from lib.runtime.errors import UserError
-from tests.small_methods import built, optimizer_of, pretraining, train, views
-
-
-def rows_of(count: int, width: int = 8, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return normalize(torch.randn(count, width, generator=torch.Generator().manual_seed(seed), dtype=dtype), dim=1)
+from tests.examples import Training, built, directions, pretraining, views
 
 
 def by_loops(queries, keys, queue, temperature: float) -> float:
@@ -31,9 +27,14 @@ def by_loops(queries, keys, queue, temperature: float) -> float:
 
 @pytest.mark.parametrize("temperature", [0.07, 0.2, 1.0])
 @pytest.mark.parametrize(("count", "size"), [(1, 2), (5, 12), (12, 5)])
-def test_it_is_what_its_formula_says(count, size, temperature):
-    rows = rows_of(count, seed=1), rows_of(count, seed=2), rows_of(size, seed=3)
-    assert queue_contrast(*rows, temperature).item() == pytest.approx(by_loops(*rows, temperature), rel=1e-5)
+def test_it_is_what_its_formula_and_another_implementation_say(count, size, temperature):
+    queries, keys, queue = rows = directions(count, 8, seed=1), directions(count, 8, seed=2), directions(size, 8)
+    value = queue_contrast(*rows, temperature)
+    assert value.item() == pytest.approx(by_loops(*rows, temperature), rel=1e-5)
+    own, anchors = torch.arange(count), torch.arange(count).repeat_interleave(size)
+    pairs = own, own, anchors, count + torch.arange(size).repeat(count)
+    theirs = NTXentLoss(temperature)(queries, indices_tuple=pairs, ref_emb=torch.cat([keys, queue]), ref_labels=None)
+    torch.testing.assert_close(value, theirs)
 
 
 @pytest.mark.parametrize(
@@ -47,37 +48,28 @@ def test_found_or_orthogonal_keys_among_an_orthogonal_queue(key, temperature, va
 
 
 def test_the_gradient_reaches_queries_alone():
-    rows = [rows_of(count, seed=count).requires_grad_() for count in (5, 5, 7)]
+    rows = [directions(count, 8, seed=count).requires_grad_() for count in (5, 5, 7)]
     queue_contrast(*rows, 0.3).backward()
     assert rows[0].grad.abs().max() > 0 and rows[1].grad is None and rows[2].grad is None
 
 
-def test_it_is_another_implementations_with_the_same_queue():
-    theirs, queue, oldest = lightly.loss.NTXentLoss(0.2, memory_bank_size=(12, 8)), rows_of(12), torch.tensor(0)
+def test_it_is_a_third_implementations_with_the_same_queue():
+    theirs, queue, oldest = lightly.loss.NTXentLoss(0.2, memory_bank_size=(12, 8)), directions(12, 8), torch.tensor(0)
     theirs.memory_bank.bank = queue.clone()
     for step in range(5):  # theirs enqueues too, after it has computed the loss
-        queries, keys = rows_of(4, seed=10 + step).requires_grad_(), rows_of(4, seed=20 + step)
+        queries, keys = directions(4, 8, seed=10 + step).requires_grad_(), directions(4, 8, seed=20 + step)
         torch.testing.assert_close(queue_contrast(queries, keys, queue, 0.2), theirs(queries, keys))
         enqueue(queue, oldest, keys)
         torch.testing.assert_close(queue, theirs.memory_bank.bank)
         assert oldest == theirs.memory_bank.bank_ptr
 
 
-def test_it_is_a_third_implementations_with_pairs_written_out():
-    queries, keys, queue = rows_of(6, seed=1), rows_of(6, seed=2), rows_of(10, seed=3)
-    own, anchors, negatives = torch.arange(6), torch.arange(6).repeat_interleave(10), 6 + torch.arange(10).repeat(6)
-    theirs = NTXentLoss(0.2)(
-        queries, indices_tuple=(own, own, anchors, negatives), ref_emb=torch.cat([keys, queue]), ref_labels=None
-    )
-    torch.testing.assert_close(queue_contrast(queries, keys, queue, 0.2), theirs)
-
-
 @pytest.mark.parametrize(("size", "count"), [(12, 4), (12, 12), (6, 2)])
 def test_the_queue_is_a_ring_of_the_last_keys(size, count):
-    queue, oldest = rows_of(size, 3), torch.tensor(0)
+    queue, oldest = directions(size, 3), torch.tensor(0)
     pushed = [*queue.clone()]
     for step in range(7):
-        keys = rows_of(count, 3, seed=step + 1)
+        keys = directions(count, 3, seed=step + 1)
         enqueue(queue, oldest, keys)
         pushed += [*keys]
         last = {(len(pushed) - size + place) % size: row for place, row in enumerate(pushed[-size:])}
@@ -85,10 +77,15 @@ def test_the_queue_is_a_ring_of_the_last_keys(size, count):
         assert oldest.item() == (step + 1) * count % size
 
 
-def test_the_queue_starts_with_random_directions():
+def test_the_queue_starts_with_random_directions_and_in_training_holds_the_last_keys():
     queue = built("moco", images=4096, queue=4096).queue
     torch.testing.assert_close(queue.norm(dim=1), torch.ones(4096))
     assert queue.mean(0).abs().max() < 0.02 and len({tuple(row[:3].tolist()) for row in queue}) == 4096
+    training, seen = Training(built("moco_v1", queue=48)), []
+    for _ in range(5):
+        training.step()
+        seen.append(training.method.arrived.clone())
+    assert torch.equal(training.method.queue, torch.cat([seen[3], seen[4], seen[2]]))
 
 
 @pytest.mark.parametrize(("variant", "ways"), [("moco", ("ab", "ba")), ("moco_v1", ("ab",))])
@@ -117,16 +114,6 @@ def test_keys_join_the_queue_after_the_step_that_they_were_positives_of(variant,
     assert not method.queue.requires_grad and method.arrived.grad_fn is None
 
 
-def test_in_training_the_queue_holds_the_keys_of_the_last_steps():
-    method, seen = built("moco_v1", queue=48), []
-    optimizer = optimizer_of(method)
-    for step in range(5):
-        train(method, optimizer, range(step, step + 1))
-        seen.append(method.arrived.clone())
-        assert method.oldest == 16 * (step + 1) % 48
-    assert torch.equal(method.queue, torch.cat([seen[3], seen[4], seen[2]]))
-
-
 def test_the_heads_are_those_of_version_1_and_2():
     one, two = built("moco_v1").projector, built("moco").projector
     assert isinstance(one, nn.Linear) and one.weight.shape == (128, 512)
@@ -134,12 +121,11 @@ def test_the_heads_are_those_of_version_1_and_2():
     assert two[0].weight.shape == (512, 512) and two[2].weight.shape == (128, 512)
 
 
-@pytest.mark.parametrize(("count", "size"), [(16, 2), (16, 4), (16, 8), (256, 32), (256, 64), (12, 4), (14, 4), (7, 7)])
+@pytest.mark.parametrize(("count", "size"), [(16, 2), (16, 8), (256, 64), (12, 4), (14, 4), (7, 7)])
 def test_groups_are_dealt_out_like_cards(count, size):
     """First the first of every group, then the second of every group, and so on: all once, and evenly."""
     order = dealt_out(count, size)
     assert order.tolist() == [image for card in range(size) for image in range(card, count, size)]
-    assert order.sort().values.tolist() == list(range(count))
     for group in (order // size).split(size) if count % size == 0 else ():
         shared = torch.bincount(group, minlength=count // size)
         assert shared.max() - shared.min() <= 1
@@ -155,14 +141,13 @@ def test_queries_and_keys_are_normalized_in_groups_and_come_back_in_order():
         chosen = [start, start + 4, start + 8, start + 12]
         expected[chosen] = normalize(method.momentum_projection(images[chosen]), dim=1)
     torch.testing.assert_close(keys, expected)
-    whole, in_order = built("moco", queue=64), built("moco_groups", shuffle=False)
+    whole, in_order = built("moco"), built("moco_groups", shuffle=False)
     assert (whole.queries(images) - queries).abs().max() > 1e-3
-    assert (whole.keys(images) - keys).abs().max() > 1e-3
-    assert (in_order.keys(images) - keys).abs().max() > 1e-3
+    assert all((other.keys(images) - keys).abs().max() > 1e-3 for other in (whole, in_order))
 
 
 def test_each_group_counts_into_the_running_statistics_and_none_in_evaluation():
-    method, whole = built("moco_groups"), built("moco", queue=64)
+    method, whole = built("moco_groups"), built("moco")
     method.embed(views(16))
     norms = {name: module for name, module in method.named_modules() if isinstance(module, nn.BatchNorm2d)}
     assert {name.split(".")[0] for name in norms} == {"encoder", "momentum_encoder"}
@@ -180,12 +165,7 @@ def test_each_group_counts_into_the_running_statistics_and_none_in_evaluation():
         ({"norm_rows": 3}, "moco_groups.norm_rows is 3"),
         ({"norm_rows": 16}, "moco_groups.norm_rows is 16"),
         ({"norm_rows": 4, "micro_batch_size": 4}, "norm_rows is 4; .* divides micro_batch_size, 4, into 2 groups"),
-        (
-            {"norm_rows": 0},
-            "shuffle is True, which has no effect with norm_rows 0; set norm_rows to at least 2, or shuffle to",
-        ),
-        ({"head": "deep"}, "moco_groups.head is 'deep'; allowed: 'linear', 'mlp'"),
-        ({"momentum": 1.5}, "moco_groups.momentum is 1.5; allowed: a number at least 0 and at most 1"),
+        ({"norm_rows": 0}, "shuffle is True, which has no effect with norm_rows 0; set norm_rows to at least 2, or "),
     ],
 )
 def test_options_that_do_not_fit_are_refused_in_one_line(options, words):

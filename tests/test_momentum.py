@@ -6,7 +6,7 @@ from torch import nn
 
 from lib.methods import method_class
 from lib.methods.base import MomentumMethod, update_ema
-from tests.small_methods import VARIANTS, built, optimizer_of, train, views
+from tests.examples import VARIANTS, Training, built, views
 
 MOMENTUM = [name for name in VARIANTS if issubclass(method_class(VARIANTS[name]["method"]), MomentumMethod)]
 PAIRS = (("momentum_encoder", "encoder"), ("momentum_projector", "projector"))
@@ -20,30 +20,18 @@ def equal(first, second) -> bool:
     return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second))
 
 
-def two_layers(seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double()
-
-
-@pytest.mark.parametrize("momentum", [0.9, 0.99])
-def test_towards_weights_at_rest_it_moves_by_a_power_of_the_momentum(momentum):
-    average, online = two_layers(0), two_layers(1)
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.99, 1.0])
+def test_towards_weights_at_rest_parameters_alone_move_by_a_power_of_the_momentum(momentum):
+    torch.manual_seed(0)
+    average, online = (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double() for _ in range(2))
+    online(torch.randn(8, 3, dtype=torch.float64))
     start, goal = parameters(average), parameters(online)
     for _ in range(50):
         update_ema(average, online, momentum)
     expected = [there + momentum**50 * (here - there) for here, there in zip(start, goal)]
-    torch.testing.assert_close(parameters(average), expected, atol=1e-12, rtol=0)
-    assert equal(parameters(online), goal)
-
-
-def test_with_momentum_one_it_rests_and_with_zero_it_copies_parameters_alone():
-    average, online = two_layers(0), two_layers(1)
-    start = parameters(average)
-    online(torch.randn(8, 3, dtype=torch.float64))
-    update_ema(average, online, 1.0)
-    assert equal(parameters(average), start)
-    update_ema(average, online, 0.0)
-    assert equal(parameters(average), parameters(online))
+    exact = 0 if momentum in (0, 1) else 1e-12  # it copies, or rests
+    torch.testing.assert_close(parameters(average), expected, atol=exact, rtol=0)
+    assert equal(parameters(online), goal) and not equal(start, goal)
     assert average[1].num_batches_tracked == 0 and torch.equal(average[1].running_mean, torch.zeros(4).double())
 
 
@@ -57,7 +45,7 @@ def test_it_starts_equal_and_is_without_gradient_a_mean_of_what_it_was_and_what_
         assert equal(start, parameters(method.get_submodule(online)))
     frozen = {name.split(".")[0] for name, weight in method.named_parameters() if not weight.requires_grad}
     assert frozen == {average for average, _ in PAIRS}
-    train(method, optimizer_of(method), range(1))
+    Training(method).step()
     for start, (average, online) in zip(before, PAIRS):
         learned = parameters(method.get_submodule(online))
         assert not equal(start, learned)
@@ -73,8 +61,7 @@ def test_in_training_it_normalizes_a_batch_by_that_batch(variant):
     first = method.momentum_projection(images)
     assert torch.equal(first, method.projector(method.latents(images)["h"])) and not first.requires_grad
     norms = [norm for average, _ in PAIRS for norm in method.get_submodule(average).modules()]
-    counted = [norm.num_batches_tracked.item() for norm in norms if hasattr(norm, "num_batches_tracked")]
-    assert counted and set(counted) == {1}
+    assert {norm.num_batches_tracked.item() for norm in norms if hasattr(norm, "num_batches_tracked")} == {1}
     method.momentum_encoder.eval()
     assert (method.momentum_projection(images) - first).abs().max() > 1e-3
 

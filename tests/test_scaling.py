@@ -13,7 +13,7 @@ from lib.core.trainer import Pretrainer
 from lib.methods import build_method
 from lib.runtime.errors import UserError
 from lib.runtime.machine import read_machine
-from tests.core_examples import CPU, VARIANTS, images, pretraining
+from tests.examples import CPU, VARIANTS, images, pretraining
 from tests.machines import STAGE, STANDALONE, TORCHRUN, output, start
 from tests.two_processes import COMPARED
 

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.core.trainer import Pretrainer
 from lib.methods import build_method
-from tests.core_examples import CPU, VARIANTS, images, pretraining
+from tests.examples import CPU, VARIANTS, images, pretraining
 from tests.machines import project, start
 
 SLOW = pytest.mark.slow

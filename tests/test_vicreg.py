@@ -9,7 +9,7 @@ from pytorch_metric_learning.losses import VICRegLoss
 from torch import nn
 
 from lib.methods.vicreg import covariance, variance
-from tests.small_methods import built
+from tests.examples import built, normal
 
 
 def total(first: torch.Tensor, second: torch.Tensor, **options: float) -> torch.Tensor:
@@ -17,9 +17,8 @@ def total(first: torch.Tensor, second: torch.Tensor, **options: float) -> torch.
 
 
 def outputs(count: int = 12, width: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
-    stream = torch.Generator().manual_seed(0)
-    first = torch.randn(count, width, generator=stream) @ torch.randn(width, width, generator=stream)
-    return first, first + torch.randn(count, width, generator=stream)
+    first = normal(count, width) @ normal(width, width, seed=1)
+    return first, first + normal(count, width, seed=2)
 
 
 def whitened(count: int = 8) -> torch.Tensor:
@@ -86,7 +85,7 @@ def test_whitened_embeddings_cost_nothing_and_a_shift_of_one_view_its_square(shi
 
 @pytest.mark.parametrize(("count", "width"), [(40, 6), (5, 12)])
 def test_equal_columns_of_variance_one_share_everything(count, width):
-    column = torch.randn(count, 1, generator=torch.Generator().manual_seed(1))
+    column = normal(count, 1, seed=1)
     rows = ((column - column.mean()) / column.std()).expand(count, width)
     assert 2 * covariance(rows).item() == pytest.approx(2 * (width - 1), rel=1e-4)
 
@@ -104,7 +103,7 @@ def test_the_expander_has_batchnorm_after_its_hidden_layers_and_no_last_bias(var
     method = built(variant).eval()
     layers = method.expander
     assert [type(layer) for layer in layers] == 2 * [nn.Linear, nn.BatchNorm1d, nn.ReLU] + [nn.Linear]
-    assert [layer.weight.shape for layer in layers[::3]] == [(2048, 512), (2048, 2048), (2048, 2048)]
+    assert [layer.weight.shape for layer in layers[::3]] == [(128, 512), (128, 128), (128, 128)]
     assert [layer.bias is not None for layer in layers[::3]] == [True, True, False]
-    h = torch.randn(4, 512, generator=torch.Generator().manual_seed(0))
+    h = normal(4, 512)
     assert torch.equal(method.project({"h": h})["y"], layers(h))  # not normalized

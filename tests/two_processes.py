@@ -20,7 +20,7 @@ from lib.core.trainer import Pretrainer
 from lib.methods import build_method
 from lib.params.pretraining import Optimizer, Pretraining
 from lib.runtime.errors import UserError
-from tests.core_examples import CPU, VARIANTS, images, pretraining
+from tests.examples import CPU, VARIANTS, images, pretraining
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 

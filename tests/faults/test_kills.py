@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lib.core.checkpoint import CheckpointStore
-from tests.core_examples import VARIANTS
+from tests.examples import VARIANTS
 from tests.faults.runs import Ended, Run, new_project, one_line, strays, written
 
 STATUS = {"KILL": -signal.SIGKILL, "TERM": 143, "INT": 130}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.core_examples import ROOT
+from tests.examples import ROOT
 from tests.faults.runs import SETTINGS, strays, written
 
 pytestmark = pytest.mark.slow
