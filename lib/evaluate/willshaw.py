@@ -45,9 +45,9 @@ def excitation(weights: Tensor, cues: Tensor) -> Tensor:
 
 
 def recall(weights: Tensor, cues: Tensor) -> Tensor:
-    """Units that every active unit of the cue excites: cues [Q, D] -> 0 and 1 [Q, D]; no stored unit is missed.
+    """Units that every active unit of the cue excites: cues [Q, D] -> 0 and 1 [Q, D].
 
-    Of a cue with units that are not in the stored code this recalls too little; see `recall_winners`.
+    No stored unit is missed, but of a cue with wrong units this recalls too little; see `recall_winners`.
     """
     return (excitation(weights, cues) == cues.float().sum(1, keepdim=True)).float()
 
@@ -63,10 +63,7 @@ def partial_cues(codes: Tensor, count: int, stream: torch.Generator) -> Tensor:
 
 
 def noisy_cues(codes: Tensor, wrong: int, stream: torch.Generator) -> Tensor:
-    """Each code with ``wrong`` of its active units replaced by inactive ones, drawn evenly: [Q, D] -> [Q, D].
-
-    There must be as many inactive ones: ``wrong`` is at most D - k.
-    """
+    """Each code with ``wrong`` of its active units, at most D - k, replaced by inactive ones, drawn evenly: [Q, D]."""
     active = int(codes[0].sum())
     return partial_cues(codes, active - wrong, stream) + partial_cues(1 - codes.float(), wrong, stream)
 
