@@ -124,24 +124,19 @@ def filters_file(own: Layer, outcomes: list[Outcome], data: ImageData) -> dict[s
 
 def summary(outcomes: list[Outcome]) -> dict[str, Any]:
     """By arm, percent: validation after the first and the last epoch, test after the last."""
-    return {
-        outcome.name: {
-            "first_epoch": outcome.curve[0]["validation_top1"],
-            "last_epoch": outcome.curve[-1]["validation_top1"],
-            "test_top1": outcome.test_top1,
-        }
-        for outcome in outcomes
-    }
+    table = {}
+    for outcome in outcomes:
+        first, last = outcome.curve[0]["validation_top1"], outcome.curve[-1]["validation_top1"]
+        table[outcome.name] = {"first_epoch": first, "last_epoch": last, "test_top1": outcome.test_top1}
+    return table
 
 
 def _read(tensors: Layer, names: dict[str, tuple[int, ...]], path: Path, stage: str, where: str = "") -> Layer:
     """The tensors ``where``.name, by name and of the right shape."""
     for name, shape in names.items():
         if tensors.get(where + name, torch.empty(0)).shape != shape:
-            raise UserError(
-                f"{path} holds no tensor {where}{name} of shape {'x'.join(map(str, shape))}; name a file "
-                f"that the stage {stage} wrote"
-            )
+            wanted = f"tensor {where}{name} of shape {'x'.join(map(str, shape))}"
+            raise UserError(f"{path} holds no {wanted}; name a file that the stage {stage} wrote")
     return {name: tensors[where + name] for name in names}
 
 

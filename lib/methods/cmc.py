@@ -64,7 +64,7 @@ def nce_error(logits: Tensor, log_normalizer: Tensor, images: int) -> Tensor:
 def first_log_normalizer(logits: Tensor, images: int) -> Tensor:
     """log Z, with Z the mean of exp(logit) over a batch, times the number of images: [], without gradient.
 
-    Kept as a logarithm, because exp of a logit of 100, a cosine of 1 at temperature 0.01, is beyond fp32.
+    A logarithm, because exp of a logit of 100, a cosine of 1 at temperature 0.01, is beyond fp32.
     """
     return logits.detach().flatten().logsumexp(0) + math.log(images / logits.numel())
 
@@ -124,8 +124,8 @@ class CMC(PixelMethod):
     def __init__(self, options: CMCOptions, params: Pretraining) -> None:
         super().__init__(options, params)
         if (gray := params.augment.grayscale) > 0:
-            why = "; allowed with cmc: 0, because gray images have no color to tell them by"
-            self.refuse("augment.grayscale", f"{gray:g}", why)
+            allowed = "allowed with cmc: 0, because gray images have no color to tell them by"
+            self.refuse("augment.grayscale", f"{gray:g}", f"; {allowed}")
         self.heads = nn.ModuleDict({side: nn.Linear(self.encoder.width // 2, options.outputs) for side in SIDES})
         for side in SIDES if options.form != "batch" else ():
             self.register_buffer(f"bank_{side}", torch.empty(0, options.outputs))  # as long as the data
@@ -154,11 +154,11 @@ class CMC(PixelMethod):
         return self.embed_view(views[0])
 
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
-        lightness, color, temperature = embeddings["z_l"], embeddings["z_ab"], self.options.temperature
-        if self.options.form != "batch":
-            find_ab, find_l = self._in_bank(embeddings)
+        if self.options.form == "batch":
+            light, color, temperature = embeddings["z_l"], embeddings["z_ab"], self.options.temperature
+            find_ab, find_l = in_batch(light, color, temperature), in_batch(color, light, temperature)
         else:
-            find_ab, find_l = in_batch(lightness, color, temperature), in_batch(color, lightness, temperature)
+            find_ab, find_l = self._in_bank(embeddings)
         return find_ab + find_l, {"find_ab": find_ab, "find_l": find_l}
 
     def _in_bank(self, embeddings: Named) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lib.methods.base import WIDEST, Method, Named, full_precision, pool
+from lib.methods.base import WIDEST, Method, Named, at_least_fp32, full_precision, pool
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
 
@@ -188,10 +188,8 @@ class KWTA(Method):
         super().__init__(options, params)
         for name in ("sparsity", "sparsity_start"):
             if active_units(share := getattr(options, name), options.units) >= options.units:
-                why = (
-                    f"which makes all {options.units} units active; allowed: a share that leaves at least one inactive"
-                )
-                self.refuse(name, share, f", {why}")
+                remedy = "allowed: a share that leaves at least one inactive"
+                self.refuse(name, share, f", which makes all {options.units} units active; {remedy}")
         if options.positives == "class":
             self.views, self.needs = 1, ("labels",)
         places = _places(self.encoder, params.image_size) if options.flatten else 1
@@ -235,19 +233,17 @@ class KWTA(Method):
         return {name: winning(rows) for name, rows in embeddings.items()}
 
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
-        codes, options = embeddings["training_code_a"], self.options
+        codes, options = at_least_fp32(embeddings["training_code_a"]), self.options
         if options.positives == "class":
             groups = embeddings["labels"]
         else:  # the first views of all images, then the second ones
             groups = torch.arange(len(codes), device=codes.device).repeat(2)
-            codes = torch.cat([codes, embeddings["training_code_b"]])
+            codes = torch.cat([codes, at_least_fp32(embeddings["training_code_b"])])
         self.latest = winning(codes).mean(0)
-        errors = {
-            "triplet": lambda: triplet(codes, groups, options.margin, options.triplets),
-            "contrast": lambda: contrast(codes, groups, options.margin),
-            "positives": lambda: agreement(codes, groups),
-        }
-        error = errors[options.loss]()
+        if options.loss == "triplet":
+            error = triplet(codes, groups, options.margin, options.triplets)
+        else:
+            error = contrast(codes, groups, options.margin) if options.loss == "contrast" else agreement(codes, groups)
         return error, {options.loss: error}
 
     @torch.no_grad()

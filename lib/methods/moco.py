@@ -96,8 +96,7 @@ class MoCo(MomentumMethod):
         by_name = dict(zip("ab", views))
         embeddings: Named = {}
         for query, key in self.options.ways:
-            embeddings[f"q_{query}"] = self.queries(by_name[query])
-            embeddings[f"k_{key}"] = self.keys(by_name[key])
+            embeddings |= {f"q_{query}": self.queries(by_name[query]), f"k_{key}": self.keys(by_name[key])}
         return embeddings
 
     def queries(self, images: Tensor) -> Tensor:
@@ -120,13 +119,12 @@ class MoCo(MomentumMethod):
         return images.tensor_split(max(1, len(images) // size)) if size else (images,)
 
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
-        self.arrived = torch.cat([embeddings[f"k_{key}"].detach().float() for _, key in self.options.ways])
-        parts = {
-            f"contrast_{query}{key}": queue_contrast(
-                embeddings[f"q_{query}"], embeddings[f"k_{key}"], self.queue, self.options.temperature
-            )
-            for query, key in self.options.ways
-        }
+        parts, arrived = {}, []
+        for query, key in self.options.ways:
+            queries, keys = embeddings[f"q_{query}"], embeddings[f"k_{key}"]
+            parts[f"contrast_{query}{key}"] = queue_contrast(queries, keys, self.queue, self.options.temperature)
+            arrived.append(keys.detach().float())
+        self.arrived = torch.cat(arrived)
         return torch.stack(list(parts.values())).sum(), parts
 
     def after_step(self, step: int, steps: int) -> None:
@@ -136,10 +134,8 @@ class MoCo(MomentumMethod):
 
 @torch.no_grad()
 def enqueue(queue: Tensor, oldest: Tensor, keys: Tensor) -> None:
-    """Put ``keys`` [B, D] in the place of the oldest of ``queue`` [Q, D], a ring that starts at row ``oldest`` [].
-
-    Everything stays on the device: nothing waits for the number in ``oldest``.
-    """
+    """Put ``keys`` [B, D] in the place of the oldest of ``queue`` [Q, D], a ring that starts at row ``oldest`` []."""
+    # everything stays on the device: nothing waits for the number in ``oldest``
     rows = (oldest + torch.arange(len(keys), device=queue.device)) % len(queue)
     queue.index_copy_(0, rows, keys.to(queue.dtype))
     oldest.copy_((oldest + len(keys)) % len(queue))
@@ -148,8 +144,8 @@ def enqueue(queue: Tensor, oldest: Tensor, keys: Tensor) -> None:
 def dealt_out(count: int, size: int, device: torch.device | str = "cpu") -> Tensor:
     """An order [count] that deals consecutive groups of ``size`` out to as many groups as there are, like cards.
 
-    Every new group gets about as many images of one old group as of any other. It is the same in each step: the
-    images in each row are random already.
+    Every new group gets about as many images of one old group as of any other, the same in each step: the images are
+    in a random order already.
     """
     place = torch.arange(count, device=device)
     return (place % size * count + place).argsort()

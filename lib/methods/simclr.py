@@ -48,7 +48,7 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
 
 @full_precision
 def frobenius_distance(first: Tensor, second: Tensor) -> Tensor:
-    """||first - second||_F: one root over the sum of squares of the whole batch, [N, D] each, not a mean over images.
+    """||first - second||_F, [N, D] each: one root over the sum of squares of the whole batch, not a mean over images.
 
     It grows with the root of N, and its gradient has the norm 1 for each view however near the views are.
     ``EPSILON`` inside the root keeps the gradient finite where they coincide; it moves the value by at most 1e-6.
@@ -61,8 +61,7 @@ class _TiledNTXent(torch.autograd.Function):
 
     Its gradient at z_i is the sum over j of (P_ij + P_ji) z_j / 2NT, where P_ij = exp(s_ij - lse_i), P_ii = 0, and
     one is taken off at the positive: P_ip - 1. s is symmetric, so that one tile holds the terms of its rows as
-    well as of its columns. Where all fits into one tile it is kept for the gradient; of several each is computed
-    again.
+    well as of its columns. Where all fits into one tile it is kept for the gradient.
 
     Once the pairs are told apart, P_ip is nearly one, and lse_i nearly s_ip: a difference of the two would be
     rounding. So the positive stays out of the tiles, and both come from n_i, the logsumexp of the negatives:
