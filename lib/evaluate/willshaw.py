@@ -53,7 +53,7 @@ def recall(weights: Tensor, cues: Tensor) -> Tensor:
 
 
 def recall_winners(weights: Tensor, cues: Tensor, count: int) -> Tensor:
-    """The ``count`` units that the cue excites most, ties by the cue's own units, then in order: [Q, D] -> [Q, D]."""
+    """The ``count`` units that the cue excites most, ties by the cue's own units, then in order: [Q, D]."""
     return k_winners(excitation(weights, cues) + 0.5 * cues.float(), count)
 
 
@@ -117,6 +117,6 @@ def _found(answers: Tensor, codes: Tensor) -> float:
 
 
 def capacity(codes: Tensor, counts: list[int], cue: str, kept: list[int], seed: int) -> list[dict[str, object]]:
-    """`measure` of the first codes of a fixed random order, for each number of ``counts`` and of ``kept`` units."""
+    """`measure` of the first codes of a fixed random order, for each number of ``counts`` and ``kept`` units."""
     order = torch.randperm(len(codes), generator=generator(seed, "stored codes"))
     return [asdict(measure(codes[order[:count]], cue, units, seed)) for count in counts for units in kept]

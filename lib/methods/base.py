@@ -69,12 +69,13 @@ class Method(nn.Module):
         return build_encoder(params.encoder)
 
     def _check_effects(self) -> None:
+        """Refuse an option that changes nothing, by ``without_effect``, unless it has its default."""
         for option, value, names, remedy in self.without_effect:
             for name in names if getattr(self.options, option) == value else ():
-                usual, is_set = getattr(self.Options, name), getattr(self.options, name)
-                if is_set != usual:
-                    allowed = f"; set {option} to {remedy}, or {name} to {usual}"
-                    self.refuse(name, is_set, f", which has no effect with {option} {value}{allowed}")
+                usual, now = getattr(self.Options, name), getattr(self.options, name)
+                why = f"which has no effect with {option} {value}; set {option} to {remedy}, or {name} to {usual}"
+                if now != usual:
+                    self.refuse(name, now, f", {why}")
 
     def refuse(self, name: str, value: object, why: str) -> NoReturn:
         """Raise UserError: the variant's option ``name`` is ``value``, then why that will not do, and what will."""

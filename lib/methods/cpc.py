@@ -121,17 +121,14 @@ class CPCOptions:
 
 
 class Ahead(nn.Module):
-    """A linear map without bias for each number of rows ahead: the code it predicts there, from each patch above.
-
-    Weights start at the size 1 / D, so that logits start of the order of one whatever the width.
-    """
+    """A linear map without bias for each number of rows ahead: the code it predicts there, from each patch above."""
 
     def __init__(self, width: int, furthest: int) -> None:
         super().__init__()
         maps = [nn.Linear(width, width, bias=False) for _ in range(furthest)]
         self.maps = nn.ModuleList(maps)
         for layer in maps:
-            nn.init.normal_(layer.weight, std=1 / width)
+            nn.init.normal_(layer.weight, std=1 / width)  # logits start of the order of one whatever the width
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes [B, 7, 7, D] -> all predictions of an image in one row, [B, P * D]."""
@@ -197,7 +194,7 @@ class CPC(Method):
         """The sum over the layers of the mean over the distances.
 
         Parts are the layers' losses, or the distances' where one layer alone learns; and ``score``, the mean size of
-        the logits of true patches at the last layer: they have no bound, and a hinge may be met by growth alone.
+        the true patches' logits at the last layer: they have no bound, and a hinge may be met by growth alone.
         """
         errors: Named = {}
         for name in self.names:
