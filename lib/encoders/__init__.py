@@ -1,10 +1,8 @@
 """Networks that map images to a final feature map; each name is a file of this folder.
 
 ``build`` of each file takes the number of input channels and a factor of all its own channels, for methods that share
-the image out among several encoders. Pooling the map into latents is the method's choice.
-
-``resnet`` is what the ResNets share. ``vgg6`` has no ``build``: methods that contrast patches bring it themselves,
-with their own options, and it returns the codes of every layer.
+the image out among several encoders. Pooling the map into latents is the method's choice. ``resnet`` is what the
+ResNets share; ``vgg6`` has no ``build``: methods that contrast patches bring it, and it returns every layer's codes.
 """
 
 from importlib import import_module
@@ -35,7 +33,7 @@ class Encoder(nn.Module):
 def build_encoder(name: str, inputs: int = 3, width: float = 1.0) -> nn.Module:
     """The encoder in ``lib/encoders/<name>.py``, freshly initialized from torch's global generator, and its ``name``.
 
-    It reads ``inputs`` channels, and each of its layers has ``width`` times the channels that the file names.
+    It reads ``inputs`` channels; each of its layers has ``width`` times the channels that the file names.
     """
     encoder = import_module(f"lib.encoders.{name}").build(inputs, width)
     encoder.name = name

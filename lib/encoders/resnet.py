@@ -14,11 +14,7 @@ BASE = 64  # channels of torchvision's stem and first stage
 
 
 class ResNetMap(resnet.ResNet, Encoder):
-    """A ResNet that returns its last feature map; all its channels grow with those of its stem.
-
-    Shape:
-        images [B, 3, S, S] -> map [B, width, S / stride, S / stride].
-    """
+    """Images [B, 3, S, S] -> last map [B, width, S / stride, S / stride]; channels grow with those of the stem."""
 
     def __init__(self, block: type[resnet.BasicBlock | resnet.Bottleneck], layers: list[int], stem: nn.Conv2d) -> None:
         self.base = stem.out_channels

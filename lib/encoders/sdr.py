@@ -1,8 +1,8 @@
 """The network of EmbedderSDR's codes of CIFAR-10 (docs/methods.md, 12): three filters and a pooling.
 
-Convolution 3x3 of 3 channels without bias, BatchNorm, ReLU, max-pool 3: 87 parameters. The sources do not say
-whether the convolution is padded; it is not here, and either way a 32x32 image becomes a 10x10 map. Its layer of units
-sees all 300 numbers of the map: the option ``flatten`` of ``lib.methods.kwta``. Other methods see the mean of three.
+Convolution 3x3 of 3 channels without bias, BatchNorm, ReLU, max-pool 3: 87 parameters. The sources do not say whether
+the convolution is padded; it is not here, and either way a 32x32 image becomes a 10x10 map. Its layer of units sees
+all 300 numbers of the map: the option ``flatten`` of ``lib.methods.kwta``. Other methods see the mean of three.
 """
 
 from typing import Any
@@ -29,7 +29,6 @@ class SDR(nn.Module):
         return self.pool(self.relu(self.bn1(self.conv1(images))))
 
     def about(self) -> dict[str, Any]:
-        """The stem and what follows it, for the exported file."""
         return {"stem_kernel": 3, "stem_stride": 1, "stem_padding": 0, "max_pool": True, "width": self.width}
 
 

@@ -1,8 +1,7 @@
 """One layer of 6x6 filters, as shallow-conv learns it from patches, and a second of 3x3 (docs/methods.md, 13).
 
-The convolutions have no padding. With pooling, a 7x7 patch becomes one place: 2x2 responses, of which the
-largest counts; for the second layer so does a patch of 4x4 places of the first one's map. torch's default
-initialization, and a bias, as in the source, whose second layer has these sizes too.
+The convolutions have no padding, and a bias. With pooling, a 7x7 patch becomes one place: 2x2 responses, of which the
+largest counts; for the second layer so does a patch of 4x4 places of the first one's map.
 """
 
 from typing import Any
@@ -39,13 +38,12 @@ class Shallow(nn.Module):
         return inputs
 
     def about(self) -> dict[str, Any]:
-        """What the exported file records of the network."""
         pooled = isinstance(self.pool, nn.MaxPool2d)
         return {"widths": self.widths, "kernels": list(SIZE[: len(self.widths)]), "padding": 0, "max_pool": pooled}
 
 
 def map_side(pixels: int, layers: int, pool: bool = True) -> int:
-    """Rows of the map of layer ``layers`` for images of so many pixels a side."""
+    """Rows of the map of layer ``layers`` of images with so many rows."""
     for size in SIZE[:layers]:
         pixels = (pixels - size + 1) // (2 if pool else 1)
     return pixels

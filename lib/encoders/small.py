@@ -1,8 +1,8 @@
 """A small residual network for CPUs: 1.36 M parameters, 512 channels, a 4x4 map of a 32x32 image.
 
-A 4x4 stem of stride 2 halves the image at once; three stages of one residual block (64, 128, 256
-channels; multiples of 32 are what CPU kernels are fast at) follow, and a 1x1 convolution widens the
-map, because a linear probe gains from width and this is where width is cheap.
+A 4x4 stem of stride 2 halves the image at once; three stages of one residual block follow (64, 128, 256 channels;
+multiples of 32 are what CPU kernels are fast at). A 1x1 convolution widens the map, because a linear probe gains from
+width and this is where width is cheap.
 """
 
 from torch import Tensor, nn

@@ -1,7 +1,7 @@
 """VGG-6 on the patches of an image, for methods that contrast patches (docs/methods.md, 9 and 10).
 
-Patches are cut out first and go through the network one by one: no code sees a pixel outside its patch, not even
-through padding. There is no BatchNorm, which would tell one patch about the others.
+Patches are cut out first and go through the network one by one: no code sees a pixel outside its patch, not even by
+padding. There is no BatchNorm, which would tell one patch about the others.
 
 B images of S x S pixels in a grid of G x G patches; D channels.
 """
@@ -24,14 +24,9 @@ IMAGES_AT_ONCE = 128  # a patch's first maps are larger than its pixels, so that
 class VGG6(nn.Module):
     """Six convolutions with ReLU, pooled where a patch still has more than one pixel.
 
-    Shape:
-        images [B, 3, S, S], S a multiple of 8 from 16 on -> codes [B, 7, 7, D] of each layer, fp32: the
-        means of its maps over the patch, after pooling.
-
-    Args:
-        channels: D of the first layer; see `CHANNELS` for the others.
-        gray: see the luma of the normalized channels alone.
-        local: each layer's input is detached, so that no gradient passes from a layer to those below it.
+    Images [B, 3, S, S], S a multiple of 8 from 16 on -> codes [B, 7, 7, D] of each layer, fp32: the means of its maps
+    over the patch, after pooling. ``channels`` is D of the first layer (see `CHANNELS`); ``gray``: it sees the luma of
+    the normalized channels alone; ``local``: no gradient passes from a layer to those below it.
     """
 
     name = "vgg6"
@@ -66,16 +61,11 @@ class VGG6(nn.Module):
         return codes
 
     def about(self) -> dict[str, Any]:
-        """What the exported file records of the network."""
         return {"widths": self.widths, "kernel": 3, "padding": 1, "grid": GRID, "gray": self.gray, "local": self.local}
 
 
 def patches(images: Tensor) -> Tensor:
-    """Overlapping patches of S / 4 pixels every S / 8: [B, C, S, S] -> [B * 49, C, S / 4, S / 4], channels last.
-
-    Raises:
-        UserError: a size of which these are no whole pixels, or fewer than two.
-    """
+    """Overlapping patches of S / 4 pixels every S / 8: [B, C, S, S] -> [B * 49, C, S / 4, S / 4], channels last."""
     size = images.shape[2]
     if size % 8 or size < 16:
         raise UserError(

@@ -17,8 +17,7 @@ Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 def augmented_batches(data: Data, config: Augment, device: str, batch_size: int, seed: int, purpose: str) -> Batches:
     """A function epoch -> its batches in an order of its own: float32 [B, 3, S, S], channels last, and labels [B].
 
-    The last, smaller batch is kept, unless it is one single image, which batch norm cannot take.
-    Everything is drawn from (seed, purpose, epoch, step).
+    All is drawn from (seed, purpose, epoch, step). A last batch of one image, which BatchNorm cannot take, is left out.
     """
     images, labels, mean, std = (tensor.to(device) for tensor in data)
 
@@ -43,10 +42,7 @@ def train(
     loss: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy,
     after_step: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[int, float]]:
-    """Yield each epoch, from 1, when it has ended, with the mean loss of an image.
-
-    ``network`` is put into train mode at the start of each epoch; ``logits`` takes a batch's inputs.
-    """
+    """Yield each epoch, from 1, when it has ended, with the mean loss of an image; ``logits`` takes inputs."""
     for epoch in range(1, epochs + 1):
         network.train()
         total, count = torch.zeros(()), 0

@@ -18,10 +18,9 @@ def centroids(latents: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def centroid_logits(bank: Tensor, labels: Tensor, queries: Tensor, classes: int, count: int = 0) -> Tensor:
-    """Cosine of queries [N, D] with the centroid of each class in ``bank`` [M, D]: [N, K].
+    """Cosine of queries [N, D] with the centroid of each class in ``bank`` [M, D]: [N, K]; 0 for a class with none.
 
-    With ``count`` above 0 the centroids are made codes again, of their ``count`` most frequent units. A class
-    without images in the bank has 0.
+    With ``count`` above 0 the centroids are made codes again, of their ``count`` most frequent units.
     """
     means = centroids(bank, labels, classes)
     if count:
@@ -30,15 +29,16 @@ def centroid_logits(bank: Tensor, labels: Tensor, queries: Tensor, classes: int,
 
 
 def code_numbers(bank: Tensor, labels: Tensor, codes: Tensor, own: Tensor, classes: int) -> dict[str, float]:
-    """What is said of binary codes [N, D] of classes ``own`` [N] beside the accuracies of any latent.
+    """What is said of binary codes [N, D] of classes ``own`` [N] beside the accuracies; shares in percent.
 
-    ``centroid`` and ``centroid_code``: percent of test images whose nearest centroid is their class's, of means and
-    of means made codes again; ``active`` units of each code; ``unused``: percent of units that none of them uses.
+    ``centroid`` and ``centroid_code``: images whose nearest centroid is their class's, of means and of means made
+    codes again; ``active`` units of each code; ``unused``: units that none of them uses.
     """
     active = int(codes[0].sum())
+    near, near_code = (centroid_logits(bank, labels, codes, classes, count) for count in (0, active))
     return {
-        "centroid": accuracy(centroid_logits(bank, labels, codes, classes), own),
-        "centroid_code": accuracy(centroid_logits(bank, labels, codes, classes, active), own),
+        "centroid": accuracy(near, own),
+        "centroid_code": accuracy(near_code, own),
         "active": active,
         "usage_entropy": usage_entropy(codes),
         "pattern_entropy": pattern_entropy(codes),

@@ -19,8 +19,8 @@ def is_binary(latents: Tensor) -> bool:
 def usage_entropy(codes: Tensor) -> float:
     """Mean over the units of the entropy of being active, as a share of its largest value: codes [M, D] -> 0..1.
 
-    0 where all codes are the same, which is collapse; 1 where each unit is active in k / D of them. Between,
-    it tells nothing about how units depend on each other.
+    0 where all codes are the same, which is collapse; 1 where each unit is active in k / D of them. How units depend on
+    each other it does not tell.
     """
     usage = codes.double().mean(0)  # [D]
     return (_coin_entropy(usage).mean() / _coin_entropy(usage.mean())).item()

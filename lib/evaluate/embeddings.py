@@ -9,11 +9,10 @@ from lib.runtime.machine import Machine
 
 
 def embed_test(method: Method, data: ImageData, machine: Machine) -> dict[str, numpy.ndarray]:
-    """Arrays by name, rows in the order of the test split.
+    """Arrays by name: every latent and projection, float32 [M, D], in the order of the test split.
 
-    Every latent and projection, float32 [M, D], under its own name; ``labels`` and ``indices`` (the row in
-    the test split), int64 [M]; ``classes``, the class names; ``latents`` and ``projections``, the names of
-    the arrays that are one or the other.
+    ``labels`` and ``indices`` (the row in the split) are int64 [M]; ``classes`` are names; ``latents`` and
+    ``projections`` name the arrays that are one or the other.
     """
     found = extract_with_projections(method, data.test_images, data.mean, data.std, machine)
     arrays = {name: values.numpy() for tensors in found.values() for name, values in tensors.items()}

@@ -35,15 +35,10 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def extract(method: Method, images: Tensor, mean: Tensor, std: Tensor, machine: Machine) -> Named:
-    """The latents of ``images`` under the test transform, by name, as float32 on the CPU.
+    """The latents of ``images`` under the test transform, by name, float32 on the CPU.
 
-    Parameters and buffers stay as they are.
-
-    Shape:
-        images uint8 [N, 3, S, S], mean and std [3] -> {name: [N, D]}
-
-    Raises:
-        UserError: a value that is not finite, the mark of a pretraining that diverged.
+    Images uint8 [N, 3, S, S], mean and std [3] -> {name: [N, D]}. Parameters and buffers stay as they are. A value that
+    is not finite, the mark of a pretraining that diverged, is a UserError.
     """
     return extract_with_projections(method, images, mean, std, machine, project=False)["latents"]
 
@@ -75,23 +70,22 @@ def extract_with_projections(
 
 
 def latent_names(latents: Named, halves: bool = False) -> tuple[str, ...]:
-    """The latents that are scored: those given, and of several also a combination.
+    """The latents that are scored: those given, and of several also their concatenation, `BOTH` of two, `ALL` of more.
 
-    Their concatenation is `BOTH` of two and `ALL` of more; it is left out where the main latent joins the others
-    already. Their mean comes with ``halves`` of one pooling alone.
+    It is left out where the main latent joins the others already. With ``halves`` of one pooling, their `MEAN` too.
     """
     if len(latents) == 1:
         return tuple(latents)
     main, *others = latents.values()
     joined = main.shape[1] == sum(values.shape[1] for values in others) and torch.equal(main, torch.cat(others, 1))
-    return (*latents, *([] if joined else [BOTH if len(others) == 1 else ALL]), *([MEAN] if halves else []))
+    concatenation = BOTH if len(others) == 1 else ALL
+    return (*latents, *([] if joined else [concatenation]), *([MEAN] if halves else []))
 
 
 def one_latent(latents: Named, name: str) -> Tensor:
     """One of `latent_names` [N, D]; a combination is built when it is asked for, since all may not fit into memory.
 
-    `BOTH` and `ALL` are the concatenation of all latents in order. `MEAN` is their mean, the control of the same
-    width as one of them: for two halves of a map it is the global average.
+    `MEAN` is the control of the same width as one latent: for two halves of a map it is the global average.
     """
     if name in latents:
         return latents[name]

@@ -1,8 +1,8 @@
 """Fine-tuning: the whole network and a linear layer trained together on labelled images.
 
-The layer starts as the fitted probe, which keeps the features from being bent by a random layer
-(Kumar et al. 2022, "Fine-tuning can distort pretrained features"). Adam, a rate that falls to zero along
-a cosine, crops and flips; the last epoch counts, so the test images choose nothing.
+The layer starts as the fitted probe, which keeps the features from being bent by a random layer (Kumar et al. 2022,
+"Fine-tuning can distort pretrained features"). Adam, a rate that falls to zero along a cosine, crops and flips; the
+last epoch counts, so the test images choose nothing.
 """
 
 import copy
@@ -28,8 +28,7 @@ def finetuned_logits(
 ) -> Tensor:
     """Logits [M, C] of the test images from a copy of ``method`` trained on all training images.
 
-    The linear layer reads ``latent``, one of `latent_names`. Of ``params``, those of pretraining, the crops and flips
-    and the seed are used. ``method`` itself is not touched.
+    The layer reads ``latent``, one of `latent_names`. Crops, flips and seed are those of the pretraining ``params``.
     """
     network = copy.deepcopy(method).to(machine.device).to(memory_format=torch.channels_last).requires_grad_(True)
     network.allow_end_to_end_gradient()

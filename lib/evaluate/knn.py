@@ -10,13 +10,10 @@ CHUNK = 2**26  # elements, 256 MiB: products of more rows are faster
 
 
 def knn_scores(bank: Tensor, bank_labels: Tensor, queries: Tensor, k: int, temperature: float, classes: int) -> Tensor:
-    """Class scores of ``queries``: the sum of exp(s / temperature) over the neighbors of that class.
+    """Class scores of queries [N, D], the sum of exp(s / temperature) over the neighbors of that class: [N, classes].
 
-    The neighbors are the ``k`` bank vectors, at most all of them, of highest cosine similarity s. Each query's
+    The neighbors are the ``k`` vectors of bank [M, D], with labels [M], of highest cosine similarity s. Each query's
     scores are divided by its largest exp(s / temperature), which keeps them finite and changes no order.
-
-    Shape:
-        bank [M, D], bank_labels [M], queries [N, D] -> float32 [N, classes]
     """
     bank = functional.normalize(bank.float(), dim=1)
     queries = functional.normalize(queries.float(), dim=1)

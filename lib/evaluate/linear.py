@@ -43,21 +43,16 @@ def evaluate(
 ) -> Evaluation:
     """Probe (or fine-tune), nearest neighbors and the study's protocol; ``method`` is left as it is.
 
-    ``about`` is the record kept with the trained method; its seed and its augmentation are used here too.
-
-    Raises:
-        UserError: ``knn.k`` is larger than the fitting split.
+    ``about`` is the record kept with the trained method. A ``knn.k`` above the fitting split is a UserError.
     """
     if knn.k > len(data.fitting):
         raise UserError(
             f"params.yaml: knn.k is {knn.k}; allowed: at most {len(data.fitting)}, the images of the fitting split"
         )
     params = Pretraining.from_json(about["pretraining"])
-    count = len(data.train_images), len(data.test_images)
-    print(f"{params.variant}: latents of {count[0]} training and {count[1]} test images", flush=True)
-    train, test = (
-        extract(method, images, data.mean, data.std, machine) for images in (data.train_images, data.test_images)
-    )
+    splits = data.train_images, data.test_images
+    print(f"{params.variant}: latents of {len(splits[0])} training and {len(splits[1])} test images", flush=True)
+    train, test = (extract(method, images, data.mean, data.std, machine) for images in splits)
     latents, predictions = {}, {}
     for name in latent_names(train, method.halves):
         features = one_latent(train, name), one_latent(test, name)

@@ -14,9 +14,9 @@ from lib.runtime.machine import Machine
 
 
 def knn_monitor(data: ImageData, params: Pretraining, machine: Machine) -> Callable[[Method], float]:
-    """A function method -> kNN accuracy, in percent, of the validation images among the other train images.
+    """A function method -> kNN accuracy of its main latent, in percent, of the validation among the fitting images.
 
-    The main latent is scored. With fewer images than ``monitor.k`` all of them vote.
+    With fewer images than ``monitor.k`` all of them vote.
     """
     bank, queries = data.fitting, data.validation
     k, temperature = min(params.monitor.k, len(bank)), params.monitor.temperature

@@ -32,8 +32,8 @@ CHUNK = 4096  # images
 class Probe:
     """A fitted probe: mean [D], std [D] (infinite for a constant feature), weight [D, C], bias [C].
 
-    ``strength`` is the chosen one, ``at_end`` whether it is the strongest or the weakest of the path, and
-    ``validation_top1`` is in percent, of the fit without validation images.
+    ``at_end``: the chosen ``strength`` is the strongest or the weakest of the path. ``validation_top1``, in percent, is
+    of the fit without validation images.
     """
 
     mean: Tensor
@@ -65,8 +65,7 @@ def fit_probe(
 ) -> Probe:
     """Choose the strength by validation top-1, among equals by validation loss, and solve again with all images.
 
-    Shape:
-        features [N, D], labels [N], fitting and validation: indices into the N
+    Features [N, D], labels [N]; fitting and validation are indices into the N.
     """
     inputs, mean, std = _standardized(features, fitting)
     held_out, answers = (features[validation] - mean) / std, labels[validation]
@@ -93,8 +92,7 @@ def fit_probe(
 def objective(inputs: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, strength: float) -> Tensor:
     """What the probe minimizes, float64: mean cross entropy in nats, and half the squared weights times ``strength``.
 
-    Shape:
-        inputs [N, D], labels [N], weight float64 [C, D] (this way round its gradient is a fast product), bias [C]
+    Inputs [N, D], labels [N], bias [C]; weight is float64 [C, D]: this way round its gradient is a fast product.
     """
     logits = functional.linear(inputs, weight.to(inputs.dtype)).double() + bias  # [N, C]
     return functional.cross_entropy(logits, labels) + strength / 2 * weight.square().sum()

@@ -1,9 +1,8 @@
 """The study protocol (best test epoch): linear evaluation as the study ran it, beside the probe and not instead of it.
 
-Encoder parameters are frozen but the network is in train mode, so that the running statistics of its
-batch norms move; inputs are augmented; the best epoch is picked on the test images. See docs/methods.md, 4.
-One departure remains: the study also picked its pretraining checkpoint by the best kNN on the test images,
-where the network evaluated here is that of the last epoch.
+Encoder parameters are frozen but the network is in train mode, so that the running statistics of its batch norms move;
+inputs are augmented; the best epoch is picked on the test images. See docs/methods.md, 4. One departure remains: the
+study also picked its pretraining checkpoint by the best kNN on the test images; here it is that of the last epoch.
 """
 
 import copy
@@ -34,11 +33,9 @@ def study_protocol(
 ) -> dict[str, Any]:
     """Train a linear layer on the main latent, on all training images; ``method`` itself is not touched.
 
-    ``params`` are those of pretraining, whose augmentation the study used here too.
-
-    Returns:
-        ``latent``, the main one's name; ``top1`` and ``top5``, the best of all epochs on the test images, in percent;
-        ``best_epoch``, the first with that top-1; ``curve``: epoch (from 1), loss, top1, top5.
+    ``params`` are those of pretraining, whose augmentation the study used here too. Returns ``latent``, the main one's
+    name; ``top1`` and ``top5``, the best of all epochs on the test images, in percent; ``best_epoch``, the first with
+    that top-1; ``curve``: epoch (from 1), loss, top1, top5.
     """
     network = copy.deepcopy(method).to(machine.device).to(memory_format=torch.channels_last).requires_grad_(False)
     main, few = next(iter(extract(network, data.test_images[:2], data.mean, data.std, machine).items()))

@@ -1,8 +1,8 @@
 """What a first layer of filters is worth: a small classifier that starts from it (docs/methods.md, 13).
 
 The same classifier, drawn from the same numbers but for its first layer, is trained in several arms. Filters of other
-images meet pixels normalized as those were. Validation accuracy is measured after every epoch, and nothing is chosen
-by it; the test images are read once, at the end.
+images meet pixels normalized as those were. Validation accuracy is measured after every epoch and chooses nothing; the
+test images are read once, at the end.
 """
 
 from dataclasses import dataclass
@@ -75,11 +75,7 @@ class Classifier(nn.Module):
 
 
 def first_layer(path: Path, variant: str) -> Layer:
-    """The filters in a variant's model file, if its encoder is one layer of them.
-
-    Raises:
-        UserError: another encoder.
-    """
+    """The filters in a variant's model file; a UserError if its encoder is not one layer of them."""
     tensors, about = read_tensors(path)
     if about["encoder"] != FILTERS_ENCODER:
         raise UserError(
@@ -90,11 +86,7 @@ def first_layer(path: Path, variant: str) -> Layer:
 
 
 def arms(own: Layer, source: Path | None) -> list[Arm]:
-    """The arms to compare; the layers in ``source``, a filters file of other images, replace ``own``.
-
-    Raises:
-        UserError: the file lacks a layer, or what its pixels were normalized with.
-    """
+    """The arms to compare; the layers in ``source``, a filters file of other images, replace ``own``."""
     learned, scaling, more = own, None, []
     if source:
         tensors = read_tensors(source)[0]
@@ -119,13 +111,12 @@ def given_filters(found: list[Arm]) -> dict[str, Tensor]:
 def compare(
     found: list[Arm], data: ImageData, params: Transfer, machine: Machine, seed: int, label: str
 ) -> list[Outcome]:
-    """Train the classifier once for every arm."""
     return [_train(arm, data, params, machine, seed, f"{label}, {arm.name}") for arm in found]
 
 
 def filters_file(own: Layer, outcomes: list[Outcome], data: ImageData) -> dict[str, Tensor]:
-    """What a run with other images can start from: the layer learned from these images, that of the classifier
-    from scratch, and what their pixels were normalized with. Nothing of a source is in it."""
+    """What a run with other images can start from: the layer learned from these images, the classifier's from scratch,
+    and what their pixels were normalized with. Nothing of a source is in it."""
     scratch = next(outcome.layer for outcome in outcomes if outcome.name == "scratch")
     layers = {f"{name}.{key}": layer[key] for name, layer in (("learned", own), ("scratch", scratch)) for key in LAYER}
     return {**layers, "mean": data.mean, "std": data.std}
@@ -133,24 +124,19 @@ def filters_file(own: Layer, outcomes: list[Outcome], data: ImageData) -> dict[s
 
 def summary(outcomes: list[Outcome]) -> dict[str, Any]:
     """By arm, percent: validation after the first and the last epoch, test after the last."""
-    return {
-        outcome.name: {
-            "first_epoch": outcome.curve[0]["validation_top1"],
-            "last_epoch": outcome.curve[-1]["validation_top1"],
-            "test_top1": outcome.test_top1,
-        }
-        for outcome in outcomes
-    }
+    table = {}
+    for outcome in outcomes:
+        first, last = outcome.curve[0]["validation_top1"], outcome.curve[-1]["validation_top1"]
+        table[outcome.name] = {"first_epoch": first, "last_epoch": last, "test_top1": outcome.test_top1}
+    return table
 
 
 def _read(tensors: Layer, names: dict[str, tuple[int, ...]], path: Path, stage: str, where: str = "") -> Layer:
     """The tensors ``where``.name, by name and of the right shape."""
     for name, shape in names.items():
         if tensors.get(where + name, torch.empty(0)).shape != shape:
-            raise UserError(
-                f"{path} holds no tensor {where}{name} of shape {'x'.join(map(str, shape))}; name a file "
-                f"that the stage {stage} wrote"
-            )
+            wanted = f"tensor {where}{name} of shape {'x'.join(map(str, shape))}"
+            raise UserError(f"{path} holds no {wanted}; name a file that the stage {stage} wrote")
     return {name: tensors[where + name] for name in names}
 
 
@@ -169,9 +155,8 @@ def _train(arm: Arm, data: ImageData, params: Transfer, machine: Machine, seed: 
             parts = [logits(normalize(part.to(machine.device), *scaling)).cpu() for part in images.split(BATCH)]
         return round(accuracy(torch.cat(parts), labels), 2)
 
-    def loss(
-        logits: Tensor, labels: Tensor
-    ) -> Tensor:  # in nats; the source's slip, for ten classes, has 1.461 as floor
+    # in nats; the source's slip, for ten classes, has 1.461 as floor
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
         return functional.cross_entropy(logits.softmax(1) if params.double_softmax else logits, labels)
 
     # With a black border a crop of the images' size shifts an image by up to four pixels each way.

@@ -11,19 +11,15 @@ EQUAL = 1e-6  # largest range of a feature, as a share of the largest value, tha
 
 
 def choose_points(count: int, points: int, seed: int) -> numpy.ndarray:
-    """Indices [min(points, count)] into ``count`` images: the first of one permutation fixed by the seed.
+    """Indices [min(points, count)] into ``count`` images, the first of one permutation fixed by the seed.
 
-    Fewer points are therefore a subset of more points. The order is random, so that no class is drawn last.
+    Fewer points are a subset of more points, and no class is drawn last.
     """
     return torch.randperm(count, generator=generator(seed, "tsne points"))[:points].numpy()
 
 
 def select(arrays: dict[str, numpy.ndarray], tsne: Tsne) -> tuple[dict[str, numpy.ndarray], dict[str, numpy.ndarray]]:
-    """From an embeddings file: each latent [P, D] at the chosen points, and what is written beside its embedding.
-
-    Raises:
-        UserError: the perplexity is not below the number of points.
-    """
+    """From an embeddings file: each latent [P, D] at the chosen points, and what is written beside its embedding."""
     rows = choose_points(len(arrays["labels"]), tsne.points, tsne.seed)
     if tsne.perplexity >= len(rows):
         raise UserError(

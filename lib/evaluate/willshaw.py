@@ -45,15 +45,15 @@ def excitation(weights: Tensor, cues: Tensor) -> Tensor:
 
 
 def recall(weights: Tensor, cues: Tensor) -> Tensor:
-    """Units that every active unit of the cue excites: cues [Q, D] -> 0 and 1 [Q, D]; no stored unit is missed.
+    """Units that every active unit of the cue excites: cues [Q, D] -> 0 and 1 [Q, D].
 
-    Of a cue with units that are not in the stored code this recalls too little; see `recall_winners`.
+    No stored unit is missed, but of a cue with wrong units this recalls too little; see `recall_winners`.
     """
     return (excitation(weights, cues) == cues.float().sum(1, keepdim=True)).float()
 
 
 def recall_winners(weights: Tensor, cues: Tensor, count: int) -> Tensor:
-    """The ``count`` units that the cue excites most, ties by the cue's own units, then in order: [Q, D] -> [Q, D]."""
+    """The ``count`` units that the cue excites most, ties by the cue's own units, then in order: [Q, D]."""
     return k_winners(excitation(weights, cues) + 0.5 * cues.float(), count)
 
 
@@ -63,10 +63,7 @@ def partial_cues(codes: Tensor, count: int, stream: torch.Generator) -> Tensor:
 
 
 def noisy_cues(codes: Tensor, wrong: int, stream: torch.Generator) -> Tensor:
-    """Each code with ``wrong`` of its active units replaced by inactive ones, drawn evenly: [Q, D] -> [Q, D].
-
-    There must be as many inactive ones: ``wrong`` is at most D - k.
-    """
+    """Each code with ``wrong`` of its active units, at most D - k, replaced by inactive ones, drawn evenly: [Q, D]."""
     active = int(codes[0].sum())
     return partial_cues(codes, active - wrong, stream) + partial_cues(1 - codes.float(), wrong, stream)
 
@@ -120,6 +117,6 @@ def _found(answers: Tensor, codes: Tensor) -> float:
 
 
 def capacity(codes: Tensor, counts: list[int], cue: str, kept: list[int], seed: int) -> list[dict[str, object]]:
-    """`measure` of the first codes of a fixed random order, for each number of ``counts`` and of ``kept`` units."""
+    """`measure` of the first codes of a fixed random order, for each number of ``counts`` and ``kept`` units."""
     order = torch.randperm(len(codes), generator=generator(seed, "stored codes"))
     return [asdict(measure(codes[order[:count]], cue, units, seed)) for count in counts for units in kept]

@@ -21,11 +21,7 @@ def method_names() -> list[str]:
 
 
 def method_class(name: Any) -> type[Method]:
-    """The class that ``lib/methods/<name>.py`` defines.
-
-    Raises:
-        UserError: there is no such method.
-    """
+    """The class that ``lib/methods/<name>.py`` defines; a UserError if there is none."""
     if name not in method_names():
         raise UserError(
             f"no method is named {shown(name)}{nearest(name, method_names())}; allowed: {', '.join(method_names())}"
@@ -34,11 +30,7 @@ def method_class(name: Any) -> type[Method]:
 
 
 def typed_options(params: Pretraining) -> Any:
-    """The variant's options as its method types them.
-
-    Raises:
-        UserError: options that the method does not have.
-    """
+    """The variant's options as its method types them; a UserError if it does not have them."""
     where = f"variants.{params.variant}"
     return parse(method_class(params.method).Options, params.options, where, also=("method", *SHARED))
 
@@ -52,10 +44,7 @@ def try_method(params: Pretraining, images: int = 0, classes: int = 0, processes
     """Check a variant whole without computing anything: its options, and that its latents fit images and views.
 
     With ``images``, the number of training images, also whether the options fit to so many, of ``classes`` classes,
-    and to a batch that is shared by ``processes``.
-
-    Raises:
-        UserError: what `typed_options` or ``setup`` refuses, or a size that the method cannot work with.
+    and to a batch that is shared by ``processes``. A UserError tells what does not fit.
     """
     with torch.device("meta"), torch.no_grad():
         method = build_method(params).eval()

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lib.methods.base import WIDEST, Method, Named, expander, full_precision
-from lib.params.pretraining import Pretraining
+from lib.methods.base import WIDEST, ExpanderMethod, Named, full_precision
 from lib.params.spec import param
 
 EPSILON = 1e-5  # added to the variance, as BatchNorm does
@@ -15,9 +14,8 @@ EPSILON = 1e-5  # added to the variance, as BatchNorm does
 def barlow_twins(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Two views' units should correlate with themselves and with no other: embeddings [N, D] each.
 
-    Returns:
-        Invariance, the sum of (1 - C_dd)^2, and redundancy, the sum over d != e of C_de^2, where C_de is the
-        correlation over the batch of unit d of one view with unit e of the other.
+    Returns invariance, the sum of (1 - C_dd)^2, and redundancy, the sum over d != e of C_de^2, where C_de is the
+    correlation over the batch of unit d of one view with unit e of the other.
     """
     correlation = _standardize(first).T @ _standardize(second) / len(first)  # [D, D]
     itself = correlation.diagonal()
@@ -38,17 +36,8 @@ class BarlowTwinsOptions:
     expander: int = param(2048, low=2, high=WIDEST)
 
 
-class BarlowTwins(Method):
-    """One latent ``h`` and the expander's output ``y``, as it is."""
-
+class BarlowTwins(ExpanderMethod):
     Options = BarlowTwinsOptions
-
-    def __init__(self, options: BarlowTwinsOptions, params: Pretraining) -> None:
-        super().__init__(options, params)
-        self.expander = expander(self.encoder.width, options.expander)
-
-    def project(self, latents: Named) -> Named:
-        return {"y": self.expander(latents["h"]).float()}
 
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
         invariance, redundancy = barlow_twins(embeddings["y_a"], embeddings["y_b"])

@@ -1,15 +1,15 @@
 """What a method is: embeddings of views, a loss on embeddings, latents of images.
 
 Embedding and loss are apart: the training core gathers embeddings across processes, takes exact large batches in
-micro-batches, and a loss is tested without a network. Whatever a method remembers between steps is in buffers, so
-that a checkpoint holds it without knowing it.
+micro-batches, and a loss is tested without a network. What a method remembers between steps is in buffers, so that a
+checkpoint holds it.
 """
 
 import copy
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from typing import Any, ClassVar, NoReturn, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ class DataFacts:
 
 
 class Method(nn.Module):
-    """Base of every method. A subclass sets ``Options`` and defines ``project`` and ``loss``.
+    """Base of every method. A subclass sets ``Options`` and defines ``loss``, and ``project`` where there is one.
 
     As it stands it has one latent, ``h``: the encoder's map, pooled.
     """
@@ -49,6 +49,8 @@ class Method(nn.Module):
     views: int = 2  # augmented views of each image in a step
     needs: tuple[str, ...] = ()  # of indices, labels: what ``loss`` finds among the embeddings beside them
     halves: bool = False  # its latents are parts of one pooling, so that their mean is the whole one
+    # (option, value, others, what to set it to): with that value of the option the others have no effect
+    without_effect: tuple[tuple[str, Any, tuple[str, ...], str], ...] = ()
 
     @classmethod
     def reads(cls, options: Any) -> frozenset[str]:
@@ -58,6 +60,7 @@ class Method(nn.Module):
     def __init__(self, options: Any, params: Pretraining) -> None:
         super().__init__()
         self.options, self.params = options, params
+        self._check_effects()
         self.encoder: Any = self.network(params)
 
     def network(self, params: Pretraining) -> nn.Module:
@@ -65,13 +68,27 @@ class Method(nn.Module):
         assert params.encoder, "a method that does not read the shared encoder brings a network of its own"
         return build_encoder(params.encoder)
 
+    def _check_effects(self) -> None:
+        """Refuse an option that changes nothing, by ``without_effect``, unless it has its default."""
+        for option, value, names, remedy in self.without_effect:
+            for name in names if getattr(self.options, option) == value else ():
+                usual, now = getattr(self.Options, name), getattr(self.options, name)
+                why = f"which has no effect with {option} {value}; set {option} to {remedy}, or {name} to {usual}"
+                if now != usual:
+                    self.refuse(name, now, f", {why}")
+
+    def refuse(self, name: str, value: object, why: str) -> NoReturn:
+        """Raise UserError: the variant's option ``name`` is ``value``, then why that will not do, and what will."""
+        raise UserError(f"params.yaml: variants.{self.params.variant}.{name} is {value}{why}")
+
     def embed(self, views: list[Tensor]) -> Named:
-        """Per-image outputs that the loss compares: views [B, 3, S, S] each -> {name: [B, D]}.
+        """Per-image outputs that the loss compares: views [B, 3, S, S] each -> {name: [B, D]}, ``z`` as z_a and z_b.
 
         Each view has a forward pass, and so BatchNorm statistics, of its own, as in the study's code; SimCLR's
         official implementation shares them.
         """
-        return named_by_view([self.embed_view(view) for view in views])
+        by_view = zip("ab", map(self.embed_view, views))
+        return {f"{name}_{side}": values for side, view in by_view for name, values in view.items()}
 
     def embed_view(self, view: Tensor) -> Named:
         """One view's part of `embed`: [B, 3, S, S] -> {name: [B, D]}."""
@@ -86,8 +103,11 @@ class Method(nn.Module):
         return {"h": pool(self.encoder(images))}
 
     def project(self, latents: Named) -> Named:
-        """Where the loss acts: {name: [B, D]} -> {name: [B, P]}, L2-normalized if it compares directions alone."""
-        raise TypeError(f"{type(self).__name__} does not define project")
+        """Where the loss acts: {name: [B, D]} -> {name: [B, P]}, L2-normalized if it compares directions alone.
+
+        Nothing where the loss does not act on what the latents become.
+        """
+        return {}
 
     def watched(self, embeddings: Named) -> Named:
         """What must not become the same for all images, [B, D] each; a training says so where it does."""
@@ -103,16 +123,49 @@ class Method(nn.Module):
         """Called before fine-tuning: a method that stops gradients inside its encoder lets them pass."""
 
 
-class MomentumMethod(Method):
-    """A projection ``z`` of the latent, and a momentum (EMA) encoder and projector beside the online ones.
+class PixelMethod(Method):
+    """One view, seen as pixels in 0..1: what views are normalized with is kept, for evaluation too."""
 
-    They start equal, have no gradient, and follow the online parameters by a moving average after each step.
-    Parameters only: in training, BatchNorm in them normalizes a batch by that batch's own statistics, and its
+    views = 1
+    mean: Tensor  # [3], as std
+    std: Tensor
+
+    def __init__(self, options: Any, params: Pretraining) -> None:
+        super().__init__(options, params)
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("std", torch.ones(3))
+
+    def setup(self, facts: DataFacts) -> None:
+        self.mean.copy_(facts.mean)
+        self.std.copy_(facts.std)
+
+
+class ExpanderMethod(Method):
+    """One latent ``h`` and the output ``y`` of an expander, as it is: for losses without negatives.
+
+    It is linear, BatchNorm, ReLU, twice, then linear without bias.
+    """
+
+    def __init__(self, options: Any, params: Pretraining) -> None:
+        super().__init__(options, params)
+        units, layers = options.expander, list[nn.Module]()
+        for inputs in (self.encoder.width, units):
+            layers += [nn.Linear(inputs, units), nn.BatchNorm1d(units), nn.ReLU(inplace=True)]
+        self.expander = nn.Sequential(*layers, nn.Linear(units, units, bias=False))
+
+    def project(self, latents: Named) -> Named:
+        return {"y": self.expander(latents["h"]).float()}
+
+
+class MomentumMethod(Method):
+    """A projection ``z`` of the latent by ``head(width)``, and a momentum (EMA) encoder and projector.
+
+    They start as the online ones, have no gradient, and follow the online parameters by a moving average after each
+    step. Parameters only: in training, BatchNorm in them normalizes a batch by that batch's own statistics, and its
     running statistics come from its own forward passes. Evaluation sees the online encoder.
     """
 
     def __init__(self, options: Any, params: Pretraining, head: Callable[[int], nn.Module]) -> None:
-        """``head`` builds the projector from the encoder's width."""
         super().__init__(options, params)
         self.projector = head(self.encoder.width)
         self.momentum_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
@@ -127,7 +180,6 @@ class MomentumMethod(Method):
         return at_least_fp32(self.momentum_projector(pool(self.momentum_encoder(images))))
 
     def update_momentum(self, momentum: float) -> None:
-        """One step of the momentum encoder and projector towards the online ones."""
         update_ema(self.momentum_encoder, self.encoder, momentum)
         update_ema(self.momentum_projector, self.projector, momentum)
 
@@ -138,24 +190,11 @@ def update_ema(average: nn.Module, online: nn.Module, momentum: float) -> None:
     get_ema_multi_avg_fn(momentum)(list(average.parameters()), list(online.parameters()), None)
 
 
-def named_by_view(views: list[Named]) -> Named:
-    """What `embed_view` made of each view, in one: ``z`` of the two is ``z_a`` and ``z_b``."""
-    return {f"{name}_{side}": values for side, view in zip("ab", views) for name, values in view.items()}
-
-
 def projector(width: int, hidden: int, outputs: int) -> nn.Sequential:
     """SimCLR's head as the study had it: linear, BatchNorm, ReLU, linear."""
     return nn.Sequential(
         nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs)
     )
-
-
-def expander(width: int, units: int) -> nn.Sequential:
-    """The head of methods without negatives: linear, BatchNorm, ReLU, twice, then linear without bias."""
-    layers: list[nn.Module] = []
-    for inputs in (width, units):
-        layers += [nn.Linear(inputs, units), nn.BatchNorm1d(units), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.Linear(units, units, bias=False))
 
 
 def pool(features: Tensor) -> Tensor:
@@ -187,18 +226,6 @@ def full_precision(loss: Callable[P, T]) -> Callable[P, T]:
             return loss(*wide, **options)
 
     return in_fp32
-
-
-def require_effect(options: Any, variant: str, names: Iterable[str], with_what: str, remedy: str) -> None:
-    """Raise UserError if an option of ``names`` that changes nothing has another value than its default."""
-    usual = {field.name: field.default for field in fields(options)}
-    for name in names:
-        value = getattr(options, name)
-        if value != usual[name]:
-            raise UserError(
-                f"params.yaml: variants.{variant}.{name} is {value}, which has no effect with {with_what}; "
-                f"{remedy}, or {name} to {usual[name]}"
-            )
 
 
 def count_parameters(module: nn.Module) -> int:

@@ -18,7 +18,7 @@ from lib.params.spec import param
 def direction_distance(predictions: Tensor, targets: Tensor) -> Tensor:
     """Mean squared distance of L2-normalized embeddings, 2 - 2 cos: 0 if parallel, 2 if orthogonal, 4 if opposed.
 
-    Both are [N, D] of any length; targets are constants: they get no gradient.
+    Both are [N, D] of any length; targets get no gradient.
     """
     return (l2_normalize(predictions) - l2_normalize(targets.detach())).square().sum(1).mean()
 

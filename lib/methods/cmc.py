@@ -1,7 +1,7 @@
 """CMC, contrastive multiview coding (Tian, Krishnan and Isola 2019; docs/methods.md, 11): lightness against color.
 
-The two views are not two crops but the channels of one: an encoder of half width reads L, another a and b of
-Lab, and each must tell from the other's code which image it is.
+The two views are not two crops but the channels of one: an encoder of half width reads L, another a and b of Lab, and
+each must tell from the other's code which image it is.
 
 B images of a batch, D features, n images of the bank, m negatives of each image. Each loss is one direction, one
 view's embeddings that look for those of the other; the objective is the sum of both.
@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lib.encoders import build_encoder
-from lib.methods.base import WIDEST, DataFacts, Method, Named, at_least_fp32, l2_normalize, pool, require_effect
+from lib.methods.base import WIDEST, DataFacts, Named, PixelMethod, full_precision, l2_normalize, pool
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
-from lib.runtime.errors import UserError
 from lib.runtime.seeds import generator
 from lib.views.lab import normalized_lab
 
@@ -27,10 +26,9 @@ SIDES = ("l", "ab")
 
 
 def in_batch(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
-    """Each query must find the key of its own image among all B: mean of -log softmax, in nats.
+    """Each L2-normalized query [B, D] must find the key [B, D] of its own image: mean of -log softmax, in nats.
 
-    Args:
-        queries, keys: L2-normalized, [B, D] each; row i of both is image i. Both carry a gradient.
+    Both carry a gradient.
     """
     logits = _cosines(queries, keys) / temperature  # [B, B]
     return functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
@@ -39,10 +37,8 @@ def in_batch(queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
 def bank_logits(queries: Tensor, bank: Tensor, own: Tensor, negatives: Tensor, temperature: float) -> Tensor:
     """Cosines over temperature of each query with its own row of the bank, then with its negatives: [B, 1 + m].
 
-    Args:
-        queries: L2-normalized, [B, D].
-        bank: the other view's, L2-normalized, [n, D]; it gets no gradient.
-        own, negatives: int64 [B] and [B, m], rows of the bank.
+    Queries [B, D] and the other view's bank [n, D], which gets no gradient, are L2-normalized; ``own`` and
+    ``negatives``, int64 [B] and [B, m], are rows of the bank.
     """
     # logits of the whole bank are picked from: B n numbers instead of the B m D of the negatives' rows
     logits = _cosines(queries, bank.detach()) / temperature  # [B, n]
@@ -57,13 +53,8 @@ def softmax_error(logits: Tensor) -> Tensor:
 def nce_error(logits: Tensor, log_normalizer: Tensor, images: int) -> Tensor:
     """Noise-contrastive estimation: is a row the image's own, or one of m drawn evenly from n? Mean over B.
 
-    With P = exp(logit) / Z it is -log(P / (P + m / n)) at the first column, and the sum of
-    -log((m / n) / (P + m / n)) over the others. P = 1 / n everywhere: log(1 + m) + m log(1 + 1 / m).
-
-    Args:
-        logits: [B, 1 + m], of `bank_logits`.
-        log_normalizer: [], log Z, a constant: `first_log_normalizer` of the first batch.
-        images: n.
+    With P = exp(logit) / Z, for logits [B, 1 + m] and n ``images``, it is -log(P / (P + m / n)) at the first column,
+    and the sum of -log((m / n) / (P + m / n)) over the others. P = 1 / n everywhere: log(1 + m) + m log(1 + 1 / m).
     """
     noise = math.log((logits.shape[1] - 1) / images)  # a plain number: a tensor of it would make the host wait
     odds = logits - log_normalizer - noise  # log of P n / m
@@ -73,15 +64,15 @@ def nce_error(logits: Tensor, log_normalizer: Tensor, images: int) -> Tensor:
 def first_log_normalizer(logits: Tensor, images: int) -> Tensor:
     """log Z, with Z the mean of exp(logit) over a batch, times the number of images: [], without gradient.
 
-    Kept as a logarithm, because exp of a logit of 100, a cosine of 1 at temperature 0.01, is beyond fp32.
+    A logarithm, because exp of a logit of 100, a cosine of 1 at temperature 0.01, is beyond fp32.
     """
     return logits.detach().flatten().logsumexp(0) + math.log(images / logits.numel())
 
 
+@full_precision
 def _cosines(first: Tensor, second: Tensor) -> Tensor:
-    """[N, D] x [M, D], L2-normalized -> [N, M], in fp32 at least whatever the caller's autocast."""
-    with torch.autocast(first.device.type, enabled=False):
-        return at_least_fp32(first) @ at_least_fp32(second).T
+    """[N, D] x [M, D], L2-normalized -> [N, M]."""
+    return first @ second.T
 
 
 @dataclass(frozen=True)
@@ -100,7 +91,7 @@ class CMCOptions:
 
 
 class SplitEncoder(nn.Module):
-    """Two encoders of half width, of one channel and of two. Shape: Lab [B, 3, S, S] -> map [B, width, s, s]."""
+    """Two encoders of half width: Lab [B, 3, S, S] -> map [B, width, s, s]."""
 
     lightness: Any
     color: Any
@@ -119,33 +110,23 @@ class SplitEncoder(nn.Module):
         return {**self.lightness.about(), "inputs": "L and ab", "width": self.width}
 
 
-class CMC(Method):
+class CMC(PixelMethod):
     """One crop, two encoders; the main latent ``h`` is ``l`` and ``ab`` one after the other."""
 
     Options = CMCOptions
-    views = 1
     needs = ("indices",)
+    without_effect = (("form", "batch", ("negatives", "bank_momentum"), "bank or nce"),)
     encoder: SplitEncoder
-    mean: Tensor  # [3], as std: what the views are normalized with
-    std: Tensor
     bank_l: Tensor  # [n, outputs], as bank_ab
     bank_ab: Tensor
     log_normalizers: Tensor  # [2], of NCE for l and ab; -inf: no batch seen yet
 
     def __init__(self, options: CMCOptions, params: Pretraining) -> None:
         super().__init__(options, params)
-        if options.form == "batch":
-            names = ("negatives", "bank_momentum")
-            require_effect(options, params.variant, names, "form batch", "set form to bank or nce")
-        if params.augment.grayscale > 0:
-            raise UserError(
-                f"params.yaml: variants.{params.variant}.augment.grayscale is {params.augment.grayscale:g}; allowed "
-                "with cmc: 0, because gray images have no color to tell them by"
-            )
-        self.seed = params.seed
+        if (gray := params.augment.grayscale) > 0:
+            allowed = "allowed with cmc: 0, because gray images have no color to tell them by"
+            self.refuse("augment.grayscale", f"{gray:g}", f"; {allowed}")
         self.heads = nn.ModuleDict({side: nn.Linear(self.encoder.width // 2, options.outputs) for side in SIDES})
-        self.register_buffer("mean", torch.zeros(3))
-        self.register_buffer("std", torch.ones(3))
         for side in SIDES if options.form != "batch" else ():
             self.register_buffer(f"bank_{side}", torch.empty(0, options.outputs))  # as long as the data
         if options.form == "nce":
@@ -156,10 +137,9 @@ class CMC(Method):
         return SplitEncoder(str(params.encoder))
 
     def setup(self, facts: DataFacts) -> None:
-        self.mean.copy_(facts.mean)
-        self.std.copy_(facts.std)
+        super().setup(facts)
         for number, side in enumerate(SIDES if self.options.form != "batch" else ()):
-            stream = generator(self.seed, "memory bank", number)
+            stream = generator(self.params.seed, "memory bank", number)
             rows = l2_normalize(torch.randn(facts.count, self.options.outputs, generator=stream))
             setattr(self, f"bank_{side}", rows.to(self.mean.device))
 
@@ -174,9 +154,9 @@ class CMC(Method):
         return self.embed_view(views[0])
 
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
-        lightness, color, temperature = embeddings["z_l"], embeddings["z_ab"], self.options.temperature
         if self.options.form == "batch":
-            find_ab, find_l = in_batch(lightness, color, temperature), in_batch(color, lightness, temperature)
+            light, color, temperature = embeddings["z_l"], embeddings["z_ab"], self.options.temperature
+            find_ab, find_l = in_batch(light, color, temperature), in_batch(color, light, temperature)
         else:
             find_ab, find_l = self._in_bank(embeddings)
         return find_ab + find_l, {"find_ab": find_ab, "find_l": find_l}

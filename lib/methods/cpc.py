@@ -2,10 +2,10 @@
 
 From the code of a patch, linear maps predict the codes of patches in the rows below it, and each prediction must
 tell its patch from patches of other images: by InfoNCE (van den Oord et al. 2018) or by a hinge (Illing et al.
-2021). A code is its own context, as in Greedy InfoMax, so there is no recurrent network over the patches.
+2021). A code is its own context, as in Greedy InfoMax: there is no recurrent network over the patches.
 
 CLAPP as its authors' script has it is ``loss: hinge``, ``form: asynchronous``, ``negatives: 1``, ``places: same``,
-``asymmetric: true`` and ``local: true``; Hinge-CPC is the same without ``local``. CLAPP-s is ``loss: hinge`` and
+``asymmetric: true`` and ``local: true``; Hinge-CPC is the same without ``local``; CLAPP-s is ``loss: hinge`` and
 ``local: true`` alone.
 
 B images, P places in each, D features, n negatives of each prediction. The places of all K distances are laid out one
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from lib.encoders.vgg6 import GRID, VGG6
-from lib.methods.base import Method, Named, at_least_fp32, require_effect
+from lib.methods.base import Method, Named, at_least_fp32, full_precision
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
 from lib.runtime.chunks import chunks
@@ -29,20 +29,21 @@ SKIP = 1  # neighboring rows share pixels, so the nearest row that is predicted 
 FURTHEST = GRID - 1 - SKIP  # rows ahead, counted after those skipped
 
 
+@full_precision
 def true_logits(predicted: Tensor, codes: Tensor) -> Tensor:
     """u of each prediction and the patch that it is about, their plain product: [B, P, D] each -> [B, P]."""
-    return (at_least_fp32(predicted) * at_least_fp32(codes)).sum(2)
+    return (predicted * codes).sum(2)
 
 
+@full_precision
 def false_logits(predicted: Tensor, codes: Tensor, negatives: Tensor) -> Tensor:
     """u of each prediction and each of its n ``negatives`` [B, P, n], numbered as in codes [B * P, D]: [B, P, n]."""
-    rows, predicted = at_least_fp32(codes).flatten(0, 1), at_least_fp32(predicted)
+    rows = codes.flatten(0, 1)
     images, places, count = negatives.shape
     # The n codes of every prediction are laid out for it, B P n D numbers in all: some places at a time fit a cache.
     parts = chunks(places, images * count * rows.shape[1])
-    with torch.autocast(rows.device.type, enabled=False):
-        # `embedding` adds up a code's gradients in one order; those of rows[...] come in the order of the threads
-        logits = [(embedding(negatives[:, part], rows) @ predicted[:, part, :, None]).squeeze(3) for part in parts]
+    # `embedding` adds up a code's gradients in one order; those of rows[...] come in the order of the threads
+    logits = [(embedding(negatives[:, part], rows) @ predicted[:, part, :, None]).squeeze(3) for part in parts]
     return torch.cat(logits, 1)
 
 
@@ -51,7 +52,7 @@ def draw_negatives(images: int, count: int, places: tuple[int, ...], where: str)
 
     With replacement, on the CPU from torch's global generator, so that every device sees the same. ``where``: any
     place of any other image, each as likely; or the same, the very place of ``count`` other images, which are the
-    same for all places of a distance. The image itself is left out, and with it the true patch.
+    same for all places of a distance.
     """
     drawn, start, own = [], 0, torch.arange(images)[:, None, None]
     for size in places:
@@ -62,18 +63,16 @@ def draw_negatives(images: int, count: int, places: tuple[int, ...], where: str)
     return torch.cat(drawn, 1)
 
 
+@full_precision
 def info_nce(true: Tensor, false: Tensor, places: tuple[int, ...] = ()) -> Tensor:
     """Mean of -log softmax at the true patch, in nats, of each distance: [K]; all logits equal: log(1 + n).
 
-    Args:
-        true: logits [B, P] of the true patches.
-        false: logits [B, P, n] of the others; the true one is in the denominator beside them.
-        places: of each distance; one distance if not given.
+    Logits are [B, P] of the true patches and [B, P, n] of the others; without ``places`` there is one distance.
     """
-    true, false = at_least_fp32(true), at_least_fp32(false)
     return by_distance(torch.cat([true[:, :, None], false], 2).logsumexp(2) - true, places).mean(0)
 
 
+@full_precision
 def hinge(true: Tensor, false: Tensor, places: tuple[int, ...] = (), same: Tensor | None = None) -> Tensor:
     """True patches above 1, others below -1: mean of max(0, 1 - u) plus mean of max(0, 1 + u), of each distance [K].
 
@@ -81,8 +80,8 @@ def hinge(true: Tensor, false: Tensor, places: tuple[int, ...] = (), same: Tenso
     predictions of an image meet either their true patches (``same``) or others, each mean is over the images of its
     kind, and a kind without images adds 0. With all logits 0 both forms cost exactly 2. Arguments as of `info_nce`.
     """
-    pulled = by_distance(torch.relu(1 - at_least_fp32(true)), places)  # [B, K]
-    pushed = by_distance(torch.relu(1 + at_least_fp32(false)).mean(2), places)
+    pulled = by_distance(torch.relu(1 - true), places)  # [B, K]
+    pushed = by_distance(torch.relu(1 + false).mean(2), places)
     if same is None:
         return (pulled + pushed).mean(0)
     return _mean_of(pulled, same) + _mean_of(pushed, ~same)
@@ -106,9 +105,8 @@ class CPCOptions:
     ``negatives`` of each prediction, drawn from ``places``: any of other images, or the very place of the true one.
     ``form`` of the hinge: in a step an image's predictions meet true patches and others, or one kind (asynchronous),
     by a coin of the image that each layer and each direction tosses anew, as in the authors' code.
-    ``local``: every layer predicts its own codes and learns from its own loss; no gradient passes between layers.
-    ``asymmetric``: maps of their own for the way from predicted to predicting code, so that no weight is used in
-    both directions.
+    ``local``: every layer learns from its own loss alone; no gradient passes between layers. ``asymmetric``: maps of
+    their own for the way from predicted to predicting code, so that no weight is used in both directions.
     """
 
     loss: str = param("info_nce", choices=("info_nce", "hinge"))
@@ -123,17 +121,14 @@ class CPCOptions:
 
 
 class Ahead(nn.Module):
-    """A linear map without bias for each number of rows ahead: the code it predicts there, from each patch above.
-
-    Weights start at the size 1 / D, so that logits start of the order of one whatever the width.
-    """
+    """A linear map without bias for each number of rows ahead: the code it predicts there, from each patch above."""
 
     def __init__(self, width: int, furthest: int) -> None:
         super().__init__()
         maps = [nn.Linear(width, width, bias=False) for _ in range(furthest)]
         self.maps = nn.ModuleList(maps)
         for layer in maps:
-            nn.init.normal_(layer.weight, std=1 / width)
+            nn.init.normal_(layer.weight, std=1 / width)  # logits start of the order of one whatever the width
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes [B, 7, 7, D] -> all predictions of an image in one row, [B, P * D]."""
@@ -162,16 +157,15 @@ class CPC(Method):
 
     Options = CPCOptions
     views = 1
+    without_effect = (("loss", "info_nce", ("form",), "hinge"),)
     encoder: VGG6
 
     @classmethod
     def reads(cls, options: CPCOptions) -> frozenset[str]:
-        return frozenset()  # its encoder is its own
+        return frozenset()
 
     def __init__(self, options: CPCOptions, params: Pretraining) -> None:
         super().__init__(options, params)
-        if options.loss == "info_nce":
-            require_effect(options, params.variant, ("form",), "loss info_nce", "set loss to hinge")
         widths = {f"layer{number}": width for number, width in enumerate(self.encoder.widths, 1)}
         self.names = list(widths) if options.local else list(widths)[-1:]  # of the layers that have a loss
         self.ways = ("ahead", "back") if options.asymmetric else ("ahead",)
@@ -200,7 +194,7 @@ class CPC(Method):
         """The sum over the layers of the mean over the distances.
 
         Parts are the layers' losses, or the distances' where one layer alone learns; and ``score``, the mean size of
-        the logits of true patches at the last layer: they have no bound, and a hinge may be met by growth alone.
+        the true patches' logits at the last layer: they have no bound, and a hinge may be met by growth alone.
         """
         errors: Named = {}
         for name in self.names:
@@ -234,10 +228,6 @@ class CPC(Method):
         means = {name: codes.mean((1, 2)) for name, codes in self._codes(images).items()}
         last = means.pop(self.names[-1])
         return {self.names[-1] if means else "h": last, **means}
-
-    def project(self, latents: Named) -> Named:
-        """None: the loss acts on patches, not on an image's latent."""
-        return {}
 
     def _codes(self, images: Tensor) -> Named:
         """Of the layers that have a loss: [B, 7, 7, D] by name."""

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lib.methods.base import WIDEST, Method, Named, at_least_fp32, pool, require_effect
+from lib.methods.base import WIDEST, Method, Named, at_least_fp32, full_precision, pool
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
-from lib.runtime.errors import UserError
 
 SAME_MARGIN = 0.1  # of `contrast`: codes of one group may be as far apart for nothing
 
@@ -30,13 +29,9 @@ SAME_MARGIN = 0.1  # of `contrast`: codes of one group may be as far apart for n
 def triplet(codes: Tensor, groups: Tensor, margin: float, mining: str) -> Tensor:
     """Mean of max(0, cos(a, n) - cos(a, p) + margin) over the rows a that have a triplet, 0 where none has.
 
-    Every row is an anchor once; p is drawn among the others of its group, from torch's global generator.
-
-    Args:
-        codes: [R, D], not all zero in any row.
-        groups: int64 [R].
-        mining: how n is chosen among the rows of other groups: ``random``, or ``semi_hard``, the most similar of
-            those that are less similar than the positive, by less than the margin.
+    Of codes [R, D], none all zero, with int64 groups [R], every one is an anchor once; p is drawn among the others of
+    its group, from torch's global generator. ``mining`` chooses n among the rows of other groups: ``random``, or
+    ``semi_hard``, the most similar of those that are less similar than the positive, by less than the margin.
     """
     similarity = cosines(codes)
     partners, others = _pairs(groups)
@@ -67,11 +62,11 @@ def agreement(codes: Tensor, groups: Tensor) -> Tensor:
     return _mean(1 - cosines(codes), _pairs(groups)[0])
 
 
+@full_precision
 def cosines(codes: Tensor) -> Tensor:
-    """Cosines of all pairs of rows, in fp32 at least: [R, D] -> [R, R]."""
-    rows = functional.normalize(at_least_fp32(codes), dim=1)
-    with torch.autocast(rows.device.type, enabled=False):
-        return rows @ rows.T
+    """Cosines of all pairs of rows: [R, D] -> [R, R]."""
+    rows = functional.normalize(codes, dim=1)
+    return rows @ rows.T
 
 
 def _pairs(groups: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,7 +76,7 @@ def _pairs(groups: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mean(values: Tensor, where: Tensor) -> Tensor:
-    """0 where there is nothing to take the mean of."""
+    """Of the values at ``where``; 0 if there are none."""
     return (values * where).sum() / where.sum().clamp(min=1)
 
 
@@ -121,10 +116,10 @@ def scaled(rows: Tensor, usage: Tensor, target: Tensor, form: str, strength: flo
     """Synaptic scaling: units [D] that were active more often than ``target`` are held back, the others favored.
 
     ``additive`` shifts rows [B, D] by strength times (1 - usage / target): a silent unit gains ``strength``, one of
-    twice the target loses as much, at any sparsity. Where rows are normal with deviation 1 and threshold t, differences
-    of use shrink by the factor 1 + strength * density(t) / target: threefold with strength 1 and target 0.05.
-    ``multiplicative`` is the source's factor, exp of strength times (target - usage), which drives a negative entry of
-    a rarely used unit further down and hardly moves the others: use of 0.05 too little is a factor of 1.05.
+    twice the target loses as much. Where rows are normal with deviation 1 and threshold t, differences of use shrink
+    by the factor 1 + strength * density(t) / target: threefold with strength 1 and target 0.05. ``multiplicative`` is
+    the source's factor, exp of strength times (target - usage), which drives a negative entry of a rarely used unit
+    further down and hardly moves the others: use of 0.05 too little is a factor of 1.05.
     """
     if form == "off":
         return rows
@@ -150,9 +145,8 @@ class KWTAOptions:
     ``sparsity`` and ``hardness`` are reached after the share ``ramp`` of the steps, the source's, from their starts.
     Hardness is per deviation of the drive: from 4 on, unrelated soft codes of 30 % active units have cosines below 0.5,
     so that equal positives meet a margin of 0.5; at 1 they have 0.8. ``training_code``: what the loss sees.
-    ``triplets`` belong to the triplet loss, ``margin``, a difference of cosines, to it and to contrast.
-    ``scaling_strength`` is in deviations of the drive (`scaled`), ``usage_rate`` the share of a batch in the running
-    mean of each unit's use.
+    ``margin`` is a difference of cosines; ``scaling_strength`` is in deviations of the drive (`scaled`);
+    ``usage_rate`` is the share of a batch in the running mean of each unit's use.
     ``flatten``: ``h`` is the encoder's whole map, every place of it, and not the mean over its places.
     """
 
@@ -177,6 +171,13 @@ class KWTA(Method):
     """Encoder, ``h``, a linear layer without bias, standardization, scaling, k winners. The main latent is the code."""
 
     Options = KWTAOptions
+    without_effect = (
+        ("loss", "contrast", ("triplets",), "triplet"),
+        ("loss", "positives", ("triplets",), "triplet"),
+        ("loss", "positives", ("margin",), "triplet or contrast"),
+        ("scaling", "off", ("scaling_strength", "usage_rate"), "additive"),
+        ("training_code", "hard", ("hardness", "hardness_start"), "sigmoid"),
+    )
     encoder: Any
     usage: Tensor  # [D], the running mean of each unit's use
     count: Tensor  # [], k of the training code
@@ -185,7 +186,10 @@ class KWTA(Method):
 
     def __init__(self, options: KWTAOptions, params: Pretraining) -> None:
         super().__init__(options, params)
-        _check(options, params.variant)
+        for name in ("sparsity", "sparsity_start"):
+            if active_units(share := getattr(options, name), options.units) >= options.units:
+                remedy = "allowed: a share that leaves at least one inactive"
+                self.refuse(name, share, f", which makes all {options.units} units active; {remedy}")
         if options.positives == "class":
             self.views, self.needs = 1, ("labels",)
         places = _places(self.encoder, params.image_size) if options.flatten else 1
@@ -260,26 +264,6 @@ def _places(encoder: nn.Module, pixels: int) -> int:
         features = encoder.eval()(torch.zeros(1, 3, pixels, pixels))
     encoder.train()
     return features.shape[2:].numel()
-
-
-def _check(options: KWTAOptions, variant: str) -> None:
-    """Refuse numbers of winners that leave no loser, and settings without effect."""
-    for name in ("sparsity", "sparsity_start"):
-        share, units = getattr(options, name), options.units
-        if active_units(share, units) >= units:
-            raise UserError(
-                f"params.yaml: variants.{variant}.{name} is {share}, which makes all {units} units "
-                "active; allowed: a share that leaves at least one inactive"
-            )
-    if options.loss != "triplet":
-        require_effect(options, variant, ("triplets",), f"loss {options.loss}", "set loss to triplet")
-    if options.loss == "positives":
-        require_effect(options, variant, ("margin",), "loss positives", "set loss to triplet or contrast")
-    if options.scaling == "off":
-        require_effect(options, variant, ("scaling_strength", "usage_rate"), "scaling off", "set scaling to additive")
-    if options.training_code == "hard":
-        names = ("hardness", "hardness_start")
-        require_effect(options, variant, names, "training_code hard", "set training_code to sigmoid")
 
 
 METHOD = KWTA

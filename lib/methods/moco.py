@@ -3,9 +3,8 @@
 A query finds its key, which a momentum encoder makes of the other view, among the keys of earlier steps. They wait in
 a queue, so that there are many negatives whatever the batch size.
 
-``norm_rows`` and ``shuffle`` are about what BatchNorm tells: it normalizes a batch as one, and a network can read from
-it which query and key were in one batch. In groups of ``norm_rows`` images, and the keys in other groups than their
-queries, it tells nothing.
+BatchNorm normalizes a batch as one, and a network can read from it which query and key were in one batch. In groups
+of ``norm_rows`` images, and with ``shuffle``, the keys in other groups than their queries, it tells nothing.
 """
 
 from dataclasses import dataclass
@@ -14,23 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lib.methods.base import WIDEST, DataFacts, MomentumMethod, Named, full_precision, l2_normalize, require_effect
+from lib.methods.base import WIDEST, DataFacts, MomentumMethod, Named, full_precision, l2_normalize
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
-from lib.runtime.errors import UserError
 
 
 @full_precision
 def queue_contrast(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """Each query must find its key among the keys of the queue; the rest of the batch does not count.
+    """Each query must find its key among the keys of the queue: mean of -log softmax at the key, in nats.
 
-    Args:
-        queries, keys: L2-normalized, [N, D]; key i is the positive of query i and a constant: it gets no gradient.
-        queue: L2-normalized keys of earlier steps [Q, D], none of this one; constants.
-        temperature: divides the cosines.
-
-    Returns:
-        The mean of -log softmax at the positive, which is in the denominator, in nats.
+    Queries and keys are L2-normalized [N, D], key i the positive of query i; the queue, [Q, D], holds L2-normalized
+    keys of earlier steps. Keys and queue get no gradient. The rest of the batch does not count.
     """
     positives = (queries * keys.detach()).sum(1) / temperature  # [N]
     negatives = ((queries / temperature) @ queue.detach().T).logsumexp(1)  # [N, Q] -> [N]
@@ -57,7 +50,7 @@ class MoCoOptions:
 
     @property
     def ways(self) -> tuple[tuple[str, str], ...]:
-        """The views that are query and key, of both ways or one."""
+        """The views that are query and key."""
         return (("a", "b"), ("b", "a")) if self.symmetric else (("a", "b"),)
 
 
@@ -65,12 +58,18 @@ class MoCo(MomentumMethod):
     """Queries ``q`` of the online side, keys ``k`` of the momentum side, a queue of older keys: L2-normalized all."""
 
     Options = MoCoOptions
+    without_effect = (("norm_rows", 0, ("shuffle",), "at least 2"),)
     queue: Tensor
     oldest: Tensor
 
     def __init__(self, options: MoCoOptions, params: Pretraining) -> None:
-        _check(options, params)
         super().__init__(options, params, lambda width: _head(options.head, width, options.projector_out))
+        added = len(options.ways) * params.batch_size
+        if params.epochs and options.queue % added:
+            keys = "keys that join it in a step (batch_size, twice that if symmetric)"
+            self.refuse("queue", options.queue, f"; allowed: a multiple of {added}, the {keys}")
+        together = "micro_batch_size" if params.micro_batch_size else "batch_size"
+        self._check_groups(getattr(params, together), together, 2)
         self.register_buffer("queue", l2_normalize(torch.randn(options.queue, options.projector_out)))
         self.register_buffer("oldest", torch.zeros((), dtype=torch.int64))  # the row that is replaced next
         self.arrived = torch.empty(0, options.projector_out)  # the step's keys, which join the queue after it
@@ -78,22 +77,26 @@ class MoCo(MomentumMethod):
     def setup(self, facts: DataFacts) -> None:
         images = self.options.queue // len(self.options.ways)
         if self.params.epochs and images > facts.count:
-            raise UserError(
-                f"params.yaml: variants.{self.params.variant}.queue is {self.options.queue}, keys of {images} images; "
-                f"allowed: keys of at most the number of training images, {facts.count}, because an image must not "
-                "meet itself among its negatives"
-            )
+            most = f"keys of at most the number of training images, {facts.count}"
+            why = f"keys of {images} images; allowed: {most}, because an image must not meet itself among its negatives"
+            self.refuse("queue", self.options.queue, f", {why}")
         # one group in a process would do, but not where keys are to change groups
         least = 2 if self.options.shuffle else 1
-        _check_groups(self.options, self.params, facts.local_batch, "the images of a batch in each process", least)
+        self._check_groups(facts.local_batch, "the images of a batch in each process", least)
+
+    def _check_groups(self, images: int, where: str, least: int) -> None:
+        """Refuse if so many images, of ``where``, are not ``least`` whole groups for BatchNorm; 0 epochs have none."""
+        size = self.options.norm_rows
+        if self.params.epochs and size and (size == 1 or images % size or images // size < least):
+            divisor = f"a number from 2 on that divides {where}, {images}, into {least} groups or more"
+            self.refuse("norm_rows", size, f"; allowed: 0 (all images at once), or {divisor}")
 
     def embed(self, views: list[Tensor]) -> Named:
         """q_a and k_b; with both ways also q_b and k_a."""
         by_name = dict(zip("ab", views))
         embeddings: Named = {}
         for query, key in self.options.ways:
-            embeddings[f"q_{query}"] = self.queries(by_name[query])
-            embeddings[f"k_{key}"] = self.keys(by_name[key])
+            embeddings |= {f"q_{query}": self.queries(by_name[query]), f"k_{key}": self.keys(by_name[key])}
         return embeddings
 
     def queries(self, images: Tensor) -> Tensor:
@@ -116,13 +119,12 @@ class MoCo(MomentumMethod):
         return images.tensor_split(max(1, len(images) // size)) if size else (images,)
 
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
-        self.arrived = torch.cat([embeddings[f"k_{key}"].detach().float() for _, key in self.options.ways])
-        parts = {
-            f"contrast_{query}{key}": queue_contrast(
-                embeddings[f"q_{query}"], embeddings[f"k_{key}"], self.queue, self.options.temperature
-            )
-            for query, key in self.options.ways
-        }
+        parts, arrived = {}, []
+        for query, key in self.options.ways:
+            queries, keys = embeddings[f"q_{query}"], embeddings[f"k_{key}"]
+            parts[f"contrast_{query}{key}"] = queue_contrast(queries, keys, self.queue, self.options.temperature)
+            arrived.append(keys.detach().float())
+        self.arrived = torch.cat(arrived)
         return torch.stack(list(parts.values())).sum(), parts
 
     def after_step(self, step: int, steps: int) -> None:
@@ -132,10 +134,8 @@ class MoCo(MomentumMethod):
 
 @torch.no_grad()
 def enqueue(queue: Tensor, oldest: Tensor, keys: Tensor) -> None:
-    """Put ``keys`` [B, D] in the place of the oldest of ``queue`` [Q, D], a ring that starts at row ``oldest`` [].
-
-    Everything stays on the device: nothing waits for the number in ``oldest``.
-    """
+    """Put ``keys`` [B, D] in the place of the oldest of ``queue`` [Q, D], a ring that starts at row ``oldest`` []."""
+    # everything stays on the device: nothing waits for the number in ``oldest``
     rows = (oldest + torch.arange(len(keys), device=queue.device)) % len(queue)
     queue.index_copy_(0, rows, keys.to(queue.dtype))
     oldest.copy_((oldest + len(keys)) % len(queue))
@@ -144,45 +144,18 @@ def enqueue(queue: Tensor, oldest: Tensor, keys: Tensor) -> None:
 def dealt_out(count: int, size: int, device: torch.device | str = "cpu") -> Tensor:
     """An order [count] that deals consecutive groups of ``size`` out to as many groups as there are, like cards.
 
-    Every new group gets about as many images of one old group as of any other. It is the same in each step: the
-    images in each row are random already.
+    Every new group gets about as many images of one old group as of any other, the same in each step: the images are
+    in a random order already.
     """
     place = torch.arange(count, device=device)
     return (place % size * count + place).argsort()
 
 
 def _head(kind: str, width: int, outputs: int) -> nn.Module:
-    """The projector of version 1 or of version 2, neither with BatchNorm."""
+    """Neither version has BatchNorm in its projector."""
     if kind == "linear":
         return nn.Linear(width, outputs)
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, outputs))
-
-
-def _check(options: MoCoOptions, params: Pretraining) -> None:
-    """Raise UserError for a queue that does not hold whole steps, or a choice without effect."""
-    added = len(options.ways) * params.batch_size
-    if params.epochs and options.queue % added:
-        raise UserError(
-            f"params.yaml: variants.{params.variant}.queue is {options.queue}; allowed: a multiple of {added}, the "
-            "keys that join it in a step (batch_size, twice that if symmetric)"
-        )
-    if not options.norm_rows:
-        require_effect(options, params.variant, ("shuffle",), "norm_rows 0", "set norm_rows to at least 2")
-    together = "micro_batch_size" if params.micro_batch_size else "batch_size"
-    _check_groups(options, params, getattr(params, together), together, 2)
-
-
-def _check_groups(options: MoCoOptions, params: Pretraining, images: int, where: str, least: int) -> None:
-    """Raise UserError unless so many images, of ``where``, are whole groups for BatchNorm, and at least so many.
-
-    A variant of 0 epochs has no batches.
-    """
-    size = options.norm_rows
-    if params.epochs and size and (size == 1 or images % size or images // size < least):
-        raise UserError(
-            f"params.yaml: variants.{params.variant}.norm_rows is {size}; allowed: 0 (all images at once), or a number "
-            f"from 2 on that divides {where}, {images}, into {least} groups or more"
-        )
 
 
 METHOD = MoCo

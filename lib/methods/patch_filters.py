@@ -1,11 +1,9 @@
 """Filters learned from overlapping patches, layer by layer (docs/methods.md, 13), as shallow-conv does.
 
-One small square is cut from each image, and all 7x7 patches in it, which overlap nearly whole, are to be near
-one another and far from the patches of other images. With a second layer, the first half of the steps trains
-the first, each pair against a semi-hard negative; then it stays, and patches of its map train the second, each pair
-against the hardest one. The margin is a squared distance of responses to pixels in 0..1, so filters see these, not
-normalized ones. What the first layer is worth shows when a classifier starts from it (`lib.evaluate.transfer`), what
-both are worth in the latents.
+One small square is cut from each image, and all 7x7 patches in it, which overlap nearly whole, are to be near one
+another and far from the patches of other images. With a second layer, the first half of the steps trains the first,
+each pair against a semi-hard negative; then it stays, and patches of its map train the second, each pair against the
+hardest one. The margin is a squared distance of responses to pixels in 0..1, so filters see these, not normalized ones.
 
 B images with P patches each, embeddings of D numbers; A = B P (P - 1) / 2 pairs (anchor, positive), each unordered
 pair once, its first patch the anchor.
@@ -20,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 
 from lib.encoders.shallow import Shallow, map_side
-from lib.methods.base import DataFacts, Method, Named, at_least_fp32, pool
+from lib.methods.base import Named, PixelMethod, full_precision, pool
 from lib.params.pretraining import Pretraining
 from lib.params.spec import param
 from lib.runtime.chunks import chunks
@@ -33,6 +31,7 @@ SQUARE = 8  # pixels, for the first layer where a second asks for larger squares
 Mining = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
+@full_precision
 def patch_triplets(patches: Tensor, margin: float, mining: Mining) -> tuple[Tensor, Tensor]:
     """Mean over triples of d(a, p) - d(a, n) + margin, of patches [B, P, D]; and the share of pairs that have one.
 
@@ -41,7 +40,7 @@ def patch_triplets(patches: Tensor, margin: float, mining: Mining) -> tuple[Tens
     """
     count, each, _ = patches.shape
     first, second = torch.triu_indices(each, each, 1, device=patches.device)
-    distances = squared_distances(at_least_fp32(patches).flatten(0, 1))  # [B P, B P]
+    distances = squared_distances(patches.flatten(0, 1))  # [B P, B P]
     starts = torch.arange(count, device=patches.device)[:, None] * each
     owner = torch.arange(len(distances), device=patches.device) // each  # the image of each patch
     anchors, positives = (starts + first).flatten(), (starts + second).flatten()
@@ -57,19 +56,18 @@ def patch_triplets(patches: Tensor, margin: float, mining: Mining) -> tuple[Tens
     return (losses * exists).sum() / exists.sum().clamp(min=1), exists.float().mean()
 
 
+@full_precision
 def squared_distances(rows: Tensor) -> Tensor:
     """[N, N] of rows [N, D], not below 0."""
-    with torch.autocast(rows.device.type, enabled=False):
-        length = rows.square().sum(1)
-        return (length[:, None] + length - 2 * rows @ rows.T).clamp(min=0)
+    length = rows.square().sum(1)
+    return (length[:, None] + length - 2 * rows @ rows.T).clamp(min=0)
 
 
 def semi_hard(distances: Tensor, near: Tensor, other: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """A random one of the negatives with d(a, p) < d(a, n) < d(a, p) + margin: each pair's [A]; whether it has one [A].
+    """A random negative with d(a, p) < d(a, n) < d(a, p) + margin: of each pair [A]; whether it has one, bool [A].
 
-    Args:
-        distances: [A, B P], of the pairs' anchors to all patches; ``near`` [A], to their positives.
-        other: bool [A, B P], the patches of other images. Draws come from torch's global generator.
+    ``distances`` [A, B P] are the anchors' to all patches, ``near`` [A] those to their positives; ``other``, bool
+    [A, B P], tells the patches of other images. Draws come from torch's global generator.
     """
     allowed = other & (distances > near[:, None]) & (distances < near[:, None] + margin)
     ticket = torch.rand(distances.shape, device=distances.device).masked_fill_(~allowed, -1)
@@ -98,23 +96,19 @@ class FilterOptions:
     layers: int = param(1, low=1, high=2)
 
 
-class PatchFilters(Method):
+class PatchFilters(PixelMethod):
     """A layer's responses to a patch are its embedding; ``h`` is the mean of the last layer's over the whole image.
 
-    With two layers there is also ``first``, the mean of the first one's. Images come normalized, as everywhere; what
-    they were normalized with is kept, so that filters have pixels in 0..1 in evaluation too.
+    With two layers there is also ``first``, the mean of the first one's.
     """
 
     Options = FilterOptions
-    views = 1
     encoder: Shallow
     learning: Tensor  # [], the layer that learns, from 1
-    mean: Tensor  # [3], as std: what the images are normalized with
-    std: Tensor
 
     @classmethod
     def reads(cls, options: FilterOptions) -> frozenset[str]:
-        return frozenset()  # its encoder is its own
+        return frozenset()
 
     def __init__(self, options: FilterOptions, params: Pretraining) -> None:
         super().__init__(options, params)
@@ -125,8 +119,6 @@ class PatchFilters(Method):
                 f"params.yaml: augment.crop_pixels of {params.variant} is {params.augment.crop_pixels}; allowed for "
                 f"the method {params.method} with layers {options.layers}: {allowed[0]} to {allowed[-1]}"
             )
-        self.register_buffer("mean", torch.zeros(3))
-        self.register_buffer("std", torch.ones(3))
         self.register_buffer("learning", torch.ones((), dtype=torch.int64))
         self.now = 1  # the same, known without asking the device
         self.register_load_state_dict_post_hook(_resume)
@@ -134,12 +126,7 @@ class PatchFilters(Method):
     def network(self, params: Pretraining) -> Shallow:
         return Shallow(self.options.max_pool, layers=self.options.layers)
 
-    def setup(self, facts: DataFacts) -> None:
-        self.mean.copy_(facts.mean)
-        self.std.copy_(facts.std)
-
     def pixels(self, images: Tensor) -> Tensor:
-        """Normalized images as pixels in 0..1: [B, 3, S, S] -> [B, 3, S, S]."""
         return images * self.std[:, None, None] + self.mean[:, None, None]
 
     def embed(self, views: list[Tensor]) -> Named:
@@ -173,9 +160,6 @@ class PatchFilters(Method):
         if self.options.layers == 1:
             return {"h": pool(first)}
         return {"h": pool(self.encoder(first, layer=2)), "first": pool(first)}
-
-    def project(self, latents: Named) -> Named:
-        return {}
 
 
 def _resume(method: PatchFilters, _: Any) -> None:

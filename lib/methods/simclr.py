@@ -4,11 +4,11 @@
     model 2, joint    NT-Xent + gamma * distance of the two views             term: pull
     model 3, dual     the same, NT-Xent on one latent, the term on another    term: pull, latents: halves
 
-The study meant to separate similar images. What it ran has a plus: the term pulls the two views of an image
-together, so that model 2 is SimCLR with more alignment. Its first version, term: push, was - gamma * log of the
-distance, with gamma 0.2. Its "two latents" are the means of the upper and of the lower half of the encoder's final
-map: two halves of the image rather than two codes of it. Nothing but the term acts on the lower one, and a constant
-projection minimizes the pull.
+The study meant to separate similar images. What it ran has a plus: the term pulls the two views of an image together,
+so that model 2 is SimCLR with more alignment. Its first version, term: push, was - gamma * log of the distance, with
+gamma 0.2. Its "two latents" are the means of the upper and of the lower half of the encoder's final map: two halves of
+the image rather than two codes of it. Nothing but the term acts on the lower one, and a constant projection minimizes
+the pull.
 """
 
 from dataclasses import dataclass
@@ -36,23 +36,19 @@ LATENTS = ("upper", "lower")
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     """Each embedding must find its other view among the 2N - 1 other embeddings of the batch.
 
+    Embeddings are L2-normalized, [N, D] each; row i of both is image i. The loss is the mean over all 2N of -log
+    softmax at the positive, in nats; the positive is in the denominator, the embedding itself is not. SimCLR's
+    official code returns twice this value.
+
     The 2N x 2N logits are computed a tile at a time, in the loss and again in its gradient, and never held unless
     one tile holds them all: memory grows with N, not with its square. There is no second derivative.
-
-    Args:
-        first, second: L2-normalized embeddings of the two views, [N, D] each; row i of both is image i.
-        temperature: divides the cosines.
-
-    Returns:
-        The mean over all 2N embeddings of -log softmax at the positive, in nats. The positive is in the
-        denominator, the embedding itself is not. SimCLR's official code returns twice this value.
     """
     return _TiledNTXent.apply(torch.cat([first, second]), temperature)
 
 
 @full_precision
 def frobenius_distance(first: Tensor, second: Tensor) -> Tensor:
-    """||first - second||_F: one root over the sum of squares of the whole batch, [N, D] each, not a mean over images.
+    """||first - second||_F, [N, D] each: one root over the sum of squares of the whole batch, not a mean over images.
 
     It grows with the root of N, and its gradient has the norm 1 for each view however near the views are.
     ``EPSILON`` inside the root keeps the gradient finite where they coincide; it moves the value by at most 1e-6.
@@ -65,8 +61,7 @@ class _TiledNTXent(torch.autograd.Function):
 
     Its gradient at z_i is the sum over j of (P_ij + P_ji) z_j / 2NT, where P_ij = exp(s_ij - lse_i), P_ii = 0, and
     one is taken off at the positive: P_ip - 1. s is symmetric, so that one tile holds the terms of its rows as
-    well as of its columns. Where all fits into one tile it is kept for the gradient; of several each is computed
-    again.
+    well as of its columns. Where all fits into one tile it is kept for the gradient.
 
     Once the pairs are told apart, P_ip is nearly one, and lse_i nearly s_ip: a difference of the two would be
     rounding. So the positive stays out of the tiles, and both come from n_i, the logsumexp of the negatives:
@@ -116,16 +111,13 @@ def _negative_logits(embeddings: Tensor, rows: slice, temperature: float) -> Ten
 
 
 def _partners(values: Tensor) -> Tensor:
-    """At each of the 2N rows what its positive has, i -> (i + N) mod 2N."""
+    """Of each of the 2N rows its positive: i -> (i + N) mod 2N."""
     return values.roll(len(values) // 2, 0)
 
 
 @dataclass(frozen=True)
 class SimCLROptions:
-    """``term``: what is added, weighted by gamma; ``latents``: one of the whole map, or one of each half.
-
-    Widths are in units.
-    """
+    """``term``: what is added, weighted by gamma; ``latents``: one of the whole map, or one of each half."""
 
     temperature: float = param(0.5, above=0)
     projector_hidden: int = param(512, low=1, high=WIDEST)
@@ -151,10 +143,8 @@ class SimCLR(Method):
         self.halves = options.latents == "halves"
         self.gamma: Any = params.gamma  # None where no term reads it
         if self.halves and options.term == "none":
-            raise UserError(
-                f"params.yaml: variants.{params.variant}.term is 'none', which leaves the second of its latents "
-                "without a loss; set term to pull or push (with gamma 0 as a control), or latents to pooled"
-            )
+            remedy = "set term to pull or push (with gamma 0 as a control), or latents to pooled"
+            self.refuse("term", "'none'", f", which leaves the second of its latents without a loss; {remedy}")
         sizes = (self.encoder.width, options.projector_hidden, options.projector_out)
         self.projector = projector(*sizes)
         if self.halves:

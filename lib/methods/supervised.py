@@ -38,12 +38,11 @@ class Supervised(Method):
         with torch.random.fork_rng(devices=[]):  # a stand-in until the number of classes is known
             self.classifier = nn.Linear(self.encoder.width, 1)
 
-    def _resize(self, classes: int) -> None:
-        """A fresh classifier where the stand-in is."""
-        self.classifier = nn.Linear(self.encoder.width, classes).to(self.classifier.weight)
-
     def setup(self, facts: DataFacts) -> None:
-        self._resize(facts.classes)
+        self._set_classes(facts.classes)
+
+    def _set_classes(self, classes: int) -> None:
+        self.classifier = nn.Linear(self.encoder.width, classes).to(self.classifier.weight)
 
     def project(self, latents: Named) -> Named:
         return {"y": self.classifier(latents["h"]).float()}
@@ -55,7 +54,7 @@ class Supervised(Method):
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         """The data had as many classes as the saved layer has outputs, which the options do not tell."""
         if (bias := state.get(f"{prefix}classifier.bias")) is not None and len(bias) != self.classifier.out_features:
-            self._resize(len(bias))
+            self._set_classes(len(bias))
         super()._load_from_state_dict(state, prefix, *rest)
 
 

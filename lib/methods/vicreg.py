@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lib.methods.base import WIDEST, Method, Named, expander, full_precision
-from lib.params.pretraining import Pretraining
+from lib.methods.base import WIDEST, ExpanderMethod, Named, full_precision
 from lib.params.spec import param
 
 EPSILON = 1e-4  # added to the variance, so that the root has a gradient where all embeddings are equal
@@ -53,17 +52,8 @@ class VICRegOptions:
     expander: int = param(2048, low=2, high=WIDEST)
 
 
-class VICReg(Method):
-    """One latent ``h`` and the expander's output ``y``, as it is."""
-
+class VICReg(ExpanderMethod):
     Options = VICRegOptions
-
-    def __init__(self, options: VICRegOptions, params: Pretraining) -> None:
-        super().__init__(options, params)
-        self.expander = expander(self.encoder.width, options.expander)
-
-    def project(self, latents: Named) -> Named:
-        return {"y": self.expander(latents["h"]).float()}
 
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
         first, second = embeddings["y_a"], embeddings["y_b"]
