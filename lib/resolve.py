@@ -17,15 +17,20 @@ from typing import Any
 
 from lib.core.trainer import check_batch
 from lib.methods import method_class, try_method, typed_options
+from lib.params.evaluation import FILTERS_ENCODER
 from lib.params.experiment import Experiment, read_experiment, require_default
 from lib.params.pretraining import UNTRAINED, Pretraining, Shared
 from lib.params.spec import load_yaml
 from lib.runtime.errors import UserError
-from lib.runtime.files import make_folder, read_json, write_json
+from lib.runtime.files import make_folder, read_json, write_json, writing
 
 VARIANTS = Path("data/variants")
 ROOT = Path(__file__).parents[1]
 OWN_CODE = ("lib/methods", "lib/encoders")  # digested for each variant; dvc.yaml names the rest of the code by folder
+
+
+BY_VARIANT = ("pretrain", "linear", "embed", "tsne", "transfer")  # stages that a variant has for itself
+FOLDERS = ("data/variants", "data/encoders", "data/scores", "data/tsne", "plots/curves")  # of nothing but their outputs
 
 
 def resolve(experiment: Experiment) -> dict[str, dict[str, Any]]:
@@ -89,13 +94,20 @@ def check_against_data(experiment: Experiment, about: dict[str, Any], processes:
     fitting, problems = counts["train"] - counts["validation"], []
     if (k := experiment.knn.k) > fitting:
         problems.append(f"knn.k is {k}; allowed: at most {fitting}, the images that it is chosen on")
+    if (source := experiment.transfer.source) and not Path(source).is_file():
+        problems.append(f"transfer.source is {source}, where no file is; allowed: a file that the stage transfer wrote")
     points = min(experiment.tsne.points, counts["test"])
     if (perplexity := experiment.tsne.perplexity) >= points:
         problems.append(f"tsne.perplexity is {perplexity:g}; allowed: below {points}, the test images drawn")
     for params in experiment.variants.values():
         try:
-            check_batch(params, counts["train"], processes)
-            try_method(params, counts["train"] if params.epochs else 0, classes, processes)
+            method = try_method(params, counts["train"] if params.epochs else 0, fitting, classes, processes)
+            check_batch(params, fitting if "labels" in method.needs else counts["train"], processes)
+            if params.variant in experiment.transfer_variants and method.encoder.name != FILTERS_ENCODER:
+                problems.append(
+                    f"transfer.variants names {params.variant}, whose encoder is {method.encoder.name}; allowed: "
+                    f"variants with the encoder {FILTERS_ENCODER}"
+                )
         except UserError as error:
             problems.append(str(error).removeprefix("params.yaml: "))
     if problems:
@@ -124,18 +136,25 @@ def read_variant(variant: str, folder: Path = VARIANTS) -> dict[str, Any]:
 
 
 def remove_left_overs(variants: Collection[str], root: Path = Path()) -> list[str]:
-    """Remove what the stages of variants left that params.yaml no longer has, as dvc.lock tells; returns the paths.
+    """Remove what the stages left of variants that params.yaml no longer has; returns the paths.
 
     DVC's cache and git keep what was there. Without this the folders that `results` reads would differ between the
-    place where a variant was renamed and a fresh clone.
+    place where a variant was renamed and a fresh clone. Elsewhere only what dvc.lock names as written by one of the
+    pipeline's own stages goes: other files beside them are the user's.
     """
     lock = root / "dvc.lock"
-    stages = load_yaml(lock).get("stages", {}) if lock.is_file() else {}
-    removed = []
-    for stage, entry in stages.items():
-        if "@" in stage and stage.rpartition("@")[2] not in variants:
-            for path in (root / out["path"] for out in entry.get("outs", [])):
-                if path.exists():
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-                    removed.append(path.relative_to(root).as_posix())
-    return removed
+    recorded = load_yaml(lock).get("stages", {}) if lock.is_file() else {}
+    paths = {path for folder in FOLDERS for path in (root / folder).glob("[!.]*") if _stem(path) not in variants}
+    for stage, entry in recorded.items():
+        name, _, variant = stage.partition("@")
+        if name in BY_VARIANT and variant not in variants:
+            paths |= {root / out["path"] for out in entry.get("outs", [])}
+    removed = sorted(path for path in paths if path.exists() and path.resolve().is_relative_to(root.resolve()))
+    for path in removed:
+        with writing(path):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    return [path.relative_to(root).as_posix() for path in removed]
+
+
+def _stem(path: Path) -> str:
+    return path.name.partition(".")[0]

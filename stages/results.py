@@ -6,8 +6,11 @@ from lib.runtime.stage import run_stage
 def main() -> None:
     from lib.params.experiment import read_experiment
     from lib.report.results import write_results
+    from lib.resolve import remove_left_overs
 
-    write_results(read_experiment())
+    experiment = read_experiment()
+    remove_left_overs(experiment.variants)  # also where an older state was checked out, and resolve had nothing to do
+    write_results(experiment)
 
 
 if __name__ == "__main__":

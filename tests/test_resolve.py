@@ -113,20 +113,40 @@ def test_a_batch_is_shared_evenly_among_processes():
 
 
 def test_left_overs_of_gone_variants_are_removed_and_nothing_else(tmp_path):
-    files = {"data/encoders/gone.safetensors", "plots/tsne/gone/h.png", "metrics/kept.json", "metrics/mine.txt"}
-    for name in files:
+    gone = {"data/encoders/gone.safetensors", "plots/tsne/gone/h.png", "metrics/gone.json", "plots/curves/old.csv"}
+    kept = {"metrics/kept.json", "metrics/mine.json", "reports/train/notes.txt", "data/scores/kept.npz", "dvc.lock"}
+    for name in gone | kept:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     (tmp_path / "dvc.lock").write_text(
         "schema: '2.0'\nstages:\n"
-        "  pretrain@gone:\n    cmd: x\n    outs:\n    - path: data/encoders/gone.safetensors\n"
-        "  tsne@gone:\n    cmd: x\n    outs:\n    - path: plots/tsne/gone\n"
-        "  linear@kept:\n    cmd: x\n    outs:\n    - path: metrics/kept.json\n"
+        "  linear@gone: {cmd: x, outs: [{path: metrics/gone.json}]}\n"
+        "  tsne@gone: {cmd: x, outs: [{path: plots/tsne/gone}]}\n"
+        "  report@train: {cmd: x, outs: [{path: reports/train}]}\n"
+        "  linear@away: {cmd: x, outs: [{path: ../outside.json}]}\n"
+        "  linear@kept: {cmd: x, outs: [{path: metrics/kept.json}]}\n"
     )
-    assert set(remove_left_overs({"kept"}, tmp_path)) == {"data/encoders/gone.safetensors", "plots/tsne/gone"}
-    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == {
-        "metrics/kept.json", "metrics/mine.txt", "dvc.lock"
-    }  # fmt: skip
+    (tmp_path.parent / "outside.json").write_text("x")
+    removed = set(remove_left_overs({"kept"}, tmp_path))
+    assert removed == {"plots/tsne/gone" if "tsne" in name else name for name in gone}
+    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == kept
+    assert (tmp_path.parent / "outside.json").is_file()
+
+
+def test_a_method_with_labels_is_held_to_the_images_without_validation():
+    variants = {"one": {"method": "simclr"}, "ceiling": {"method": "supervised"}}
+    raw = raw_params(variants=variants, batch_size=60, knn__k=5, tsne__points=20, tsne__perplexity=5.0)
+    with pytest.raises(UserError, match="batch_size of ceiling is 60") as refusal:
+        check_against_data(parse_experiment(raw), images().about)
+    assert "batch_size of one" not in str(refusal.value)
+
+
+def test_transfer_is_held_to_the_encoder_that_it_takes_before_anything_trains():
+    raw = raw_params(variants={"one": {"method": "simclr"}}, knn__k=5, tsne__points=20, tsne__perplexity=5.0)
+    raw["transfer"] = {"variants": ["one"], "source": "nowhere.safetensors"}
+    with pytest.raises(UserError, match="names one, whose encoder is small") as refusal:
+        check_against_data(parse_experiment(raw), images().about)
+    assert "transfer.source is nowhere.safetensors" in str(refusal.value)
 
 
 @pytest.mark.parametrize("preset", ["study", "cpu", "demo", "all", "codes"])

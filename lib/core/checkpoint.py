@@ -26,18 +26,24 @@ from lib.runtime.errors import UserError
 from lib.runtime.files import make_folder, remove_leftovers, write_bytes, writing
 
 LIBRARY = Path(__file__).parents[1]
+# What trains the same whatever these say: errors, files, progress, checks of the whole params.yaml.
+NO_RESULT = {"runtime/errors.py", "runtime/files.py", "runtime/progress.py", "runtime/stage.py", "resolve.py"}
+NO_RESULT |= {"params/experiment.py", "params/evaluation.py", "params/spec.py"}
 DIGEST = hashlib.sha256().digest_size  # bytes at the end of a file
 SAVING = 0.1  # of the time at most goes into checkpoints at the ends of short epochs
 BROKEN = (errno.EINVAL, errno.EIO)  # a place that the file does not have, or that the disk cannot read
 
 
 def fingerprint(params: dict[str, Any], data_checksum: str) -> str:
-    """sha256 over the parameters, the checksum of the data, and the bytes of each module of lib loaded so far."""
+    """sha256 over the parameters, the checksum of the data, and the bytes of each module of lib loaded so far
+    that can change a result."""
     digest = hashlib.sha256(json.dumps([params, data_checksum], sort_keys=True).encode())
     loaded = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
     for path in sorted({Path(file) for file in loaded if file and Path(file).is_relative_to(LIBRARY)}):
-        digest.update(path.relative_to(LIBRARY).as_posix().encode())
-        digest.update(path.read_bytes())
+        name = path.relative_to(LIBRARY).as_posix()
+        if name not in NO_RESULT:
+            digest.update(name.encode())
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

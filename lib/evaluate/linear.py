@@ -114,7 +114,7 @@ def _metrics(latents: dict[str, dict[str, Any]], study: dict[str, Any] | None, c
 
 
 def _record(about: dict[str, Any], data: ImageData, linear: Linear, knn: Knn) -> dict[str, Any]:
-    """Where the numbers come from; what they mean is in docs/methods.md, 4."""
+    """Where the numbers come from; what they mean is in docs/reading-the-table.md."""
     splits = {"fitting": data.fitting, "validation": data.validation, "train": data.train_labels}
     return {
         "variant": about["variant"],

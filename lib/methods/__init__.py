@@ -40,11 +40,12 @@ def build_method(params: Pretraining) -> Method:
     return method_class(params.method)(typed_options(params), params)
 
 
-def try_method(params: Pretraining, images: int = 0, classes: int = 0, processes: int = 1) -> None:
+def try_method(params: Pretraining, images: int = 0, fitting: int = 0, classes: int = 0, processes: int = 1) -> Method:
     """Check a variant whole without computing anything: its options, and that its latents fit images and views.
 
-    With ``images``, the number of training images, also whether the options fit to so many, of ``classes`` classes,
-    and to a batch that is shared by ``processes``. A UserError tells what does not fit.
+    With ``images``, the number of training images (``fitting``: without those for validation), also whether the
+    options fit to so many, of ``classes`` classes, and to a batch that is shared by ``processes``. Returns the method,
+    which has shapes and no numbers; a UserError tells what does not fit.
     """
     with torch.device("meta"), torch.no_grad():
         method = build_method(params).eval()
@@ -58,4 +59,6 @@ def try_method(params: Pretraining, images: int = 0, classes: int = 0, processes
                     "cannot take; allowed: 0 (no squares), or a size that would do as image_size"
                 ) from None
     if images:
-        method.setup(DataFacts(torch.zeros(3), torch.ones(3), images, classes, params.batch_size // processes))
+        count = fitting if "labels" in method.needs else images
+        method.setup(DataFacts(torch.zeros(3), torch.ones(3), count, classes, params.batch_size // processes))
+    return method
