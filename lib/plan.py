@@ -79,15 +79,11 @@ def plan(raw: dict[str, Any], experiment: Experiment) -> tuple[list[Stage], list
             stage.why += _changed_params(stage, recorded[stage.name], raw)
             stage.why += _from_status(status.get(stage.name, []), stages)
         if stage.name.startswith("pretrain@") and stage.name in recorded:
-            stage.why = [line for line in stage.why if str(VARIANTS) not in line]
             path = VARIANTS / f"{stage.variant}.json"
             stage.why += _changed_json(read_json(path) if path.is_file() else {}, variants[stage.variant])
-        exact = {"resolve"} if stage.name.startswith("pretrain@") else set()  # its JSON tells whether it moves this one
-        stage.after = [
-            other.name
-            for other in stages[:number]
-            if (other.why or other.after) and other.name not in exact and _feeds(other, stage)
-        ]
+        moved = [other for other in stages[:number] if other.why or other.after]
+        # A variant's JSON tells by itself whether `resolve` moves the stages that read it.
+        stage.after = [other.name for other in moved if other.name != "resolve" and _feeds(other, stage)]
     running = [stage for stage in stages if stage.why or stage.after]
     trained = {stage.variant for stage in running if stage.name.startswith("pretrain@")}
     return running, [name for name in variants if name not in trained]
