@@ -87,11 +87,11 @@ def test_the_objective_and_its_gradient_equal_their_loop_form():
     assert bias.grad.numpy() == pytest.approx(shifts, rel=1e-6)
 
 
-@pytest.mark.parametrize("wide", [False, True])
-def test_the_gradient_at_the_solution_is_zero_wherever_it_started(wide):
+@pytest.mark.parametrize("plain", [False, True])
+def test_the_gradient_at_the_solution_is_zero_wherever_it_started(plain):
     inputs, labels = gaussians(300)
     for start in (torch.zeros(4, 12), torch.randn(4, 12, generator=torch.Generator().manual_seed(3))):
-        found = solve(inputs, labels, 1e-3, start, torch.zeros(4), None if wide else covariance(inputs))
+        found = solve(inputs, labels, 1e-3, start, torch.zeros(4), None if plain else covariance(inputs))
         weight, bias = (tensor.double().requires_grad_() for tensor in found)
         objective(inputs.double(), labels, weight, bias, 1e-3).backward()
         assert max(weight.grad.abs().max(), bias.grad.abs().max()) < 1e-4
@@ -147,7 +147,7 @@ def test_neither_scale_nor_order_of_features_or_images_matters(monkeypatch):
         moved.logits(features),
     ):
         torch.testing.assert_close(logits, expected, rtol=2e-3, atol=2e-3)
-    monkeypatch.setattr(probe_module, "WIDEST", 11)  # too many features for their covariance
+    monkeypatch.setattr(probe_module, "PER_FEATURE", 100)  # too few images for the covariance
     torch.testing.assert_close(fit(features, labels).logits(features), expected, rtol=2e-3, atol=2e-3)
 
 

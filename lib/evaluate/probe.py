@@ -22,8 +22,7 @@ from lib.evaluate.scores import accuracy
 STRENGTHS = (10.0, 1.7, 0.28, 0.046, 7.7e-3, 1.3e-3, 2.2e-4, 3.6e-5, 6e-6, 1e-6)  # a factor of 6 apart
 TOLERANCE = 1e-5  # of the largest entry of the gradient, as a share of the objective at the start
 MOST_STEPS = 2000  # of L-BFGS at one strength; a hundred at the weakest are usual
-DAMPING = 1e-4  # of the features' covariance: directions of less variance are left to L-BFGS
-WIDEST = 4096  # features whose covariance is worth D^3 operations; of more, L-BFGS works in plain coordinates
+PER_FEATURE = 10  # images, from which on the covariance of the features is worth its cost
 CONSTANT = 1e-6  # largest deviation of a feature, as a share of its mean, that counts as rounding
 CHUNK = 4096  # images
 
@@ -105,10 +104,16 @@ def solve(
 
     ``covariance`` float64 [D, D], of these inputs or of similar ones, makes it quick and does not move the minimum.
     """
-    # Where all classes are equally likely, the curvature is about (covariance + C strength) / C. In coordinates u with
-    # weight = u root it is about 1 / C in all directions, as of b, and L-BFGS needs a tenth of the steps.
-    back, root = _coordinates(covariance, weight, len(bias) * strength)
-    u, b = _times(weight.double(), back).requires_grad_(), bias.double().requires_grad_()
+    # Where all classes are equally likely, the curvature is covariance / C + strength. In coordinates u with
+    # weight = u root it is about 1 / C in the main directions, and L-BFGS needs a third of the steps. The others are
+    # not stretched: once classes are separated, few images are left to curve the objective.
+    back = root = None
+    if covariance is not None:
+        identity = torch.eye(len(covariance), dtype=torch.float64, device=inputs.device)
+        back = torch.linalg.cholesky(covariance + (1 + len(bias) * strength) * identity)
+        root = torch.linalg.solve_triangular(back, identity, upper=False)
+    u, b = (tensor.to(torch.float64, copy=True) for tensor in (weight, bias))
+    u, b = _times(u, back).requires_grad_(), b.requires_grad_()
     with torch.no_grad():  # separated classes leave little of the objective, and the tolerance has to follow
         start = objective(inputs, labels, _times(u, root), b, strength)
     optimizer = torch.optim.LBFGS(
@@ -132,18 +137,8 @@ def solve(
     return _times(u.detach(), root).to(inputs.dtype), b.detach().to(inputs.dtype)
 
 
-def _coordinates(covariance: Tensor | None, weight: Tensor, damping: float) -> tuple[Tensor, Tensor]:
-    """L and its inverse, with L L^T = covariance + damping: [D, D], or without covariance diagonals [D]."""
-    if covariance is None:
-        back = torch.full((weight.shape[1],), (1 + damping) ** 0.5, dtype=torch.float64, device=weight.device)
-        return back, 1 / back
-    identity = torch.eye(len(covariance), dtype=torch.float64, device=weight.device)
-    back = torch.linalg.cholesky(covariance + max(damping, DAMPING) * identity)
-    return back, torch.linalg.solve_triangular(back, identity, upper=False)
-
-
-def _times(values: Tensor, coordinates: Tensor) -> Tensor:
-    return values @ coordinates if coordinates.dim() == 2 else values * coordinates
+def _times(weight: Tensor, coordinates: Tensor | None) -> Tensor:
+    return weight if coordinates is None else weight @ coordinates
 
 
 def _standardized(features: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,10 +150,8 @@ def _standardized(features: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 def _covariance(inputs: Tensor) -> Tensor | None:
-    """float64 [D, D] of centered inputs [N, D], or None of too many features."""
-    if inputs.shape[1] > WIDEST:
+    """float64 [D, D] of centered inputs [N, D], or None of too few images."""
+    if len(inputs) < PER_FEATURE * inputs.shape[1]:
         return None
-    total = torch.zeros(inputs.shape[1], inputs.shape[1], dtype=torch.float64, device=inputs.device)
-    for part in inputs.split(CHUNK):  # summed in fp64, which leaves no direction a negative variance beyond rounding
-        total += part.T @ part
-    return total / len(inputs)
+    parts = inputs.split(CHUNK)  # sums in fp32 of so many products, added up in fp64
+    return sum((part.T @ part).double() for part in parts) / len(inputs)
