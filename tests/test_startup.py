@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lib.__main__ import COMMANDS as COMMANDS_OF_LIB
+
 ROOT = Path(__file__).parents[1]
 LARGE = {"torch", "torchvision", "pandas", "sklearn", "scipy", "numpy", "matplotlib", "PIL", "dvc", "rich"}
 COMMANDS = [f"stages.{path.stem}" for path in sorted((ROOT / "stages").glob("[a-z]*.py"))]
@@ -37,3 +39,11 @@ def test_help_loads_nothing_large_and_takes_less_than_a_second(module):
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     # Of one processor, however busy it is.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+
+
+@pytest.mark.parametrize("command", COMMANDS_OF_LIB)
+def test_every_command_says_how_it_is_used(command):
+    done = subprocess.run(
+        [sys.executable, "-m", "lib", command, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: python -m lib {command}"), done.stderr

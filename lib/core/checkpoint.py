@@ -6,6 +6,7 @@ renamed, after the one before it was kept as ``previous.pt``. A finished trainin
 At every moment one whole state is there, however the process or the machine ends.
 """
 
+import argparse
 import errno
 import fcntl
 import hashlib
@@ -172,3 +173,12 @@ def prune(root: Path | None = None, unfinished: bool = False) -> list[Path]:
                 shutil.rmtree(folder)
                 removed.append(folder)
     return removed
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m lib prune", description="Remove the checkpoints of finished trainings."
+    )
+    parser.add_argument("--unfinished", action="store_true", help="also those that a training would go on from")
+    for folder in prune(unfinished=parser.parse_args(arguments).unfinished):
+        print(f"removed {folder}")
