@@ -186,13 +186,15 @@ def test_options_that_do_not_fit_are_refused_in_one_line(options, words):
 def test_each_process_has_whole_groups(processes, shuffle, words):
     """Two of them where keys change groups: in one group, the shuffle would change nothing."""
     with pytest.raises(UserError, match=words) if words else nullcontext():
-        try_method(pretraining("moco_groups", norm_rows=8, shuffle=shuffle), 64, 2, processes)
+        try_method(pretraining("moco_groups", norm_rows=8, shuffle=shuffle), images=64, classes=2, processes=processes)
 
 
 @pytest.mark.parametrize(("variant", "images"), [("moco", 32), ("moco_v1", 64)])
 def test_a_queue_of_more_images_than_there_are_is_refused(variant, images):
-    try_method(pretraining(variant, queue=64), images, 2)
+    try_method(pretraining(variant, queue=64), images=images, classes=2)
     words = f"variants.{variant}.queue is 64, keys of {images} images; allowed: .* of training images, {images - 1}"
     with pytest.raises(UserError, match=words):
-        try_method(pretraining(variant, queue=64), images - 1, 2)
-    try_method(pretraining(variant, queue=64, epochs=0), images - 1, 2)  # an untrained encoder meets no queue
+        try_method(pretraining(variant, queue=64), images=images - 1, classes=2)
+    try_method(
+        pretraining(variant, queue=64, epochs=0), images=images - 1, classes=2
+    )  # an untrained encoder meets no queue
