@@ -93,7 +93,7 @@ def launched() -> bool:
 def keep_freed_memory() -> None:
     """Have this process keep what it frees until it ends, where the C library is glibc; elsewhere nothing changes."""
     # glibc gives large blocks back to the system, which hands each out again page by page, zeroed. A training step
-    # frees and takes the same hundreds of megabytes each time: of its time, that is 5 % (small) to 28 % (ResNet-50).
+    # frees and takes the same hundreds of megabytes each time (docs/status.md has what that costs).
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
