@@ -25,8 +25,9 @@ def queue_contrast(queries: Tensor, keys: Tensor, queue: Tensor, temperature: fl
     Queries and keys are L2-normalized [N, D], key i the positive of query i; the queue, [Q, D], holds L2-normalized
     keys of earlier steps. Keys and queue get no gradient. The rest of the batch does not count.
     """
-    positives = (queries * keys.detach()).sum(1) / temperature  # [N]
-    negatives = ((queries / temperature) @ queue.detach().T).logsumexp(1)  # [N, Q] -> [N]
+    keys, queue = (rows.detach().to(queries.dtype) for rows in (keys, queue))
+    positives = (queries * keys).sum(1) / temperature  # [N]
+    negatives = ((queries / temperature) @ queue.T).logsumexp(1)  # [N, Q] -> [N]
     # log(1 + exp(negatives - positives)): no difference of near-equals where a query has found its key
     return -functional.logsigmoid(positives - negatives).mean()
 

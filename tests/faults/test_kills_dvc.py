@@ -14,20 +14,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.examples import ROOT
+from tests.examples import ROOT, raw_params
 from tests.faults.runs import SETTINGS, strays, written
 
 pytestmark = pytest.mark.slow
 PATIENCE = 600  # seconds
 VARIANT = "joint"
-PARAMS = {
-    "dataset": "digits",
-    "image_size": 16,
-    "encoder": "small",
-    "batch_size": 64,
-    "epochs": 3,
-    "variants": {VARIANT: {"method": "simclr", "term": "pull"}},
-}
+PARAMS = raw_params("demo", {VARIANT: {"method": "simclr", "term": "pull"}}, batch_size=64, epochs=3)
+PARAMS["transfer"] = {"variants": []}
 GOING_ON = f"{VARIANT}: going on from the checkpoint at epoch "
 TARGET = f"pretrain@{VARIANT}"
 
@@ -37,7 +31,7 @@ class Pipeline:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.log = folder, folder.with_name(f"{folder.name}.log")
-        for name in ("lib", "stages", ".dvc/config", ".gitignore", ".dvcignore", "dvc.yaml"):
+        for name in ("lib", "stages", ".dvc/config", ".gitignore", ".dvcignore", "dvc.yaml", "data/pictures/README.md"):
             place = folder / name
             place.parent.mkdir(parents=True, exist_ok=True)
             if (ROOT / name).is_dir():
