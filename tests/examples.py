@@ -38,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "barlow_twins": {"method": "barlow_twins", "expander": 128},
     "byol": BYOL,
     "moco": MOCO,
-    "moco_v1": {**MOCO, "head": "linear", "temperature": 0.07, "symmetric": False},
+    "moco_v1": {**MOCO, "head": "linear", "temperature": 0.07, "symmetric": False, "queue": 16},
     "moco_groups": {**MOCO, "norm_rows": 4, "shuffle": True},
     "cmc": CMC,
     "cmc_bank": {**CMC, "form": "bank", "negatives": 32},
