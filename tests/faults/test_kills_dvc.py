@@ -93,5 +93,6 @@ def test_a_training_in_a_temporary_copy_goes_on(whole, tmp_path):
     command = ("dvc", "exp", "run", "--temp", "--name", "killed", TARGET)
     pipeline.kill_when_training(pipeline.begin(*command), "KILL")
     assert GOING_ON in pipeline.run(*command)
-    pipeline.run("dvc", "exp", "apply", "killed")
+    # It brings the outputs, then ends with an error about those of the stages that were not asked for.
+    pipeline.begin("dvc", "exp", "apply", "killed").wait(timeout=PATIENCE)
     assert written(pipeline.folder, VARIANT) == whole
