@@ -12,7 +12,7 @@ help:
 	@echo 'make plan      what dvc repro would run, why, and about how long; S="gamma=0.1 epochs=50" asks for a change'
 	@echo 'make parallel  train the variants side by side, J=2 at once, then run the rest'
 	@echo 'make prune     remove the checkpoints of finished trainings'
-	@echo 'make test      the tests, in under five minutes; make test-all: also kills, remotes and several processes'
+	@echo 'make test      the tests, in under five minutes; make test-all: also kills and several processes'
 	@echo 'make lint      ruff and mypy'
 	@echo 'make bench     speed and memory beside other implementations; BENCH="step data" narrows it'
 

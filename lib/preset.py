@@ -31,6 +31,8 @@ def describe(name: str, folder: Path = FOLDER) -> str:
 
 def with_settings(text: str, settings: list[str]) -> str:
     """The text of a params.yaml with ``key=value`` settings; keys are dotted and must be there, values are YAML."""
+    if not settings:
+        return text
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 4096
     params = yaml.load(text)
@@ -48,7 +50,7 @@ def with_settings(text: str, settings: list[str]) -> str:
         block[last] = read_yaml(value, f"the value of {key}")  # type: ignore[index]
     written = io.StringIO()
     yaml.dump(params, written)
-    return written.getvalue() if settings else text
+    return written.getvalue()
 
 
 def flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -22,7 +22,7 @@ def main(variant: str) -> None:
     starts, data = arms(own, Path(params.source) if params.source else None), load_data(IMAGES_FILE)
     outcomes = compare(starts, data, params, machine, seed, f"{variant}: transfer")
     rows = [{"arm": outcome.name, **row} for outcome in outcomes for row in outcome.curve]
-    filters, about = filters_file(own, outcomes, data), {"variant": variant, "data": data.about["checksum"]}
+    filters, about = filters_file(own, outcomes), {"variant": variant, "data": data.about["checksum"]}
     write_tensors(Path("data/filters") / f"{variant}.safetensors", filters, about)
     write_json(Path("metrics/transfer") / f"{variant}.json", summary(outcomes))
     write_table(Path("plots/transfer") / f"{variant}.csv", pandas.DataFrame(rows))

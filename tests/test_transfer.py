@@ -21,9 +21,8 @@ from stages import transfer as stage
 from tests.examples import CPU, images, raw_params
 
 SHORT = Transfer(epochs=2, batch_size=16)
-FOUR = ["scratch", "random, frozen", "learned, frozen", "learned, fine-tuned"]
-FIVE = [*FOUR, "classifier's, fine-tuned"]
-SCALING = {"mean": torch.tensor([0.5, 0.45, 0.3]), "std": torch.tensor([0.25, 0.3, 0.1])}  # other than `images` has
+OWN_ARMS = ["scratch", "scratch, normalized pixels", "random, frozen", "learned, frozen", "learned, fine-tuned"]
+ALL_ARMS = [*OWN_ARMS, "classifier's, fine-tuned"]
 
 
 def drawn_layer(seed: int) -> dict[str, torch.Tensor]:
@@ -31,10 +30,6 @@ def drawn_layer(seed: int) -> dict[str, torch.Tensor]:
     return {
         name: torch.randn(shape, generator=draw) / 10 for name, shape in (("weight", (256, 3, 6, 6)), ("bias", 256))
     }
-
-
-def scaled(data: ImageData) -> ImageData:
-    return dataclasses.replace(data, about={**data.about, **{name: row.tolist() for name, row in SCALING.items()}})
 
 
 def seen(arm: Arm, data: ImageData, params: Transfer, patch: pytest.MonkeyPatch) -> tuple[list, list]:
@@ -68,7 +63,7 @@ def outcomes():
 @pytest.fixture
 def source(outcomes, tmp_path):
     """A filters file of other images."""
-    write_tensors(tmp_path / "f.safetensors", filters_file(OWN, outcomes, scaled(images(size=16))), {})
+    write_tensors(tmp_path / "f.safetensors", filters_file(OWN, outcomes), {})
     return tmp_path / "f.safetensors"
 
 
@@ -88,9 +83,11 @@ def test_arms_differ_in_the_first_layer_alone_and_repeat(outcomes):
     for network in drawn[1:]:
         assert all(torch.equal(a, b) for a, b in zip(drawn[0].rest.parameters(), network.rest.parameters()))
     assert torch.equal(drawn[0].first.weight, drawn[1].first.weight)
-    assert torch.equal(drawn[2].first.weight, OWN["weight"])
-    again = compare(arms(OWN, None)[3:], images(size=16), SHORT, CPU, 0, "a")[0]
-    assert again.curve == outcomes[3].curve and torch.equal(again.layer["weight"], outcomes[3].layer["weight"])
+    assert torch.equal(drawn[0].first.weight, drawn[2].first.weight)
+    assert torch.equal(drawn[3].first.weight, OWN["weight"])
+    again = compare(arms(OWN, None)[4:], images(size=16), SHORT, CPU, 0, "a")[0]
+    assert again.curve == outcomes[4].curve and torch.equal(again.layer["weight"], outcomes[4].layer["weight"])
+    assert outcomes[1].curve != outcomes[0].curve  # what normalizing alone does
 
 
 def staged(folder: Path, data: ImageData, layer: dict[str, torch.Tensor], source: str) -> dict[str, torch.Tensor]:
@@ -113,30 +110,29 @@ def staged(folder: Path, data: ImageData, layer: dict[str, torch.Tensor], source
 
 @pytest.mark.slow
 def test_the_stage_moves_filters_from_a_hundred_classes_to_ten(tmp_path):
-    """The form of CIFAR-100 -> CIFAR-10: five arms; a file is about its own images, whatever the run started from."""
+    """The form of CIFAR-100 -> CIFAR-10: one more arm; a file is about its own images alone."""
     first, second, other = tmp_path / "first", tmp_path / "second", drawn_layer(2)
-    moved = staged(first, scaled(images(count=200, classes=100)), OWN, source="")
+    moved = staged(first, images(count=200, classes=100), OWN, source="")
     file = first / "data/filters/patch_filters.safetensors"
     written = staged(second, images(count=80, classes=10), other, source=str(file))
-    for folder, names in ((first, FOUR), (second, FIVE)):
+    for folder, names in ((first, OWN_ARMS), (second, ALL_ARMS)):
         assert list(json.loads((folder / "metrics/transfer/patch_filters.json").read_text())) == names
         curves = pandas.read_csv(folder / "plots/transfer/patch_filters.csv")
         assert curves["arm"].tolist() == names and curves["epoch"].tolist() == [1] * len(names)
         assert curves["validation_top1"].between(0, 100).all() and curves["loss"].between(0, 10).all()
         assert all((folder / f"plots/{kind}/patch_filters.png").is_file() for kind in ("filters", "transfer"))
-    assert all(torch.equal(moved[name], SCALING[name]) for name in SCALING)
     assert torch.equal(moved["learned.weight"], OWN["weight"])
     assert torch.equal(written["learned.weight"], other["weight"])
     assert not torch.equal(written["scratch.weight"], moved["scratch.weight"])
-    assert written["mean"].tolist() == pytest.approx([0.4] * 3) and written["std"].tolist() == pytest.approx([0.2] * 3)
 
 
-def test_pixels_are_scaled_as_those_were_that_the_filters_learned_from(source, monkeypatch):
+def test_pixels_are_in_0_to_1_as_those_were_that_the_filters_learned_from(source, monkeypatch):
     """In training, the black around an image included, and where it is measured: validation after each epoch, test
-    once at the end."""
+    once at the end. One arm has them normalized."""
     data = white_to_train_on()
-    for arm in (arms(OWN, source)[index] for index in (0, 2, 4)):
-        mean, std = SCALING.values() if arm.layer else (data.mean, data.std)
+    for arm in (arms(OWN, source)[index] for index in (0, 1, 3, 5)):
+        normalized = arm.name == "scratch, normalized pixels"
+        mean, std = (data.mean, data.std) if normalized else (torch.zeros(3), torch.ones(3))
         training, measured = seen(arm, data, SHORT, monkeypatch)
         validation, test = (
             normalize(part, mean, std) for part in (data.train_images[data.validation], data.test_images)
@@ -150,8 +146,6 @@ def test_pixels_are_scaled_as_those_were_that_the_filters_learned_from(source, m
 @pytest.mark.parametrize(
     ("change", "missing"),
     [
-        ({"mean": None}, "mean of shape 3"),
-        ({"std": torch.ones(1)}, "std of shape 3"),
         ({"learned.weight": torch.ones(256, 3, 5, 5)}, "learned.weight of shape 256x3x6x6"),
         ({"scratch.bias": None}, "scratch.bias of shape 256"),
     ],
@@ -160,6 +154,12 @@ def test_a_file_that_no_transfer_wrote_is_refused(source, change, missing):
     tensors = {**read_tensors(source)[0], **change}
     write_tensors(source, {name: values for name, values in tensors.items() if values is not None}, {})
     with pytest.raises(UserError, match=f"holds no tensor {missing}; name a file that the stage transfer wrote"):
+        arms(OWN, source)
+
+
+def test_filters_of_normalized_pixels_from_an_older_version_are_refused(source):
+    write_tensors(source, {**read_tensors(source)[0], "mean": torch.ones(3), "std": torch.ones(3)}, {})
+    with pytest.raises(UserError, match="filters of normalized pixels"):
         arms(OWN, source)
 
 
@@ -175,7 +175,7 @@ def test_an_encoder_that_is_no_layer_of_filters_is_refused(tmp_path):
 
 def test_images_are_shifted_by_up_to_four_pixels_each_way(monkeypatch):
     training, _ = seen(Arm("a", OWN, True), white_to_train_on(), SHORT, monkeypatch)
-    black = torch.cat(training)[:, 0] < 0
+    black = torch.cat(training)[:, 0] == 0
     for lines in (black.all(2), black.all(1)):  # [B, S]
         assert lines[:, :4].sum(1).max() == lines[:, -4:].sum(1).max() == lines.sum(1).max() == 4
         assert lines.sum(1).min() == 0
@@ -208,7 +208,7 @@ def test_the_double_softmax_is_trained_with_where_it_is_asked_for():
 def test_pictures_are_drawn(outcomes):
     rows = [{"arm": outcome.name, **row} for outcome in outcomes for row in outcome.curve]
     axes = transfer_figure(rows, "patch_filters").axes[0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(summary(outcomes)) == FOUR
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(summary(outcomes)) == OWN_ARMS
     panels = filters_figure({"a": OWN["weight"].numpy(), "b": OWN["weight"][:20].numpy()}, "patch_filters").axes
     for panel, lines, title in zip(panels, (16, 2), ("256 filters, a (patch_filters)", "20 filters, b"), strict=True):
         sheet = panel.images[0].get_array()

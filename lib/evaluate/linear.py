@@ -18,13 +18,12 @@ from lib.evaluate.probe import Probe, fit_probe
 from lib.evaluate.scores import accuracy
 from lib.evaluate.study import study_protocol
 from lib.methods.base import Method
-from lib.params.evaluation import Knn, Linear
+from lib.params.evaluation import MANY_CLASSES, Knn, Linear
 from lib.params.pretraining import Pretraining
 from lib.runtime.errors import UserError
 from lib.runtime.files import write_arrays, write_json
 from lib.runtime.machine import Machine
 
-MANY_CLASSES = 20  # from here on top-5 tells something
 CODE_METRICS = ("centroid", "usage_entropy")  # of a latent that is a binary code
 
 

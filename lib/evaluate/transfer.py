@@ -1,8 +1,9 @@
 """What a first layer of filters is worth: a small classifier that starts from it (docs/methods.md, 13).
 
-The same classifier, drawn from the same numbers but for its first layer, is trained in several arms. Filters of other
-images meet pixels normalized as those were. Validation accuracy is measured after every epoch and chooses nothing; the
-test images are read once, at the end.
+The same classifier, drawn from the same numbers but for its first layer, is trained in several arms. Pixels are in 0..1
+as the filters learned from them; one arm from scratch has them normalized, which tells how much of an early
+lead is the scaling of the input. Validation accuracy is measured after every epoch and chooses nothing; the test images
+are read once, at the end.
 """
 
 from dataclasses import dataclass
@@ -32,17 +33,16 @@ BATCH = 512  # images that are scored at a time
 LAYER = {"weight": (FILTERS[0], 3, SIZE[0], SIZE[0]), "bias": (FILTERS[0],)}
 
 Layer = dict[str, Tensor]
-Scaling = tuple[Tensor, Tensor]  # mean and std [3] that pixels in 0..1 are normalized with
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Where the first layer starts (None: random), whether it learns, what normalizes pixels (None: their own)."""
+    """Where the first layer starts (None: random), whether it learns, whether pixels are normalized or in 0..1."""
 
     name: str
     layer: Layer | None
     learns: bool
-    scaling: Scaling | None = None
+    normalized: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,18 +87,21 @@ def first_layer(path: Path, variant: str) -> Layer:
 
 def arms(own: Layer, source: Path | None) -> list[Arm]:
     """The arms to compare; the layers in ``source``, a filters file of other images, replace ``own``."""
-    learned, scaling, more = own, None, []
+    learned, more = own, []
     if source:
         tensors = read_tensors(source)[0]
+        if "mean" in tensors:
+            raise UserError(
+                f"{source} has filters of normalized pixels; write it anew with this version"
+            )
         learned, scratch = (_read(tensors, LAYER, source, "transfer", where) for where in ("learned.", "scratch."))
-        pixels = _read(tensors, {"mean": (3,), "std": (3,)}, source, "transfer")
-        scaling = pixels["mean"], pixels["std"]
-        more = [Arm("classifier's, fine-tuned", scratch, True, scaling)]
+        more = [Arm("classifier's, fine-tuned", scratch, True)]
     return [
         Arm("scratch", None, True),
+        Arm("scratch, normalized pixels", None, True, normalized=True),
         Arm("random, frozen", None, False),
-        Arm("learned, frozen", learned, False, scaling),
-        Arm("learned, fine-tuned", learned, True, scaling),
+        Arm("learned, frozen", learned, False),
+        Arm("learned, fine-tuned", learned, True),
         *more,
     ]
 
@@ -114,12 +117,11 @@ def compare(
     return [_train(arm, data, params, machine, seed, f"{label}, {arm.name}") for arm in found]
 
 
-def filters_file(own: Layer, outcomes: list[Outcome], data: ImageData) -> dict[str, Tensor]:
-    """What a run with other images can start from: the layer learned from these images, the classifier's from scratch,
-    and what their pixels were normalized with. Nothing of a source is in it."""
+def filters_file(own: Layer, outcomes: list[Outcome]) -> dict[str, Tensor]:
+    """What a run with other images can start from: the layer learned from these images and the classifier's from
+    scratch. Nothing of a source is in it."""
     scratch = next(outcome.layer for outcome in outcomes if outcome.name == "scratch")
-    layers = {f"{name}.{key}": layer[key] for name, layer in (("learned", own), ("scratch", scratch)) for key in LAYER}
-    return {**layers, "mean": data.mean, "std": data.std}
+    return {f"{name}.{key}": layer[key] for name, layer in (("learned", own), ("scratch", scratch)) for key in LAYER}
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def _read(tensors: Layer, names: dict[str, tuple[int, ...]], path: Path, stage: 
 def _train(arm: Arm, data: ImageData, params: Transfer, machine: Machine, seed: int, label: str) -> Outcome:
     network = _network(arm, data, seed).to(machine.device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam([weight for weight in network.parameters() if weight.requires_grad], lr=params.lr)
-    scaling = arm.scaling or (data.mean, data.std)
+    scaling = (data.mean, data.std) if arm.normalized else (torch.zeros(3), torch.ones(3))
 
     def logits(inputs: Tensor) -> Tensor:
         with autocast(machine):

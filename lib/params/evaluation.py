@@ -37,6 +37,7 @@ class Tsne:
     seed: int = param(0, low=0, high=2**31 - 1)
 
 
+MANY_CLASSES = 20  # from here on top-5 tells something
 FILTERS_ENCODER, SMALLEST_TRANSFER = "shallow", 16  # the encoder whose filters a classifier takes; its images' pixels
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy
 import pandas
 
+from lib.params.evaluation import MANY_CLASSES
 from lib.report import published
 from lib.report.records import CODE, Groups, Record, confusion_counts, percent_of_actual, replicates
 from lib.runtime.errors import UserError
@@ -15,7 +16,6 @@ PERCENT = ("top1", "top5", "knn", "validation_top1", "validation_knn", "study_to
 MEASURED = (*PERCENT, *CODE)  # what a mean and a deviation over seeds are taken of
 SIZES = ("train_images", "test_images", "classes", "parameters", "width")
 WHOLE = (*SIZES, "seed", "study_epochs", "epochs", "batch_size")
-MANY_CLASSES = 20  # from here on top-5 tells something
 STUDY = "Study protocol (best test epoch)"
 MEASURES = {"top1": "probe top-1", "knn": "kNN top-1", "study_top1": STUDY.lower()}  # of the charts
 LEGEND = "docs/reading-the-table.md"
