@@ -91,9 +91,7 @@ def arms(own: Layer, source: Path | None) -> list[Arm]:
     if source:
         tensors = read_tensors(source)[0]
         if "mean" in tensors:
-            raise UserError(
-                f"{source} has filters of normalized pixels; write it anew with this version"
-            )
+            raise UserError(f"{source} has filters of normalized pixels; write it anew with this version")
         learned, scratch = (_read(tensors, LAYER, source, "transfer", where) for where in ("learned.", "scratch."))
         more = [Arm("classifier's, fine-tuned", scratch, True)]
     return [
