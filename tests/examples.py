@@ -21,7 +21,7 @@ from lib.runtime.seeds import generator
 ROOT = Path(__file__).parents[1]
 CPU = Machine(device="cpu", processes=1, threads=1, precision="fp32", checkpoint_minutes=10.0)
 SMALL = {"image_size": 16, "encoder": "small", "batch_size": 16, "epochs": 2}
-SHARED = {**SMALL, "micro_batch_size": 0, "seed": 0, "gamma": 0.01}
+SHARED = {**SMALL, "micro_batch_size": 0, "seed": 0, "gamma": 0.01, "calibrate_batchnorm": True}
 COLOR = {"jitter": 0.0, "grayscale": 0.0}
 BYOL = {"method": "byol", "projector_hidden": 128, "predictor_hidden": 128}
 MOCO = {"method": "moco", "queue": 32}
@@ -32,6 +32,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "simclr": {"method": "simclr"},
     "joint": {"method": "simclr", "term": "pull"},
     "push": {"method": "simclr", "term": "push"},
+    "lookalikes": {"method": "simclr", "term": "lookalikes", "gamma": 0.5, "neighbors": 4},
+    "in_class": {"method": "simclr", "negatives": "class"},
     "dual": {"method": "simclr", "term": "pull", "latents": "halves"},
     "supervised": {"method": "supervised"},
     "vicreg": {"method": "vicreg", "expander": 128},

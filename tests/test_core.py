@@ -89,7 +89,9 @@ def test_one_seed_gives_one_model_another_seed_another_and_a_finished_training_i
 def test_the_loss_falls_and_the_curve_holds_no_clock_times(tmp_path):
     run(tmp_path, trainer(epochs=6, monitor={"every": 4}, augment=GENTLE))
     curve, times = pandas.read_csv(tmp_path / "curve.csv"), pandas.read_csv(tmp_path / ".times/curve.csv")
-    assert list(curve) == ["epoch", "loss", "nt_xent", "embedding_std", "knn", "lr"]
+    parts = ["nt_xent", "contrastive_accuracy", "nt_xent_floor"]
+    assert list(curve) == ["epoch", "loss", *parts, "embedding_std", "knn", "lr"]
+    assert (curve["nt_xent"] > curve["nt_xent_floor"]).all() and curve["contrastive_accuracy"].between(0, 1).all()
     assert list(times) == ["epoch", *TIMES] and set(times.device) == {"cpu x1, 1 threads, fp32"}
     assert list(curve.epoch) == list(times.epoch) == [1, 2, 3, 4, 5, 6]
     assert list(curve.knn.notna()) == [False, False, False, True, False, True]

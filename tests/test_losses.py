@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from lib.methods.barlow_twins import barlow_twins
 from lib.methods.byol import direction_distance
 from lib.methods.moco import queue_contrast
-from lib.methods.simclr import frobenius_distance, nt_xent
+from lib.methods.simclr import contrast, frobenius_distance, nearest_images, nt_xent, nt_xent_among, nt_xent_floor
 from lib.methods.supervised import cross_entropy
 from lib.methods.vicreg import covariance, invariance, variance
 from lib.runtime.chunks import chunks
@@ -30,6 +30,7 @@ CLASSES = torch.tensor([0, 1, 2, 3, 0, 1])
 LOSSES = {  # of the embeddings of two views, [6, 4] each
     "nt_xent": lambda a, b: nt_xent(a, b, 0.3),
     "frobenius_distance": frobenius_distance,
+    "nt_xent_among": lambda a, b: nt_xent_among(a, b, nearest_images(a, b, 2), 0.3),
     "barlow_twins": barlow_twins,
     "invariance": invariance,
     "variance": lambda a, b: (variance(a), variance(b)),
@@ -204,3 +205,63 @@ def test_distance_and_its_gradient_at_their_corners():
     coinciding = frobenius_distance(first, first.detach().clone())
     assert coinciding.item() == pytest.approx(0.0, abs=2e-6)
     assert torch.autograd.grad(coinciding, first)[0].abs().max() == 0
+
+
+def test_all_images_as_negatives_are_nt_xent_and_none_is_zero():
+    pair = random_pair(7, 12)
+    everyone = torch.ones(7, 7, dtype=torch.bool)
+    expected, slope = value_and_gradient(nt_xent, torch.stack(pair), 0.3)
+    value, found = value_and_gradient(nt_xent_among, torch.stack(pair), everyone, 0.3)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(found, slope)
+    assert nt_xent_among(*pair, ~everyone, 0.3) == 0
+
+
+def test_negatives_of_one_class_are_nt_xent_of_that_class():
+    """Two classes whose images are in the batch by turns: the mean of the classes' own losses."""
+    first, second = random_pair(8, 12)
+    labels = torch.arange(8) % 2
+    parts = [nt_xent(first[labels == label], second[labels == label], 0.2) for label in (0, 1)]
+    value = nt_xent_among(first, second, labels[:, None] == labels, 0.2)
+    torch.testing.assert_close(value, torch.stack(parts).mean())
+
+
+def test_among_its_neighbors_an_image_is_told_from_both_of_their_views():
+    first, second = random_pair(3, 8)
+    negatives = torch.tensor([[0, 1, 0], [0, 0, 1], [1, 0, 0]], dtype=torch.bool)
+    losses = []
+    for own, other in ((first, second), (second, first)):
+        for image, negative in enumerate((1, 2, 0)):
+            against = [own[image] @ other[image], own[image] @ own[negative], own[image] @ other[negative]]
+            losses.append(-functional.log_softmax(torch.stack(against) / 0.3, 0)[0])
+    torch.testing.assert_close(nt_xent_among(first, second, negatives, 0.3), torch.stack(losses).mean())
+
+
+def test_the_nearest_images_are_those_of_the_largest_mean_cosine_and_carry_no_gradient():
+    first, second = random_pair(9, 5)
+    first.requires_grad_()
+    found = nearest_images(first, second, 3)
+    cosines = torch.tensor([[float((a + b) @ (c + d)) for c, d in zip(first, second)] for a, b in zip(first, second)])
+    for image, row in enumerate(found):
+        others = [other for other in range(9) if other != image]
+        expected = sorted(others, key=lambda other: -cosines[image, other])[:3]
+        assert row.nonzero().flatten().tolist() == sorted(expected)
+    assert not found.requires_grad and nearest_images(first, second, 100).sum() == 9 * 8
+
+
+def test_the_contrastive_accuracy_counts_embeddings_nearest_to_their_other_view():
+    first = torch.eye(3, 4)
+    second = first.clone()
+    assert contrast(first, second, 0.5)[1] == 1
+    second[2] = first[0]  # the third image's second view is the first image's first
+    # the first image's two views tie with it, the third's first view has none alike, its second is nearer to others
+    assert contrast(first, second, 0.5)[1] == pytest.approx(2 / 6)
+
+
+@pytest.mark.parametrize(
+    ("count", "temperature", "floor"), [(256, 0.5, 4.241064), (512, 0.5, 4.932835), (256, 0.2, 1.474678)]
+)
+def test_the_floor_of_nt_xent_is_where_the_images_are_a_simplex(count, temperature, floor):
+    assert nt_xent_floor(count, temperature) == pytest.approx(floor, abs=1e-6)
+    simplex = normalize(torch.eye(count, dtype=torch.float64) - 1 / count, dim=1)
+    assert nt_xent(simplex, simplex, temperature).item() == pytest.approx(floor, abs=1e-6)

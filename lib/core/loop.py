@@ -9,6 +9,7 @@ import pandas
 import torch
 
 from lib.core import processes
+from lib.core.calibration import calibrate_batchnorm
 from lib.core.checkpoint import CheckpointStore
 from lib.core.health import COLLAPSED, forget_peak, peak_memory
 from lib.core.trainer import Pretrainer
@@ -74,6 +75,8 @@ def _what_follows(trainer: Pretrainer, store: CheckpointStore, resumed: bool) ->
 
 def _untrained(trainer: Pretrainer, monitor: Monitor) -> dict[str, Any]:
     """The only row of 0 epochs."""
+    if trainer.params.calibrate_batchnorm:
+        calibrate_batchnorm(trainer)
     row = {"epoch": 0, "loss": None, "embedding_std": None, "knn": monitor(trainer.method), "lr": 0.0}
     return {**row, **dict.fromkeys(TIMES), "device": trainer.setting}
 
@@ -108,6 +111,8 @@ def _close_epoch(trainer: Pretrainer, monitor: Monitor, progress: StepProgress) 
     row: dict[str, Any] = {"epoch": done}
     row |= {name: value / steps for name, value in zip(trainer.value_names, position.sums)}
     memory = peak_memory(device)  # before the monitor takes its own
+    if done == params.epochs and params.calibrate_batchnorm:
+        calibrate_batchnorm(trainer)
     row["knn"] = monitor(trainer.method) if done % params.monitor.every == 0 or done == params.epochs else None
     trainer.method.train()
     forget_peak(device)

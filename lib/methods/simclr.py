@@ -9,8 +9,13 @@ so that model 2 is SimCLR with more alignment. Its first version, term: push, wa
 gamma 0.2. Its "two latents" are the means of the upper and of the lower half of the encoder's final map: two halves of
 the image rather than two codes of it. Nothing but the term acts on the lower one, and a constant projection minimizes
 the pull.
+
+What the study meant is term: lookalikes. A share gamma of NT-Xent gives way to one whose negatives are an image's
+nearest neighbors in the batch: the pull on the two views stays as it is, and the push goes to the images that are hard
+to tell apart. negatives: class is its bound from above, with labels: an image is told apart from its own class alone.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +48,44 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     The 2N x 2N logits are computed a tile at a time, in the loss and again in its gradient, and never held unless
     one tile holds them all: memory grows with N, not with its square. There is no second derivative.
     """
+    return contrast(first, second, temperature)[0]
+
+
+@full_precision
+def contrast(first: Tensor, second: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """`nt_xent`, and the share of embeddings that are nearer to their other view than to all others, no gradient."""
     return _TiledNTXent.apply(torch.cat([first, second]), temperature)
+
+
+def nt_xent_floor(count: int, temperature: float) -> float:
+    """What `nt_xent` of N = ``count`` images cannot fall below: both views of each are one point of a regular simplex.
+
+    log(1 + (2N - 2) exp(-N / ((N - 1) T))). Fewer than N - 1 dimensions hold no such simplex, and it is not reached.
+    """
+    return math.log1p((2 * count - 2) * math.exp(-count / (count - 1) / temperature))
+
+
+@full_precision
+def nt_xent_among(first: Tensor, second: Tensor, negatives: Tensor, temperature: float) -> Tensor:
+    """`nt_xent` in which only some images are negatives: bool [N, N], row i has those of image i (both views of each).
+
+    The diagonal is not read. All images as negatives: `nt_xent` itself; none: 0. The 2N x 2N logits are held at once.
+    """
+    embeddings = torch.cat([first, second])
+    positives = (embeddings * _partners(embeddings)).sum(1) / temperature  # [2N]
+    others = negatives & ~torch.eye(len(first), dtype=torch.bool, device=first.device)
+    logits = (embeddings @ embeddings.T / temperature).masked_fill(~others.repeat(2, 2), -torch.inf)
+    return torch.cat([positives[:, None], logits], 1).logsumexp(1).sub(positives).mean()
+
+
+@torch.no_grad()
+def nearest_images(first: Tensor, second: Tensor, count: int) -> Tensor:
+    """bool [N, N]: row i has the ``count`` images nearest to image i, itself not among them, by the mean cosine of
+    their views' embeddings [N, D]; no gradient. Ties fall to whichever topk takes; N - 1 is the most there are."""
+    images = first + second
+    similar = (images @ images.T).fill_diagonal_(-torch.inf)
+    nearest = similar.topk(min(count, len(similar) - 1)).indices
+    return torch.zeros_like(similar, dtype=torch.bool).scatter_(1, nearest, True)
 
 
 @full_precision
@@ -69,22 +111,24 @@ class _TiledNTXent(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context: Any, embeddings: Tensor, temperature: float) -> Tensor:
+    def forward(context: Any, embeddings: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         positives = (embeddings * _partners(embeddings)).sum(1) / temperature  # [2N]
-        negatives = torch.empty_like(positives)
+        negatives, hardest = torch.empty_like(positives), torch.empty_like(positives)
         for rows in chunks(len(embeddings), len(embeddings), TILE):
             logits = _negative_logits(embeddings, rows, temperature)
-            negatives[rows] = logits.logsumexp(1)
+            negatives[rows], hardest[rows] = logits.logsumexp(1), logits.amax(1)
         losses = -functional.logsigmoid(positives - negatives)
         missing = torch.sigmoid(negatives - positives)  # 1 - P_ip
         whole = logits if len(logits) == len(embeddings) else None
         context.save_for_backward(embeddings, positives + losses, missing, whole)
         context.temperature = temperature
-        return losses.mean()
+        found = (positives > hardest).to(losses).mean()
+        context.mark_non_differentiable(found)
+        return losses.mean(), found
 
     @staticmethod
     @once_differentiable
-    def backward(context: Any, upstream: Tensor) -> tuple[Tensor, None]:
+    def backward(context: Any, upstream: Tensor, _: Any) -> tuple[Tensor, None]:
         embeddings, normalizers, missing, whole = context.saved_tensors
         gradient = torch.empty_like(embeddings)
         with torch.autocast(embeddings.device.type, enabled=False):
@@ -117,12 +161,16 @@ def _partners(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class SimCLROptions:
-    """``term``: what is added, weighted by gamma; ``latents``: one of the whole map, or one of each half."""
+    """``term``: what is added, weighted by gamma; lookalikes are a share gamma of the loss. ``neighbors``: how many an
+    image has. ``negatives``: all images of the batch or, with labels, those of the same class. ``latents``: one of the
+    whole map, or one of each half."""
 
     temperature: float = param(0.5, above=0)
     projector_hidden: int = param(512, low=1, high=WIDEST)
     projector_out: int = param(128, low=2, high=WIDEST)
-    term: str = param("none", choices=("none", "pull", "push"))
+    term: str = param("none", choices=("none", "pull", "push", "lookalikes"))
+    neighbors: int = param(10, low=1)
+    negatives: str = param("all", choices=("all", "class"))
     latents: str = param("pooled", choices=("pooled", "halves"))
 
 
@@ -133,6 +181,7 @@ class SimCLR(Method):
     """
 
     Options = SimCLROptions
+    without_effect = tuple(("term", term, ("neighbors",), "lookalikes") for term in ("none", "pull", "push"))
 
     @classmethod
     def reads(cls, options: SimCLROptions) -> frozenset[str]:
@@ -142,6 +191,15 @@ class SimCLR(Method):
         super().__init__(options, params)
         self.halves = options.latents == "halves"
         self.gamma: Any = params.gamma  # None where no term reads it
+        if options.term == "lookalikes":
+            if self.gamma is not None and not 0 <= self.gamma <= 1:
+                why = f", a share of the loss, with gamma {self.gamma:g}; allowed: a gamma of 0 to 1, or another term"
+                self.refuse("term", options.term, why)
+            if params.epochs and options.neighbors >= params.batch_size:
+                why = f"; allowed: below the batch size, {params.batch_size}"
+                self.refuse("neighbors", options.neighbors, why)
+        if options.negatives == "class":
+            self.needs = ("labels",)
         if self.halves and options.term == "none":
             remedy = "set term to pull or push (with gamma 0 as a control), or latents to pooled"
             self.refuse("term", "'none'", f", which leaves the second of its latents without a loss; {remedy}")
@@ -170,12 +228,24 @@ class SimCLR(Method):
 
     def loss(self, embeddings: Named) -> tuple[Tensor, Named]:
         contrasted, other = ("z_upper", "z_lower") if self.halves else ("z", "z")
-        contrast = nt_xent(embeddings[f"{contrasted}_a"], embeddings[f"{contrasted}_b"], self.options.temperature)
-        if self.options.term == "none":
-            return contrast, {"nt_xent": contrast}
-        distance = frobenius_distance(embeddings[f"{other}_a"], embeddings[f"{other}_b"])
-        term = distance if self.options.term == "pull" else -distance.log()
-        return contrast + self.gamma * term, {"nt_xent": contrast, "distance": distance}
+        pair = embeddings[f"{contrasted}_a"], embeddings[f"{contrasted}_b"]
+        first, second = embeddings[f"{other}_a"], embeddings[f"{other}_b"]
+        term, temperature = self.options.term, self.options.temperature
+        loss, found = contrast(*pair, temperature)
+        parts = {"nt_xent": loss, "contrastive_accuracy": found}
+        if self.options.negatives == "class":
+            labels = embeddings["labels"]
+            loss = parts["nt_xent_in_class"] = nt_xent_among(*pair, labels[:, None] == labels, temperature)
+        else:
+            parts["nt_xent_floor"] = torch.full_like(found, nt_xent_floor(len(first), temperature))
+        if term == "none":
+            return loss, parts
+        parts["distance"] = distance = frobenius_distance(first, second)
+        if term == "lookalikes":
+            among = nt_xent_among(first, second, nearest_images(*pair, self.options.neighbors), temperature)
+            parts["lookalikes"] = among
+            return (1 - self.gamma) * loss + self.gamma * among, parts
+        return loss + self.gamma * (distance if term == "pull" else -distance.log()), parts
 
 
 METHOD = SimCLR

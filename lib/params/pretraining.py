@@ -75,7 +75,10 @@ class Monitor:
 
 @dataclass(frozen=True)
 class Shared:
-    """What all variants share and any may set for itself."""
+    """What all variants share and any may set for itself.
+
+    ``calibrate_batchnorm``: at the end BatchNorm's running statistics are those of one pass over the training images.
+    """
 
     encoder: str = param("resnet50")
     batch_size: int = param(256, low=2)
@@ -83,6 +86,7 @@ class Shared:
     epochs: int = param(100, low=0)
     gamma: float = param(0.01, low=-1000, high=1000)
     seed: int = param(0, low=0, high=2**31 - 1)
+    calibrate_batchnorm: bool = param(True)
     optimizer: Optimizer = field(default_factory=Optimizer)
     augment: Augment = field(default_factory=Augment)
     monitor: Monitor = field(default_factory=Monitor)
@@ -109,6 +113,7 @@ class Pretraining:
     epochs: int
     seed: int
     gamma: float | None
+    calibrate_batchnorm: bool
     optimizer: Optimizer
     augment: Augment
     monitor: Monitor
