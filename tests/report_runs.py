@@ -57,7 +57,13 @@ def write_run(
     write_json(root / f"data/scores/{variant}.json", scores)
     write_arrays(root / f"data/scores/{variant}.npz", {"labels": labels, **predictions})
     shared = {"encoder": "small", "batch_size": 256, "micro_batch_size": 0, "gamma": None, "optimizer": Optimizer()}
-    shared |= {"augment": Shared().augment, "monitor": Monitor(), "options": {}, "image_size": 32, "calibrate_batchnorm": True}
+    shared |= {
+        "augment": Shared().augment,
+        "monitor": Monitor(),
+        "options": {},
+        "image_size": 32,
+        "calibrate_batchnorm": True,
+    }
     shared |= pretraining
     params = Pretraining(variant=variant, method=method, epochs=epochs, seed=seed, **shared)
     about = {
