@@ -149,6 +149,14 @@ def test_a_variants_json_comes_back_as_it_was_without_what_it_does_not_read():
     assert untrained == variant(epochs=0, batch_size=64, optimizer={"lr": 0.1}).as_json()
 
 
+def test_a_variants_json_has_blur_and_solarization_where_there_are_any():
+    """Those of earlier versions stay as they are."""
+    assert not {"blur", "solarize"} & variant(augment={"blur": 0.0}).as_json()["augment"].keys()
+    blurred = variant(augment={"blur": 0.5})
+    assert blurred.as_json()["augment"] == {**variant().as_json()["augment"], "blur": 0.5}
+    assert Pretraining.from_json(blurred.as_json()) == blurred
+
+
 def test_replicates_differ_in_their_seed_and_name_alone():
     experiment = parsed(variants__joint_2={"method": "simclr", "term": "pull", "seed": 2})
     simclr, joint, again = (params.replicate_key() for params in experiment.variants.values())

@@ -15,6 +15,7 @@ from lib.runtime.errors import UserError, shown
 
 DATASETS = ("cifar10", "cifar100", "mnist", "digits", "images")
 LONGEST_NAME = 50  # characters of a variant's name, which names files and rows of tables
+LATE = ("blur", "solarize")  # of Augment; younger than the JSONs without them, which stay those of the same training
 UNTRAINED = ("batch_size", "micro_batch_size", "optimizer")  # what a variant of 0 epochs does not read
 
 
@@ -50,6 +51,7 @@ class Augment:
     """SimCLR's augmentation for 32x32 images. Probabilities in 0..1; jitter strengths as in torchvision.
 
     ``crop_pixels``: a square of so many pixels, cut and not resized, takes the place of the resized crop; 0: off.
+    ``blur``, ``solarize``: off (0) as in SimCLR's code for CIFAR-10; other methods' recipes have them.
     """
 
     crop_pixels: int = param(0, low=0, high=512)
@@ -62,6 +64,8 @@ class Augment:
     saturation: float = param(0.4, low=0, high=1)
     hue: float = param(0.1, low=0, high=0.5)
     grayscale: float = param(0.2, low=0, high=1)
+    blur: float = param(0.0, low=0, high=1)
+    solarize: float = param(0.0, low=0, high=1)
 
 
 @dataclass(frozen=True)
@@ -114,9 +118,11 @@ class Pretraining:
     monitor: Monitor
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, without what the variant does not read."""
+        """Plain values, without what the variant does not read, nor what `LATE` names and is off."""
         unread = () if self.epochs else UNTRAINED
-        return {key: value for key, value in asdict(self).items() if value is not None and key not in unread}
+        stored = {key: value for key, value in asdict(self).items() if value is not None and key not in unread}
+        stored["augment"] = {key: value for key, value in stored["augment"].items() if value or key not in LATE}
+        return stored
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Pretraining":
