@@ -98,7 +98,8 @@ class Pretrainer:
         """This process's images of the batch at ``indices`` [B], with what is random in their views."""
         seed, size = self.params.seed, (self.params.batch_size, *self.images.shape[-2:])
         streams = [generator(seed, "view", epoch, step, view) for view in range(self.method.views)]
-        drawn = [draw(self.params.augment, stream, *size).rows(self.local) for stream in streams]
+        recipes = zip(self.params.recipes, streams)
+        drawn = [draw(recipe, stream, *size).rows(self.local) for recipe, stream in recipes]
         params = [view.to(self.machine.device) for view in drawn]
         return Batch((seed, epoch, step), self.local.start, indices[self.local], params)
 
