@@ -36,6 +36,9 @@ FOLDERS = ("data/variants", "data/encoders", "data/scores", "data/tsne", "plots/
 def resolve(experiment: Experiment) -> dict[str, dict[str, Any]]:
     """Every variant's JSON by name; refused: an option that a method does not have, or one that changes nothing."""
     variants = {name: resolve_variant(experiment, name) for name in experiment.variants}
+    seconds = [params.augment_second for params in experiment.variants.values()]
+    if any(seconds) and not any("augment_second" in stored for stored in variants.values()):
+        raise UserError("params.yaml: augment_second has no effect: no variant has a second view; remove it")
     if not any("gamma" in stored for stored in variants.values()):
         require_default("gamma", experiment.shared.gamma, Shared().gamma, "these variants", "give a variant a term")
     return variants
@@ -48,12 +51,14 @@ def resolve_variant(experiment: Experiment, name: str) -> dict[str, Any]:
     kind, options = method_class(params.method), typed_options(params)
     unread = {key for key in ("encoder", "gamma") if key not in kind.reads(options)}
     if not params.epochs:
-        unread |= {*UNTRAINED, "gamma"}
+        unread |= {*UNTRAINED, "gamma", "augment_second"}
+    elif params.augment_second and try_method(params).views < 2:
+        unread.add("augment_second")
     if without_effect := sorted(unread & experiment.own[name]):
         reader = f"the method {params.method} with these options{'' if params.epochs else ' and 0 epochs'}"
         where = f"variants.{name}.{without_effect[0]}"
         raise UserError(f"params.yaml: {where} has no effect: {reader} does not read it; remove it")
-    left_out: dict[str, Any] = {key: None for key in ("encoder", "gamma") if key in unread}
+    left_out: dict[str, Any] = {key: None for key in ("encoder", "gamma", "augment_second") if key in unread}
     stored = replace(params, options=asdict(options), **left_out).as_json()
     return {**stored, "code": code_digests(params if "encoder" in stored else replace(params, encoder=None))}
 

@@ -1,6 +1,9 @@
 """BYOL (docs/methods.md, 7): closed-form values, a slow twin, another implementation, what may not have a gradient."""
 
 import math
+import re
+from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +11,11 @@ from lightly.loss import NegativeCosineSimilarity
 from torch import nn
 
 from lib.methods.byol import direction_distance, momentum_at
-from tests.examples import Training, built, normal, views
+from lib.params.experiment import parse_experiment
+from lib.params.pretraining import Augment, Pretraining
+from lib.params.spec import read_yaml
+from lib.resolve import resolve
+from tests.examples import ROOT, Training, built, normal, raw_params, trainer, views
 
 
 def pair(count: int = 9, width: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,9 +94,55 @@ def test_the_momentum_rises_along_half_a_cosine_to_one(start):
     assert (values[0], values[20]) == pytest.approx((start, (1 + start) / 2), abs=1e-12)
 
 
+@pytest.mark.parametrize(("start", "end"), [(0.99, 0.99), (0.9, 0.999), (1.0, 1.0), (0.0, 1.0)])
+def test_the_momentum_goes_from_its_start_to_its_end(start, end):
+    values = [momentum_at(step, 40, start, end) for step in range(41)]
+    assert (values[0], values[20], values[40]) == pytest.approx((start, (start + end) / 2, end), abs=1e-12)
+    if start == end:
+        assert set(values) == {start}
+
+
+@pytest.mark.parametrize(("name", "trust"), [("sgd", 0.001), ("lars", 0.5)])
+def test_the_predictor_moves_by_its_multiple_of_the_step_and_nothing_else_moves_otherwise(name, trust):
+    moves = {}
+    for factor in (1.0, 4.0):
+        rule = {"name": name, "lr": 0.01, "trust": trust}
+        training = trainer("byol", optimizer=rule, predictor_lr=factor)
+        before = {each: weight.detach().clone() for each, weight in training.method.named_parameters()}
+        training.step(0, 0, training.order(0)[0])
+        moves[factor] = {each: weight.detach() - before[each] for each, weight in training.method.named_parameters()}
+    for each, move in moves[1.0].items():
+        factor = 4 if each.startswith("predictor.") else 1
+        torch.testing.assert_close(moves[4.0][each], factor * move, rtol=1e-3, atol=1e-6)
+    assert moves[1.0]["predictor.0.weight"].abs().max() > 1e-5
+
+
+def test_one_rate_is_one_group_and_a_rate_of_the_predictors_own_is_kept_through_a_resume():
+    assert [group["factor"] for group in trainer("byol").optimizer.param_groups] == [1.0]
+    training, again = (trainer("byol", predictor_lr=4.0) for _ in range(2))
+    training.step(0, 0, training.order(0)[0])
+    again.restore(deepcopy(training.state()))
+    for each in (training, again):
+        each.step(0, 1, each.order(0)[1])
+        assert [group["lr"] for group in each.optimizer.param_groups] == pytest.approx([0.001, 0.004])
+    torch.testing.assert_close(again.method.state_dict(), training.method.state_dict(), rtol=0, atol=0)
+
+
+def test_solo_learns_recipe_resolves_as_the_page_has_it():
+    (block,) = re.findall(r"```yaml\n(byol:.*?)```", (ROOT / "docs/methods.md").read_text(), re.DOTALL)
+    stored = resolve(parse_experiment(raw_params(variants=read_yaml(block, "docs"), epochs=1000)))["byol"]
+    params = Pretraining.from_json(stored)
+    first = Augment(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter=0.8, grayscale=0.2, flip=0.5)
+    assert params.recipes == (first, replace(first, solarize=0.2))
+    assert (params.options["momentum"], params.options["momentum_end"]) == (0.99, 1.0)
+
+
 def test_training_uses_the_momentum_of_its_step(monkeypatch):
     training, used = Training(built("byol")), []
     monkeypatch.setattr(type(training.method), "update_momentum", lambda self, momentum: used.append(momentum))
     for _ in range(4):
         training.step()
     assert used == [momentum_at(step, 8, 0.99) for step in range(4)]
+    training, used[:] = Training(built("byol", momentum=0.9, momentum_end=0.9)), []
+    training.step()
+    assert used == [0.9]

@@ -11,6 +11,7 @@ import pandas
 import pytest
 import torch
 from torch import nn
+from torchvision.transforms import functional as tv
 
 from lib.core.checkpoint import LIBRARY, CheckpointStore, fingerprint, prune
 from lib.core.loop import TIMES, pretrain
@@ -69,6 +70,17 @@ def test_lars_moves_each_weight_by_its_formula():
         optimizer.step()
         weight, bias = weight - 0.5 * sums[0], bias - 0.5 * sums[1]
         torch.testing.assert_close([layer.weight.detach(), layer.bias.detach()], [weight, bias])
+
+
+def test_each_view_has_its_recipe_and_the_first_is_as_it_is_without_a_second():
+    one, two = trainer(), trainer()
+    two.params = replace(two.params, augment_second=replace(two.params.augment, solarize=1.0))
+    indices = one.order(0)[0]
+    same, changed = (training.views(training.batch(0, 0, indices)) for training in (one, two))
+    assert torch.equal(same[0], changed[0])
+    pixels, solarized = (0.2 * views[1] + 0.4 for views in (same, changed))
+    torch.testing.assert_close(solarized, tv.solarize(pixels, 0.5), rtol=0, atol=1e-5)
+    assert (solarized - pixels).abs().max() > 0.5
 
 
 def test_one_seed_gives_one_model_another_seed_another_and_a_finished_training_is_not_repeated(

@@ -79,6 +79,16 @@ def test_a_variants_own_numbers_and_blocks_lie_over_the_shared_ones():
         ({"gama": 0.1}, "unknown key gama (did you mean gamma?); allowed here: augment, "),
         ({"optimizer__rate": 0.1}, "unknown key optimizer.rate; allowed here: lr, momentum, "),
         ({"transfer__variant": []}, "unknown key transfer.variant (did you mean variants?)"),
+        (
+            {"augment_second": {"crop_scale_min": 1.0, "crop_scale_max": 0.5}},
+            "augment_second.crop_scale_min is 1.0; all",
+        ),
+        ({"augment_second__crop_pixels": 8}, "augment_second.crop_pixels is 8; allowed: that of augment (0), because "),
+        ({"augment_second__blr": 1}, "unknown key augment_second.blr (did you mean blur?); allowed here: blur, "),
+        (
+            {"variants__joint__augment_second": {"blur": 2}},
+            "variants.joint.augment_second.blur is 2; allowed: a number ",
+        ),
         ({"variants__joint__augment": {"flp": 0}}, "unknown key variants.joint.augment.flp (did you mean flip?)"),
     ],
     ids=str,
@@ -119,6 +129,15 @@ def test_a_variants_name_is_a_word(name):
             {"variants__joint__augment": {"jitter": 0.0, "contrast": 0}},
             "variants.joint.augment.contrast is 0, which has no effect with augment.jitter 0",
         ),
+        ({"augment_second": {"flip": 0.5}}, "augment_second has no effect: it changes nothing of augment; remove it"),
+        (
+            {"variants__joint__augment_second": {}},
+            "variants.joint.augment_second has no effect: it changes nothing of ",
+        ),
+        (
+            {"augment_second": {"jitter": 0, "hue": 0.2}},
+            "augment_second.hue is 0.2, which has no effect with augment_second.jitter 0; set augment_second.jitter ab",
+        ),
     ],
     ids=str,
 )
@@ -143,10 +162,22 @@ def test_a_variants_json_comes_back_as_it_was_without_what_it_does_not_read():
     for params in (variant(), variant(epochs=0), trained, unread):
         assert Pretraining.from_json(json.loads(json.dumps(params.as_json()))) == params
     full, untrained = variant().as_json(), variant(epochs=0).as_json()
-    assert full.keys() == set(Pretraining.__dataclass_fields__)
+    assert full.keys() == set(Pretraining.__dataclass_fields__) - {"augment_second"}
     assert unread.as_json().keys() == full.keys() - {"encoder", "gamma"}
     assert untrained.keys() == full.keys() - {"batch_size", "micro_batch_size", "optimizer"}
     assert untrained == variant(epochs=0, batch_size=64, optimizer={"lr": 0.1}).as_json()
+
+
+def test_the_second_views_recipe_lies_over_the_first_ones_and_is_in_the_json_where_it_differs():
+    byol = {"jitter": 0.8, "saturation": 0.2}  # solo-learn's for CIFAR
+    own = variant(augment=byol, augment_second={"solarize": 0.2})
+    assert own.recipes == (Augment(saturation=0.2), Augment(saturation=0.2, solarize=0.2))
+    assert own.as_json()["augment_second"] == {**own.as_json()["augment"], "solarize": 0.2}
+    assert Pretraining.from_json(json.loads(json.dumps(own.as_json()))) == own
+    shared = parsed(augment_second={"solarize": 0.2, "flip": 0.0}, variants__joint__augment_second={"flip": 1.0})
+    simclr, joint = (params.augment_second for params in shared.variants.values())
+    assert (simclr, joint) == (Augment(solarize=0.2, flip=0.0), Augment(solarize=0.2, flip=1.0))
+    assert variant().recipes == (Augment(), Augment()) and "augment_second" not in variant().as_json()
 
 
 def test_replicates_differ_in_their_seed_and_name_alone():

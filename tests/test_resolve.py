@@ -76,6 +76,12 @@ def test_what_was_written_is_read_back(tmp_path, monkeypatch):
     ("block", "words"),
     [
         ({"gamma": 0.5}, r"variants\.x\.gamma has no effect"),
+        (
+            {"method": "supervised", "augment_second": {"blur": 1.0}},
+            r"x\.augment_second has no effect: .* not read it; re",
+        ),
+        ({"method": "kwta", "positives": "class", "augment_second": {"blur": 1.0}}, r"x\.augment_second has no effect"),
+        ({"epochs": 0, "augment_second": {"blur": 1.0}}, r"variants\.x\.augment_second has no effect: .* 0 epochs"),
         ({"epochs": 0, "batch_size": 8}, r"variants\.x\.batch_size has no effect: .* 0 epochs"),
         ({"method": "cpc", "encoder": "resnet18"}, r"variants\.x\.encoder has no effect"),
         ({"temperatur": 0.5}, r"unknown key variants\.x\.temperatur \(did you mean temperature\?\)"),
@@ -92,6 +98,19 @@ def test_a_slip_is_refused_by_name(block, words):
 def test_a_gamma_that_nobody_reads_is_refused():
     raw = raw_params(variants={"simclr": {"method": "simclr"}}, gamma=0.1)
     with pytest.raises(UserError, match=r"gamma is 0\.1, which has no effect"):
+        resolve(parse_experiment(raw))
+
+
+def test_a_second_views_recipe_is_there_where_a_second_view_is():
+    blocks = {
+        "simclr": {"method": "simclr"},
+        "one": {"method": "supervised"},
+        "none": {"method": "simclr", "epochs": 0},
+    }
+    raw = raw_params(variants=blocks, augment_second={"solarize": 0.5})
+    assert [name for name, stored in resolve(parse_experiment(raw)).items() if "augment_second" in stored] == ["simclr"]
+    del raw["variants"]["simclr"]
+    with pytest.raises(UserError, match="augment_second has no effect: no variant has a second view; remove it"):
         resolve(parse_experiment(raw))
 
 

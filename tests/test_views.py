@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import ImageFilter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import functional as tv
 from torchvision.transforms.functional import InterpolationMode
@@ -12,6 +13,7 @@ from lib.params.pretraining import Augment
 from lib.runtime.seeds import generator
 from lib.views import augment as augment_module
 from lib.views.augment import AugmentationParams, augment, draw, normalize
+from lib.views.blur import KERNEL, blur
 
 MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.25, 0.24, 0.26])
 PLAIN = torch.zeros(3), torch.ones(3)
@@ -54,14 +56,17 @@ def view_by_torchvision(image, params, index):
     steps = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue]
     for operation in params.order[index].tolist() if params.jitter[index] else ():
         view = steps[operation](view, params.factors[index][operation].item())
-    return tv.rgb_to_grayscale(view, 3) if params.gray[index] else view
+    view = tv.rgb_to_grayscale(view, 3) if params.gray[index] else view
+    view = tv.gaussian_blur(view, [KERNEL] * 2, params.sigma[index].item()) if params.sigma[index] else view
+    return tv.solarize(view, 0.5) if params.solarize[index] else view
 
 
 STRONG = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.5, "jitter": 1.0, "crop_scale_min": 0.02}
 CONFIGS = (STRONG, {}, {"jitter": 0.0}, {"hue": 0.0}, {"grayscale": 0.0}, {"crop_pixels": 9}, {"grayscale": 0.7})
+LATE = ({"blur": 0.6}, {"solarize": 0.6}, {"blur": 0.5, "solarize": 0.5, "crop_pixels": 9})
 
 
-@pytest.mark.parametrize("changes", CONFIGS)
+@pytest.mark.parametrize("changes", [*CONFIGS, *LATE])
 @pytest.mark.parametrize("size", [(32, 32), (17, 40), (40, 17)])
 def test_views_agree_with_torchvision(size, changes):
     images, params = some_images(128, *size), drawn(replace(Augment(), **changes), 128, *size)
@@ -81,9 +86,33 @@ def test_what_does_nothing_is_normalization_alone():
     assert torch.equal(augment(images, idle, *PLAIN), augment(images, params, *PLAIN))
 
 
+@pytest.mark.parametrize("size", [(32, 32), (7, 40)])
+def test_a_blur_is_torchvisions_at_every_width_and_nearly_pils(size):
+    """The recipes name PIL's, three passes of a box, which repeats edges where torchvision mirrors them."""
+    images, sigma = some_images(64, *size) / 255, torch.linspace(0.1, 2, 64)
+    result = blur(images, sigma)
+    for image, own, width in zip(images, result, sigma.tolist()):
+        torch.testing.assert_close(own, tv.gaussian_blur(image, [KERNEL] * 2, width), rtol=0, atol=TOLERANCE)
+    assert torch.equal(blur(images, torch.zeros(64)), images)
+    if min(size) == 32:
+        for index, width in ((8, 0.5), (16, 1.0), (24, 2.0)):  # noise
+            pil = tv.to_pil_image(images[index]).filter(ImageFilter.GaussianBlur(width))
+            inside = (slice(None), slice(8, 24), slice(8, 24))
+            own = blur(images[index : index + 1], torch.tensor([width]))[0]
+            assert (own - tv.to_tensor(pil))[inside].abs().mean() < 2 / 255
+
+
+def test_what_solarizes_is_pils_on_whole_gray_levels():
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(1, 3, 16, 16)
+    config = replace(NOTHING, solarize=1.0)
+    result = augment(levels, drawn(config, 1, 16, 16), *PLAIN)
+    assert torch.allclose(255 * result, tv.solarize(levels, 128).float(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("config", [Augment(), Augment(blur=0.5, solarize=0.5)])
 @pytest.mark.parametrize("selection", [slice(0, 16), slice(16, 64), slice(5, 6), slice(1, None, 2), slice(0, 0)])
-def test_the_views_of_a_part_are_those_of_the_whole(selection):
-    images, params = some_images(64), drawn(Augment(), 64)
+def test_the_views_of_a_part_are_those_of_the_whole(selection, config):
+    images, params = some_images(64), drawn(config, 64)
     whole = augment(images, params, MEAN, STD)
     for part in (params.rows(selection), params.to("cpu").rows(selection)):
         assert torch.equal(augment(images[selection], part, MEAN, STD), whole[selection])
@@ -109,7 +138,7 @@ def test_images_that_do_not_fit_the_parameters_are_refused():
 
 def test_the_host_never_reads_a_tensor():
     """What would make a GPU's host wait, forbidden here on the CPU; the parameters are packed before."""
-    images, params = some_images(64), drawn(Augment(), 64).to("cpu")
+    images, params = some_images(64), drawn(Augment(blur=0.5, solarize=0.5), 64).to("cpu")
     with NoReading():
         augment(images, params, MEAN, STD)
     with pytest.raises(AssertionError), NoReading():
@@ -118,7 +147,7 @@ def test_the_host_never_reads_a_tensor():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gives_the_same_views_and_never_makes_the_host_wait():
-    images, params = some_images(256), drawn(Augment(), 256)
+    images, params = some_images(256), drawn(Augment(blur=0.5, solarize=0.5), 256)
     there, mean, std = images.cuda(), MEAN.cuda(), STD.cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -12,6 +12,7 @@ from lib.views.parameters import draw
 COUNT = 20_000
 LEAST = 1e-3  # p-value below which a distribution counts as different; the seeds are fixed
 NAMES = ("box", "flip", "jitter", "gray", "factors", "order")
+BOTH = Augment(blur=0.5, solarize=0.2)
 
 
 def drawn(config: Augment = Augment(), count: int = COUNT, height: int = 32, width: int = 32, seed: int = 0):
@@ -59,12 +60,28 @@ def test_boxes_lie_inside_the_image(config):
 
 
 def test_coins_fall_as_often_as_asked():
-    params = drawn(Augment(flip=0.5, jitter=0.8, grayscale=0.2))
-    for coin, probability in ((params.flip, 0.5), (params.jitter, 0.8), (params.gray, 0.2)):
+    params = drawn(BOTH)
+    coins = [params.flip, params.jitter, params.gray, params.sigma > 0, params.solarize]
+    for coin, probability in zip(coins, (0.5, 0.8, 0.2, 0.5, 0.2)):
         deviation = (probability * (1 - probability) / COUNT) ** 0.5
         assert abs(coin.float().mean() - probability) < 4 * deviation
-    together = torch.corrcoef(torch.stack([params.flip, params.jitter, params.gray]).float())
-    assert (together - torch.eye(3)).abs().max() < 4 / COUNT**0.5
+    together = torch.corrcoef(torch.stack(coins).float())
+    assert (together - torch.eye(5)).abs().max() < 4 / COUNT**0.5
+    sigma = params.sigma[params.sigma > 0].double()
+    assert kstest((sigma - 0.1) / 1.9, "uniform").pvalue > LEAST
+
+
+def test_blur_and_solarization_leave_all_other_draws_as_they_are_without_them():
+    """Those are of a table of 33 numbers for each image, as they were before there was blur or solarization."""
+    without, sizes = drawn(), (32 + 32 + 20, 32 + 32 + 22)
+    table = torch.rand(COUNT, 33, generator=generator(0, "test"), dtype=torch.float64)
+    assert torch.equal(without.flip, table[:, 22] < 0.5) and torch.equal(without.order, table[:, 29:].argsort(1))
+    for config, width in ((Augment(), sizes[0]), (BOTH, sizes[1]), (Augment(solarize=1.0), sizes[1])):
+        params = drawn(config)
+        assert all(torch.equal(getattr(params, name), getattr(without, name)) for name in NAMES)
+        numbers = params.to("cpu").numbers
+        assert numbers.shape[1] == width and torch.equal(numbers[:, : sizes[0]], without.to("cpu").numbers)
+    assert not without.sigma.any() and not without.solarize.any()
 
 
 def test_factors_are_uniform_in_torchvisions_ranges_and_orders_equally_frequent():
@@ -89,9 +106,9 @@ def test_images_do_not_share_parameters():
 
 
 def test_parameters_depend_on_the_generator_and_the_place_in_the_batch_alone():
-    long, again, short, other = drawn(count=64), drawn(count=64), drawn(count=10), drawn(count=64, seed=1)
+    long, again, short, other = (drawn(BOTH, count, seed=seed) for count, seed in ((64, 0), (64, 0), (10, 0), (64, 1)))
     parts = [long.rows(slice(0, 10)), long.rows(slice(10, None))]
-    for name in NAMES:
+    for name in (*NAMES, "sigma", "solarize"):
         value = getattr(long, name)
         assert torch.equal(value, getattr(again, name)) and not torch.equal(value, getattr(other, name))
         assert torch.equal(value[:10], getattr(short, name))

@@ -4,6 +4,7 @@ An optimizer whose attribute ``found_inf`` holds a tensor of 1 changes nothing i
 need not know: torch's fused optimizers read it on the device, LARS does the same.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,9 +13,17 @@ from torch import Tensor, nn
 from lib.params.pretraining import Optimizer
 
 
-def build_optimizer(module: nn.Module, params: Optimizer) -> torch.optim.Optimizer:
-    """The optimizer that ``params.name`` asks for; ``params.momentum`` is Adam's beta1."""
-    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def build_optimizer(module: nn.Module, params: Optimizer, factors: Mapping[str, float]) -> torch.optim.Optimizer:
+    """The optimizer that ``params.name`` asks for; ``params.momentum`` is Adam's beta1.
+
+    ``factors``, by the name of a child of ``module``, are what `set_rate` multiplies the learning rate of the child's
+    parameters by; others' is as it is.
+    """
+    by_factor: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            by_factor.setdefault(factors.get(name.partition(".")[0], 1.0), []).append(parameter)
+    learning = [{"params": parameters, "factor": factor} for factor, parameters in by_factor.items()]
     common: Any = {"lr": params.lr, "weight_decay": params.weight_decay}
     if params.name == "adam":
         return torch.optim.Adam(learning, betas=(params.momentum, 0.999), fused=True, **common)
@@ -23,6 +32,11 @@ def build_optimizer(module: nn.Module, params: Optimizer) -> torch.optim.Optimiz
     if params.name == "lars":
         return LARS(learning, momentum=params.momentum, trust=params.trust, **common)
     raise ValueError(f"no optimizer {params.name!r}")
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["factor"] * rate
 
 
 def laid_out(gradient: Tensor, weight: Tensor) -> Tensor:

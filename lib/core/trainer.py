@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lib.core import processes
 from lib.core.health import Guard, embedding_std
-from lib.core.optimizers import build_optimizer
+from lib.core.optimizers import build_optimizer, set_rate
 from lib.core.passes import Batch, Graphed, MicroBatches, Outcome, Passes, Whole
 from lib.core.schedule import learning_rate
 from lib.data.store import ImageData
@@ -76,7 +76,7 @@ class Pretrainer:
             self.passes = MicroBatches(self.embed, self.method, params.micro_batch_size)
         elif machine.compile == "graphs":
             self.passes = Graphed(self.embed, self.method, params.variant)
-        self.optimizer = build_optimizer(self.method, params.optimizer)
+        self.optimizer = build_optimizer(self.method, params.optimizer, self.method.rate_factors())
         self.steps_per_epoch = len(images) // params.batch_size
         self.steps = self.steps_per_epoch * params.epochs
         self.guard = Guard(machine.device)
@@ -98,7 +98,8 @@ class Pretrainer:
         """This process's images of the batch at ``indices`` [B], with what is random in their views."""
         seed, size = self.params.seed, (self.params.batch_size, *self.images.shape[-2:])
         streams = [generator(seed, "view", epoch, step, view) for view in range(self.method.views)]
-        drawn = [draw(self.params.augment, stream, *size).rows(self.local) for stream in streams]
+        recipes = zip(self.params.recipes, streams)
+        drawn = [draw(recipe, stream, *size).rows(self.local) for recipe, stream in recipes]
         params = [view.to(self.machine.device) for view in drawn]
         return Batch((seed, epoch, step), self.local.start, indices[self.local], params)
 
@@ -154,8 +155,7 @@ class Pretrainer:
         values = self.forward_backward(epoch, step, indices)
         gradients = [weight.grad for weight in self.method.parameters() if weight.grad is not None]
         self.optimizer.found_inf = self.guard.watch(number, values[0], gradients)  # type: ignore[attr-defined]
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(number)
+        set_rate(self.optimizer, self.learning_rate(number))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.method.after_step(number, self.steps)

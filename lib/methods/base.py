@@ -119,6 +119,10 @@ class Method(nn.Module):
     def after_step(self, step: int, steps: int) -> None:
         """Called after the optimizer's step number ``step``, from 0, of ``steps``: EMA, queues, running rates."""
 
+    def rate_factors(self) -> dict[str, float]:
+        """By the name of one of its modules: what the learning rate of that module's parameters is multiplied by."""
+        return {}
+
     def allow_end_to_end_gradient(self) -> None:
         """Called before fine-tuning: a method that stops gradients inside its encoder lets them pass."""
 

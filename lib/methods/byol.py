@@ -25,9 +25,12 @@ def direction_distance(predictions: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class BYOLOptions:
-    """``momentum``: of the momentum encoder at the first step, from where it rises to 1. Widths in units."""
+    """``momentum``: of the momentum encoder at the first step, from where it goes to ``momentum_end``; equal: constant.
+    ``predictor_lr``: the predictor's learning rate, in multiples of the shared one. Widths in units."""
 
     momentum: float = param(0.99, low=0, high=1)
+    momentum_end: float = param(1.0, low=0, high=1)
+    predictor_lr: float = param(1.0, above=0, high=1000)
     projector_hidden: int = param(1024, low=1, high=WIDEST)
     projector_out: int = param(256, low=2, high=WIDEST)
     predictor_hidden: int = param(1024, low=1, high=WIDEST)
@@ -54,12 +57,15 @@ class BYOL(MomentumMethod):
         return one_way + other_way, {"distance_ab": one_way, "distance_ba": other_way}
 
     def after_step(self, step: int, steps: int) -> None:
-        self.update_momentum(momentum_at(step, steps, self.options.momentum))
+        self.update_momentum(momentum_at(step, steps, self.options.momentum, self.options.momentum_end))
+
+    def rate_factors(self) -> dict[str, float]:
+        return {"predictor": self.options.predictor_lr}
 
 
-def momentum_at(step: int, steps: int, start: float) -> float:
-    """From ``start`` at step 0 along half a cosine to 1 at step ``steps``, one after the last."""
-    return 1 - (1 - start) * (math.cos(math.pi * step / steps) + 1) / 2
+def momentum_at(step: int, steps: int, start: float, end: float = 1.0) -> float:
+    """From ``start`` at step 0 along half a cosine to ``end`` at step ``steps``, one after the last."""
+    return end - (end - start) * (math.cos(math.pi * step / steps) + 1) / 2
 
 
 METHOD = BYOL

@@ -86,19 +86,26 @@ def _check_augment(experiment: Experiment, raw: Mapping[str, Any]) -> None:
     # fine-tuning and the study's protocol crop whatever pretraining does
     crops_later = experiment.linear.mode == "finetune" or experiment.linear.study_epochs > 0
     variants = experiment.variants
-    blocks = [("augment", raw, list(variants.values()))]
-    blocks += [(f"variants.{name}.augment", raw["variants"][name], [params]) for name, params in variants.items()]
+    blocks = [("", raw, list(variants.values()))]
+    blocks += [(f"variants.{name}.", raw["variants"][name], [params]) for name, params in variants.items()]
     for where, block, readers in blocks:
-        unread = []
-        if not any(reader.augment.jitter > 0 for reader in readers):
-            unread += [(name, "augment.jitter 0", "set augment.jitter above 0") for name in JITTERS]
-        if not crops_later and all(reader.augment.crop_pixels for reader in readers):
-            without = "augment.crop_pixels above 0 and linear.study_epochs 0"
-            unread += [(name, without, "set augment.crop_pixels to 0") for name in CROPS]
-        for name, without, remedy in unread:
-            usual = getattr(Augment, name)
-            value = float(block.get("augment", {}).get(name, usual))
-            require_default(f"{where}.{name}", value, usual, without, remedy)
+        seconds = [reader.augment_second for reader in readers if reader.augment_second]
+        if "augment_second" in block and not seconds:
+            raise UserError(
+                f"params.yaml: {where}augment_second has no effect: it changes nothing of augment; remove it"
+            )
+        both = [recipe for reader in readers for recipe in reader.recipes]
+        for key, recipes in (("augment", both), ("augment_second", seconds)):
+            unread = []
+            if not any(recipe.jitter > 0 for recipe in recipes):
+                unread += [(name, f"{key}.jitter 0", f"set {key}.jitter above 0") for name in JITTERS]
+            if not crops_later and all(recipe.crop_pixels for recipe in recipes):
+                without = "augment.crop_pixels above 0 and linear.study_epochs 0"
+                unread += [(name, without, "set augment.crop_pixels to 0") for name in CROPS]
+            for name, without, remedy in unread:
+                usual = getattr(Augment, name)
+                value = float(block.get(key, {}).get(name, usual))
+                require_default(f"{where}{key}.{name}", value, usual, without, remedy)
 
 
 def require_default(key: str, value: Any, usual: Any, where: str, remedy: str) -> None:

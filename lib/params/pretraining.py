@@ -50,6 +50,7 @@ class Augment:
     """SimCLR's augmentation for 32x32 images. Probabilities in 0..1; jitter strengths as in torchvision.
 
     ``crop_pixels``: a square of so many pixels, cut and not resized, takes the place of the resized crop; 0: off.
+    ``blur``, ``solarize``: off (0) as in SimCLR's code for CIFAR-10; other methods' recipes have them.
     """
 
     crop_pixels: int = param(0, low=0, high=512)
@@ -62,6 +63,8 @@ class Augment:
     saturation: float = param(0.4, low=0, high=1)
     hue: float = param(0.1, low=0, high=0.5)
     grayscale: float = param(0.2, low=0, high=1)
+    blur: float = param(0.0, low=0, high=1)
+    solarize: float = param(0.0, low=0, high=1)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ class Monitor:
 class Shared:
     """What all variants share and any may set for itself.
 
-    ``calibrate_batchnorm``: at the end BatchNorm's running statistics are those of one pass over the training images.
+    ``augment_second`` lies over ``augment`` for second views. ``calibrate_batchnorm``: at the end BatchNorm's running
+    statistics are those of one pass over the training images.
     """
 
     encoder: str = param("resnet50")
@@ -89,18 +93,20 @@ class Shared:
     calibrate_batchnorm: bool = param(True)
     optimizer: Optimizer = field(default_factory=Optimizer)
     augment: Augment = field(default_factory=Augment)
+    augment_second: Augment = field(default_factory=Augment)
     monitor: Monitor = field(default_factory=Monitor)
 
 
 SHARED = tuple(each.name for each in fields(Shared))
-BLOCKS = {"optimizer": Optimizer, "augment": Augment, "monitor": Monitor}
+BLOCKS = {"optimizer": Optimizer, "augment": Augment, "augment_second": Augment, "monitor": Monitor}
 
 
 @dataclass(frozen=True)
 class Pretraining:
     """Everything that one variant's pretraining depends on beside data and code.
 
-    ``options`` are the method's own. ``encoder`` and ``gamma`` are None where the method does not read them.
+    ``options`` are the method's own. ``encoder`` and ``gamma`` are None where the method does not read them,
+    ``augment_second`` where both views have one recipe.
     """
 
     variant: str
@@ -117,6 +123,12 @@ class Pretraining:
     optimizer: Optimizer
     augment: Augment
     monitor: Monitor
+    augment_second: Augment | None = None
+
+    @property
+    def recipes(self) -> tuple[Augment, Augment]:
+        """Of the first view and of the second."""
+        return self.augment, self.augment_second or self.augment
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, without what the variant does not read."""
@@ -171,7 +183,10 @@ def pretraining_params(raw: Mapping[str, Any], variant: str) -> Pretraining:
     if (pixels := shared.augment.crop_pixels) > image_size:
         raise not_allowed(f"augment.crop_pixels of {variant}", pixels, f"at most image_size ({image_size})")
     options = {key: value for key, value in block.items() if key != "method" and key not in SHARED}
-    return Pretraining(variant, block["method"], options, image_size, **{key: getattr(shared, key) for key in SHARED})
+    values = {key: getattr(shared, key) for key in SHARED}
+    if shared.augment_second == shared.augment:
+        values["augment_second"] = None
+    return Pretraining(variant, block["method"], options, image_size, **values)
 
 
 def _shared(raw: Mapping[str, Any], block: dict[str, Any], where: str) -> Shared:
@@ -182,6 +197,9 @@ def _shared(raw: Mapping[str, Any], block: dict[str, Any], where: str) -> Shared
         if isinstance(own[key], dict):
             own[key] = {**raw.get(key, {}), **own[key]}
     params = replace(params, **{key: getattr(parse(Shared, own, where), key) for key in own})
+    recipe = {**raw.get("augment", {}), **own.get("augment", {})}
+    recipe |= {**raw.get("augment_second", {}), **own.get("augment_second", {})}
+    params = replace(params, augment_second=parse(Augment, recipe))
     optimizer, augment = params.optimizer, params.augment
 
     def place(key: str) -> str:
@@ -190,9 +208,13 @@ def _shared(raw: Mapping[str, Any], block: dict[str, Any], where: str) -> Shared
     if params.micro_batch_size == 1:
         why = "because batch norm cannot normalize a single image"
         raise not_allowed(place("micro_batch_size"), 1, f"0 (the whole batch at once) or at least 2, {why}")
-    if augment.crop_scale_min > augment.crop_scale_max:
-        allowed = f"at most augment.crop_scale_max ({augment.crop_scale_max})"
-        raise not_allowed(place("augment.crop_scale_min"), augment.crop_scale_min, allowed)
+    for key, each in (("augment", augment), ("augment_second", params.augment_second)):
+        if each.crop_scale_min > each.crop_scale_max:
+            allowed = f"at most {key}.crop_scale_max ({each.crop_scale_max})"
+            raise not_allowed(place(f"{key}.crop_scale_min"), each.crop_scale_min, allowed)
+    if (pixels := params.augment_second.crop_pixels) != augment.crop_pixels:
+        allowed = f"that of augment ({augment.crop_pixels}), because both views are of one size"
+        raise not_allowed(place("augment_second.crop_pixels"), pixels, allowed)
     if params.epochs and optimizer.warmup_epochs > params.epochs:
         allowed = f"at most epochs ({params.epochs})"
         raise not_allowed(place("optimizer.warmup_epochs"), optimizer.warmup_epochs, allowed)

@@ -1,4 +1,5 @@
-"""From uint8 images and their augmentation parameters to views: crop, flip, color jitter, grayscale, normalize.
+"""From uint8 images and their augmentation parameters to views: crop, flip, color jitter, grayscale, blur, solarize,
+normalize, in this order.
 
 B images of H x W pixels, views of h x w. Every view is computed from its own row of parameters, and all images go
 through the same operations: the parameters say which change nothing. So the shapes are those of every batch, a CUDA
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lib.runtime.chunks import chunks
-from lib.views.color import blend_, gray, turn_hue_
+from lib.views.blur import blur
+from lib.views.color import blend_, gray, solarize, turn_hue_
 from lib.views.crop import resample
 from lib.views.parameters import AugmentationParams, PackedParams, draw
 
@@ -61,7 +63,7 @@ def _scale_and_shift(images: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor,
 
 def _view(images: Tensor, packed: PackedParams) -> Tensor:
     """Views in 0..1: float32 [B, 3, h, w]."""
-    down, across, blend, hue, grays = packed.parts()
+    down, across, blend, hue, grays, *late = packed.parts()
     view, config = resample(images, down, across), packed.config
     # An image's three blends come before the turn of its hue or after it; where it is not their turn they do nothing.
     for half in range(2 if config.jitter else 0):
@@ -71,4 +73,8 @@ def _view(images: Tensor, packed: PackedParams) -> Tensor:
             blend_(view, blend[:, half, number])
     if config.grayscale:
         view = torch.where(grays[:, None, None, None] > 0, gray(view)[:, None], view)
+    if config.blur:
+        view = blur(view, late[0])
+    if config.solarize:
+        view = solarize(view, late[1])
     return view

@@ -16,6 +16,11 @@ def gray(images: Tensor) -> Tensor:
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
+def solarize(images: Tensor, thresholds: Tensor) -> Tensor:
+    """Invert what is at least ``thresholds`` [B]; above 1 nothing is."""
+    return torch.where(images >= thresholds[:, None, None, None], 1 - images, images)
+
+
 def blend_(images: Tensor, weights: Tensor) -> Tensor:
     """Brightness, contrast or saturation, chosen image by image, in place.
 

@@ -15,12 +15,15 @@ from torch import Tensor
 
 from lib.params.pretraining import Augment
 from lib.runtime.seeds import send
+from lib.views.blur import SIGMA
 from lib.views.crop import positions
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 UNCHANGED = (1.0, 0.0, 0.0)  # weights of a blend: all of the image, nothing gray
 CROP_TRIES = 10
 RATIO = (3 / 4, 4 / 3)
+# torchvision's threshold of 128 for whole gray levels lies between 127 and 128; here the inversion has no jump at it
+SOLARIZED, NOT_SOLARIZED = 0.5, 2.0
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class PackedParams:
     Attributes:
         numbers: float32 [B, h + w + 20]: where the view's rows and columns look in the source, the weights of three
             blends before the hue and three after it (each as one that changes nothing where it is not its turn), the
-            turn of the hue, whether gray.
+            turn of the hue, whether gray; with blur or solarization [B, h + w + 22], the blur's sigma and from where on
+            pixels are inverted.
         config: what they were drawn from; an operation that it never asks for is left out.
         size, source: height and width of the views and of the images.
     """
@@ -47,8 +51,9 @@ class PackedParams:
         return replace(self, numbers=self.numbers[selection])
 
     def parts(self) -> tuple[Tensor, ...]:
-        """down [B, h], across [B, w], blend [B, 2, 3, 3], hue [B], gray [B]."""
-        down, across, blend, rest = self.numbers.split([*self.size, 18, 2], 1)
+        """down [B, h], across [B, w], blend [B, 2, 3, 3], hue [B], gray [B]; perhaps sigma and threshold, [B] each."""
+        height, both = self.size[0], sum(self.size)
+        down, across, blend, rest = self.numbers.tensor_split([height, both, both + 18], 1)
         return down, across, blend.unflatten(1, (2, 3, 3)), *rest.unbind(1)
 
 
@@ -58,9 +63,10 @@ class AugmentationParams:
 
     Attributes:
         box: int64 [B, 4], top, left, height, width of the crop in pixels.
-        flip, jitter, gray: bool [B].
+        flip, jitter, gray, solarize: bool [B].
         factors: float32 [B, 4], of brightness, contrast, saturation (1 changes nothing) and hue (0 does).
         order: int64 [B, 4], the operation in each slot of time.
+        sigma: float32 [B], of the blur in pixels; 0: none.
         config: what they were drawn from.
         size, source: height and width of the views and of the images.
     """
@@ -71,6 +77,8 @@ class AugmentationParams:
     gray: Tensor
     factors: Tensor
     order: Tensor
+    sigma: Tensor
+    solarize: Tensor
     config: Augment
     size: tuple[int, int]
     source: tuple[int, int]
@@ -86,7 +94,10 @@ class AugmentationParams:
     def to(self, device: torch.device | str) -> PackedParams:
         """Packed and sent to a device, for which nothing waits."""
         hue = self.factors[:, HUE:] * self.jitter[:, None]
-        numbers = torch.cat([*self._positions(), self._blends(), hue, self.gray[:, None]], 1).float()
+        parts = [*self._positions(), self._blends(), hue, self.gray[:, None]]
+        if self.config.blur or self.config.solarize:
+            parts += [self.sigma[:, None], torch.where(self.solarize, SOLARIZED, NOT_SOLARIZED)[:, None]]
+        numbers = torch.cat(parts, 1).float()
         return PackedParams(send(numbers, device), self.config, self.size, self.source)
 
     def _positions(self) -> tuple[Tensor, Tensor]:
@@ -114,9 +125,9 @@ def draw(config: Augment, generator: torch.Generator, count: int, height: int, w
     """Draw the views of ``count`` images of ``height`` x ``width`` pixels, each on its own.
 
     Distributions are torchvision's RandomResizedCrop(ratio=(3/4, 4/3)), RandomHorizontalFlip,
-    RandomApply([ColorJitter]) and RandomGrayscale; RandomCrop in place of the first where the config has
-    ``crop_pixels``. Image i takes the i-th row of one table of uniform numbers, so that a longer batch begins with
-    the parameters of a shorter one.
+    RandomApply([ColorJitter]), RandomGrayscale, RandomApply([GaussianBlur]) and RandomSolarize; RandomCrop in place of
+    the first where the config has ``crop_pixels``. Image i takes the i-th row of one table of uniform numbers, so that
+    a longer batch begins with the parameters of a shorter one. The ``generator`` is fresh.
     """
     table = torch.rand(count, 2 * CROP_TRIES + 13, generator=generator, dtype=torch.float64)
     tries, place, coins, factors, order = table.split([2 * CROP_TRIES, 2, 3, 4, 4], 1)
@@ -129,10 +140,21 @@ def draw(config: Augment, generator: torch.Generator, count: int, height: int, w
         gray,
         _factors(config, factors),
         order.argsort(1),
+        *_blur_and_solarize(config, generator, count),
         config,
         (pixels, pixels) if pixels else source,
         source,
     )
+
+
+def _blur_and_solarize(config: Augment, generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
+    """sigma float32 [B] and solarize bool [B], from a stream of their own: all else is as it is without them."""
+    if not (config.blur or config.solarize):
+        return torch.zeros(count), torch.zeros(count, dtype=torch.bool)
+    stream = torch.Generator().manual_seed(generator.initial_seed() + 1)
+    blurred, place, solarized = torch.rand(count, 3, generator=stream, dtype=torch.float64).unbind(1)
+    sigma = SIGMA[0] + place * (SIGMA[1] - SIGMA[0])
+    return (sigma * (blurred < config.blur)).float(), solarized < config.solarize
 
 
 def _squares(pixels: int, place: Tensor, source: tuple[int, int]) -> Tensor:

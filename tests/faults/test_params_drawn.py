@@ -19,7 +19,7 @@ from lib.params.pretraining import Augment, Dataset, Monitor, Optimizer, Shared
 from lib.params.spec import parse
 from tests.faults.refusals import refused
 
-BLOCKS = {"optimizer": Optimizer, "augment": Augment, "monitor": Monitor}
+BLOCKS = {"optimizer": Optimizer, "augment": Augment, "augment_second": Augment, "monitor": Monitor}
 LATER = {"linear": Linear, "knn": Knn, "tsne": Tsne, "transfer": Transfer}
 WORDS = ("", " ", "x", "1", "1e-3", "true", "nan", "猫", "é" * 300, "two\nlines", "a.b", "-rf", "${seed}", "$(rm x)")
 ODD = (None, [], [[1]], {}, {"x": 1}, {1: {2: 3}}, date(2024, 1, 1), b"bytes")
