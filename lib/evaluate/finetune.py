@@ -43,7 +43,7 @@ def finetuned_logits(
     epochs, batch_size = linear.finetune_epochs, linear.finetune_batch_size
     steps = epochs * math.ceil(len(data.train_images) / batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    config = replace(params.augment, crop_pixels=0, jitter=0.0, grayscale=0.0)
+    config = replace(params.augment, crop_pixels=0, jitter=0.0, grayscale=0.0, blur=0.0, solarize=0.0)
     images = data.train_images, data.train_labels, data.mean, data.std
     batches = augmented_batches(images, config, machine.device, batch_size, params.seed, "finetune")
     lines = EpochLines(f"{params.variant}: {latent}, fine-tuning", epochs)
