@@ -30,7 +30,6 @@ NEAREST = 20  # look-alikes that recall is against
 COLDEST, HOTTEST, PER_DECADE = -5, 1, 2  # powers of ten of T, steps of the first grid
 GOLDEN_STEPS = 8  # after which T is within 3 %
 FIT_CUES, FIT_ELEMENTS = 400, 2**26  # of a half that choose T of the concept bits; similarities held at a time
-GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -77,26 +76,34 @@ def shrinkage_whitening(centered: Tensor) -> Tensor:
 
 
 def best_temperature(cross_entropy: Callable[[float], float]) -> float:
-    """The T of least cross entropy: the best of a grid over six decades, then golden sections around it."""
+    """The T of least cross entropy, in nats and in sum over cues: the best of a grid, then golden sections around it.
+
+    A nat is granted for every e-fold of T: of those that fit alike the hotter one. Where cues of one half are told
+    apart without an error, any cold T fits them, and a single error in the other half would cost hundreds of bits.
+    """
+
+    def cost(point: float) -> float:
+        return cross_entropy(math.exp(point)) - point
+
     low, high = (power * math.log(10) for power in (COLDEST, HOTTEST))
     step = math.log(10) / PER_DECADE
     grid = [low + step * number for number in range((HOTTEST - COLDEST) * PER_DECADE + 1)]
-    values = [cross_entropy(math.exp(point)) for point in grid]
-    best = min(zip(values, grid))
+    best = min((cost(point), point) for point in grid)
     left, right = max(low, best[1] - step), min(high, best[1] + step)
-    inner = [right - GOLDEN * (right - left), left + GOLDEN * (right - left)]
-    outcome = [cross_entropy(math.exp(point)) for point in inner]
+    first, second = ((cost(point), point) for point in _golden(left, right))
     for _ in range(GOLDEN_STEPS):
-        best = min(best, *zip(outcome, inner))
-        if outcome[0] <= outcome[1]:
-            right = inner[1]
-            inner, outcome = [right - GOLDEN * (right - left), inner[0]], [math.nan, outcome[0]]
+        if first <= second:
+            right, second = second[1], first
+            first = (cost(point := _golden(left, right)[0]), point)
         else:
-            left = inner[0]
-            inner, outcome = [inner[1], left + GOLDEN * (right - left)], [outcome[1], math.nan]
-        new = int(math.isnan(outcome[1]))
-        outcome[new] = cross_entropy(math.exp(inner[new]))
-    return math.exp(min(best, *zip(outcome, inner))[1])
+            left, first = first[1], second
+            second = (cost(point := _golden(left, right)[1]), point)
+    return math.exp(min(best, first, second)[1])
+
+
+def _golden(left: float, right: float) -> tuple[float, float]:
+    part = (5**0.5 - 1) / 2 * (right - left)
+    return right - part, left + part
 
 
 def log_probability(similarity: Tensor, own: Tensor, temperature: float) -> Tensor:
