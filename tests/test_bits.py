@@ -24,7 +24,7 @@ from lib.evaluate.bits import (
 )
 from lib.evaluate.codes import k_winners
 from lib.evaluate.galleries import Galleries, look_alikes, make_galleries, near_duplicates, unit_pixels
-from lib.evaluate.memory import Pixels, measure_galleries, measure_memory, pixels_8x8, write_memory
+from lib.evaluate.memory import measure_memory, pixel_landmark, pixels_8x8, write_memory
 from lib.params.evaluation import Memory
 from lib.params.pretraining import Augment
 from lib.runtime.errors import UserError
@@ -156,7 +156,7 @@ def test_a_half_without_an_error_does_not_choose_a_temperature_that_one_error_ru
     store, labels, test, cued = clusters(galleries, noise=0.3)
     cued[galleries.blocks[1]][0] = test[galleries.blocks[1]][1]
     bits = measured(store, labels, test, cued, galleries).bits("toy")["episode"]
-    assert (bits < 0).sum() <= 1 and bits.min() > -15
+    assert (bits < 0).sum() <= 1 and bits.min() > -60  # and not thousands of bits
 
 
 # --- what must come out
@@ -219,8 +219,8 @@ def test_rotation_scale_and_order_of_units_and_images_change_nothing():
 
 
 def test_labels_that_mean_nothing_are_no_concept():
-    galleries = toy_galleries(4, 64)
-    store, labels, test, cued = clusters(galleries, stored=1000)
+    galleries = toy_galleries(4, 32)
+    store, labels, test, cued = clusters(galleries, stored=500)
     shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(2))]
     assert e_and_c(store, labels, test, cued, galleries)[1] > 1.8
     assert abs(e_and_c(store, shuffled, test, cued, galleries)[1]) < 0.05
@@ -229,13 +229,13 @@ def test_labels_that_mean_nothing_are_no_concept():
 @pytest.mark.parametrize("concentration", [8.0, 60.0])
 def test_angles_with_known_noise_have_their_mutual_information_and_temperature(concentration):
     """On a circle, with von Mises noise, softmax(cos / T) is the likelihood itself, at T = 1 / concentration."""
-    galleries = toy_galleries(2, 400)
+    galleries = toy_galleries(2, 300)
     draw = numpy.random.default_rng(0)
-    angles = draw.uniform(0, 2 * math.pi, 1600)
-    cued = angles + draw.vonmises(0, concentration, 1600)
+    angles = draw.uniform(0, 2 * math.pi, 1200)
+    cued = angles + draw.vonmises(0, concentration, 1200)
     test, cued = (torch.from_numpy(numpy.stack([numpy.cos(a), numpy.sin(a)], 1)).float() for a in (angles, cued))
-    store = torch.cat([test, -test])
-    memory = measured(store, torch.arange(3200) % 2, test, cued, galleries)
+    store = torch.cat([test[:50], -test[:50]])
+    memory = measured(store, torch.arange(100) % 2, test, cued, galleries)
     density = 2 * math.pi * torch.special.i0e(torch.tensor(concentration, dtype=torch.float64)).item()
     ratio = (torch.special.i1e(torch.tensor(concentration)) / torch.special.i0e(torch.tensor(concentration))).item()
     entropy = math.log(density) + concentration * (1 - ratio)
@@ -251,7 +251,7 @@ def test_gaussian_latents_approach_their_mutual_information_from_below():
         galleries = toy_galleries(2, size)
         test = normal(4 * size, width, seed=1)
         cued = test + deviation * normal(4 * size, width, seed=2)
-        found.append(e_and_c(normal(2000, width, seed=3), torch.arange(2000) % 2, test, cued, galleries)[0])
+        found.append(e_and_c(normal(200, width, seed=3), torch.arange(200) % 2, test, cued, galleries)[0])
     assert found[0] < 2.6 < found[1] < found[2] < 4 and found[2] > 3.3
 
 
@@ -307,7 +307,7 @@ def test_classes_of_different_sizes_have_the_entropy_of_their_shares():
     assert e_and_c(torch.ones(100, 3), labels, same, same, galleries) == (0.0, 0.0)
     code = one_hot(galleries.labels, 2).float()
     known = measured(one_hot(labels, 2).float(), labels, code, code, galleries).numbers("toy")["concept_bits"]
-    assert known == pytest.approx(-(math.log2(0.9) + math.log2(0.1)) / 2, abs=1e-3)
+    assert known == pytest.approx(-(math.log2(0.9) + math.log2(0.1)) / 2, abs=0.02)
 
 
 def test_some_images_may_be_asked_for_their_class_alone():
@@ -452,7 +452,7 @@ def test_whitening_is_of_the_shrunk_covariance():
 def test_whitened_bits_do_not_depend_on_an_invertible_map():
     galleries = toy_galleries(3, 16)
     store, labels, test, cued = clusters(galleries, noise=1.5, stored=400)
-    stretch = torch.linspace(0.5, 3, 24).diag()
+    stretch = torch.logspace(-0.7, 0.7, 24).diag()
     plain, mapped = ([x @ m for x in (store, test, cued)] for m in (torch.eye(24), stretch))
     found = [e_and_c(x[0], labels, *x[1:], galleries, whitened=True) for x in (plain, mapped)]
     usual = [e_and_c(x[0], labels, *x[1:], galleries) for x in (plain, mapped)]
@@ -593,7 +593,7 @@ def test_metrics_record_and_arrays_of_one_latent(tmp_path):
         "class", "image", "view",
     }  # fmt: skip
     assert [row["percent"] for row in latent["occlusion"]] == [0, 12.5, 25, 37.5, 50, 62.5, 75]
-    assert latent["occlusion"][0]["episode_bits"] == pytest.approx(3.3219, abs=1e-3)  # the image itself
+    assert latent["occlusion"][0]["episode_bits"] == pytest.approx(3.3219, abs=0.05)  # the image itself
     assert found.record == json.loads(json.dumps(found.record)) and list(found.record["projections"]) == ["z_h"]
     assert found.metrics == evaluation().metrics and "willshaw" not in latent
     write_memory(found, tmp_path / "metrics/memory/v.1.json", tmp_path / "data/memory/v.1")
@@ -647,16 +647,20 @@ def test_a_variant_changes_no_cue(monkeypatch):
     assert all(torch.equal(torch.cat(a), torch.cat(b)) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("count", [6, 9])
+def test_galleries_of_one_image_have_no_episode(count):
+    found = evaluation(data=tiny_data(150, count), draws=1)
+    assert found.record["possible"]["episode_bits"] == found.metrics["episode_bits"] == 0
+    assert found.record["images"]["cued"] == 6 and "recall21" not in found.metrics
+
+
 def test_recall_among_21_needs_21():
     found = evaluation(data=tiny_data(150, 132), draws=1)
     assert list(found.metrics)[:3] == [*PLAIN, "recall21"] and 0 <= found.metrics["recall21"] <= 1
 
 
 def test_pixels_take_the_place_of_a_method():
-    data = tiny_data(150, 60)
-    inputs = data.train_images, data.train_labels, data.test_images, data.test_labels
-    latents, projections = measure_galleries(Pixels(), data, make_galleries(*inputs), Augment(), Memory(draws=1), CPU)
-    assert list(latents) == ["pixels"] and projections == {}
-    numbers = latents["pixels"].plain.numbers("noise_0.1")
-    assert numbers["episode_bits"] == pytest.approx(math.log2(10), abs=0.05)
+    record = pixel_landmark(tiny_data(150, 60), Augment(), Memory(draws=1), CPU)
+    assert record["cues"]["noise_0.1"]["episode_bits"] == pytest.approx(math.log2(10), abs=0.1)
+    assert record["width"] == 192 and "whitened" in record
     assert pixels_8x8(some_images()).shape == (6, 192) and unit_pixels(some_images()).shape == (6, 3072)

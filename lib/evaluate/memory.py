@@ -189,6 +189,14 @@ def _entropy(shares: Tensor) -> float:
     return -shares.double().log2().mean().item()
 
 
+def pixel_landmark(data: ImageData, augment: Augment, memory: Memory, machine: Machine) -> dict[str, Any]:
+    """What a variant's record holds of a latent, of images reduced to 8x8 pixels: no floor, but where pixels stand."""
+    pixels: Any = Pixels()
+    galleries = make_galleries(data.train_images, data.train_labels, data.test_images, data.test_labels)
+    latents, _ = measure_galleries(pixels, data, galleries, augment, memory, machine, "8x8 pixels")
+    return _latent_record(latents["pixels"])
+
+
 class Pixels(nn.Module):
     """A landmark in place of a method: its latent is the image itself, reduced to 8x8 pixels."""
 
