@@ -114,10 +114,13 @@ def log_probability(similarity: Tensor, own: Tensor, temperature: float) -> Tens
 
 
 def class_log_probability(similarity: Tensor, own: slice, temperature: float) -> Tensor:
-    """Nats of the class whose stored images are the columns ``own`` of similarities [n, N], which are lost: [n]."""
-    similarity -= similarity.amax(1, keepdim=True)
-    similarity /= temperature
-    return similarity[:, own].logsumexp(1) - similarity.logsumexp(1)
+    """Nats of the class that the columns ``own`` are of: similarities [n, N] less the largest of a row -> [n]."""
+    scaled = similarity * (1 / temperature)
+    return scaled[:, own].logsumexp(1) - scaled.exp_().sum(1).log()
+
+
+def _below_largest(similarity: Tensor) -> Tensor:
+    return similarity.sub_(similarity.amax(1, keepdim=True))
 
 
 @dataclass
@@ -215,13 +218,13 @@ class LatentMemory:
         reading.temperatures["concept"] = []
         for own_half in (0, 1):
             fitting = self._by_class(evenly(images[half != own_half], few))
-            fit = [(units[rows.to(self.device)] @ store.T, own) for rows, own in fitting]
+            fit = [(_below_largest(units[rows.to(self.device)] @ store.T), own) for rows, own in fitting]
             temperature = best_temperature(partial(_concept_loss, fit))
             reading.temperatures["concept"].append(temperature)
             for rows, own in self._by_class(asked[half[asked] == own_half]):
                 prior = math.log((own.stop - own.start) / len(store))
                 for part in chunks(len(rows), len(store)):
-                    similarity = units[rows[part].to(self.device)] @ store.T  # [n, N]
+                    similarity = _below_largest(units[rows[part].to(self.device)] @ store.T)  # [n, N]
                     nats = class_log_probability(similarity, own, temperature) - prior
                     reading.concept[rows[part]] = nats.cpu() / math.log(2)
 
@@ -260,7 +263,7 @@ def _episode_loss(similarities: list[Tensor], owns: list[Tensor], temperature: f
 
 def _concept_loss(fit: list[tuple[Tensor, slice]], temperature: float) -> float:
     """Nats, in sum over the classes."""
-    return -sum(class_log_probability(part.clone(), own, temperature).sum().item() for part, own in fit)
+    return -sum(class_log_probability(part, own, temperature).sum().item() for part, own in fit)
 
 
 def measure_latents(

@@ -22,7 +22,8 @@ class Recall:
     """How well a memory of ``stored`` codes answers cues that hold ``share`` of a code's active units.
 
     ``completion``: share of the stored code's units that came back, and ``spurious``: how many others did, when all
-    units answer that every unit of the cue excites. ``expected``: what theory says of ``spurious`` for random codes.
+    units answer that every unit of the cue excites. ``expected``: what theory says of ``spurious`` for random codes, of
+    cues without wrong units.
     ``winners``: the share that came back among the k most excited units. ``found``: percent of cues for which these
     overlap with the code that was meant more than with any other stored one. ``density``: share of ones in the matrix.
     """
@@ -32,7 +33,7 @@ class Recall:
     share: float
     completion: float
     spurious: float
-    expected: float
+    expected: float | None
     winners: float
     found: float
     density: float
@@ -102,7 +103,7 @@ def measure(codes: Tensor, cue: str, kept: int, seed: int) -> Recall:
         share=kept / active,
         completion=(right.mean() / active).item(),
         spurious=(answer.sum(1) - right).mean().item(),
-        expected=expected_spurious(units, active, len(codes), kept) if cue == "part" else float("nan"),
+        expected=expected_spurious(units, active, len(codes), kept) if cue == "part" else None,
         winners=(overlap(winners, codes).mean() / active).item(),
         found=_found(winners, codes),
         density=weights.mean().item(),
