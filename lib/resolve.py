@@ -28,9 +28,9 @@ VARIANTS = Path("data/variants")
 ROOT = Path(__file__).parents[1]
 OWN_CODE = ("lib/methods", "lib/encoders")  # digested for each variant; dvc.yaml names the rest of the code by folder
 
-
-BY_VARIANT = ("pretrain", "linear", "embed", "tsne", "transfer")  # stages that a variant has for itself
-FOLDERS = ("data/variants", "data/encoders", "data/scores", "data/tsne", "plots/curves")  # of nothing but their outputs
+BY_VARIANT = ("pretrain", "linear", "memory", "embed", "tsne", "transfer")  # stages that a variant has for itself
+# of nothing but their outputs
+FOLDERS = ("data/variants", "data/encoders", "data/memory", "data/scores", "data/tsne", "plots/curves")
 
 
 def resolve(experiment: Experiment) -> dict[str, dict[str, Any]]:

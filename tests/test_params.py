@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from lib.methods import typed_options
-from lib.params.evaluation import Knn, Linear, Transfer, Tsne
+from lib.params.evaluation import Knn, Linear, Memory, Transfer, Tsne
 from lib.params.experiment import Experiment, parse_experiment, read_experiment
 from lib.params.pretraining import Augment, Dataset, Optimizer, Pretraining
 from lib.params.spec import Loader, load_yaml
@@ -35,6 +35,7 @@ def test_a_file_with_one_variant_alone_is_the_study():
     experiment = parse_experiment({"variants": {"vicreg": {"method": "vicreg"}}})
     assert experiment.dataset == Dataset() and experiment.dataset.dataset == "cifar10"
     assert (experiment.linear, experiment.knn, experiment.tsne) == (Linear(), Knn(), Tsne())
+    assert experiment.memory == Memory(draws=4)
     assert (experiment.transfer, experiment.transfer_variants) == (Transfer(), ())
     vicreg = experiment.variants["vicreg"]
     assert (vicreg.encoder, vicreg.batch_size, vicreg.epochs, vicreg.gamma) == ("resnet50", 256, 100, 0.01)

@@ -3,17 +3,16 @@
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy
 import pandas
 import pytest
 import torch
 
 from lib.evaluate.centroid import centroid_logits, centroids
 from lib.evaluate.codes import k_winners
-from lib.evaluate.willshaw import expected_spurious, measure, noisy_cues, overlap, partial_cues, recall, store
-from lib.report.willshaw import main, recalls
+from lib.evaluate.willshaw import expected_spurious, measure, noisy_cues, overlap, partial_cues, recall, recalls, store
+from lib.report.willshaw import main
 from lib.runtime.errors import UserError
-from lib.runtime.files import write_arrays
+from lib.runtime.files import write_json
 from lib.runtime.seeds import generator
 
 
@@ -81,7 +80,7 @@ def test_a_measurement_against_a_slow_twin():
 
 def test_wrong_units_of_a_cue_are_no_more_than_there_are_inactive_ones():
     """Of 12 units 9 are active: a cue with more than 3 wrong ones does not exist."""
-    table = recalls(random_codes(30, 12, 9))
+    table = pandas.DataFrame(recalls(random_codes(30, 12, 9)))
     varied = table[table.varied == "cue"]
     assert sorted(set(varied.share)) == [units / 9 for units in (6, 7, 8, 9)]
     assert (varied[varied.share == 1].winners == 1).all()
@@ -94,18 +93,18 @@ def test_centroids_are_the_means_of_their_classes():
     torch.testing.assert_close(logits, torch.tensor([[0.5**0.5, 0, 0.5**0.5], [0, 0, 1]]))
 
 
-def embeddings(codes: torch.Tensor) -> None:
-    """What the command reads of the stage embed, for the variant toy, in the working folder."""
-    names = numpy.array(["h", "code"])
-    write_arrays(Path("data/embeddings/toy.npz"), {"h": torch.rand(len(codes), 3), "code": codes, "latents": names})
+def measured(codes: torch.Tensor | None) -> None:
+    """What the command reads of the stage memory, for the variant toy, in the working folder."""
+    code = {} if codes is None else {"willshaw": recalls(codes)}
+    write_json(Path("data/memory/toy.json"), {"latents": {"h": {}, "code": code}})
 
 
 def test_the_command_writes_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    embeddings(noisy_cues(random_codes(5, 128, 7)[torch.arange(300) % 5], 3, stream()))
+    measured(noisy_cues(random_codes(5, 128, 7)[torch.arange(300) % 5], 3, stream()))
     main(["toy"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "toy, latent code: 300 test images, 128 units, 7 active" and lines[1].startswith("usage entropy")
+    assert lines[0] == "toy, latent code: 300 test images, 128 units, 7 active" and lines[1].startswith("written")
     table = pandas.read_csv("plots/willshaw/toy.csv")
     assert set(table.codes) == {"learned", "random"} and set(table.cue) == {"part", "noise"}
     half = table[table.varied == "number"].set_index(["codes", "stored"])
@@ -115,6 +114,6 @@ def test_the_command_writes_a_table_and_a_picture(tmp_path, monkeypatch, capsys)
 
 def test_a_variant_without_codes_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    embeddings(torch.rand(20, 8))
+    measured(None)
     with pytest.raises(UserError, match=r"variant toy has no binary code among its latents \(h, code\); allowed: "):
         main(["toy"])

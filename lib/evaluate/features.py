@@ -3,7 +3,7 @@
 In bf16 or tf32 a latent is off by about a thousandth, as much as the distances that some measures look at.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -47,18 +47,27 @@ def extract_with_projections(
     method: Method, images: Tensor, mean: Tensor, std: Tensor, machine: Machine, project: bool = True
 ) -> dict[str, Named]:
     """As `extract`, and the projections of the same forward pass: {"latents": ..., "projections": ...}."""
+    batches = (normalize(part.to(machine.device), mean, std) for part in images.split(BATCH))
+    return embed_views(method, batches, len(images), machine, project)
+
+
+def embed_views(
+    method: Method, views: Iterable[Tensor], count: int, machine: Machine, project: bool = True
+) -> dict[str, Named]:
+    """Latents and projections of ``count`` views, batches [b, 3, S, S] on the machine's device; see `extract`."""
     method.to(machine.device)
     found: dict[str, Named] = {"latents": {}, "projections": {}}
+    start = 0
     with evaluating(method):
-        for start in range(0, len(images), BATCH):
-            pixels = images[start : start + BATCH].to(machine.device)
-            latents = method.latents(normalize(pixels, mean, std).contiguous(memory_format=torch.channels_last))
+        for batch in views:
+            latents = method.latents(batch.contiguous(memory_format=torch.channels_last))
             outputs = {"latents": latents, "projections": method.project(latents) if project else {}}
             for kind, tensors in outputs.items():
                 for name, values in tensors.items():
                     if name not in found[kind]:
-                        found[kind][name] = torch.empty(len(images), values.shape[1])
-                    found[kind][name][start : start + BATCH] = values.cpu()
+                        found[kind][name] = torch.empty(count, values.shape[1])
+                    found[kind][name][start : start + len(batch)] = values.cpu()
+            start += len(batch)
     for kind, tensors in found.items():
         for name, values in tensors.items():
             if not values.isfinite().all():

@@ -12,13 +12,18 @@ from lib.evaluate.codes import k_winners
 from lib.runtime.chunks import chunks
 from lib.runtime.seeds import generator
 
+SEED = 0
+COUNTS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)  # of stored codes, recalled from half of their units
+MIDDLE = 200  # codes in the memory whose cues are varied, in steps of a tenth of the active units
+
 
 @dataclass(frozen=True)
 class Recall:
     """How well a memory of ``stored`` codes answers cues that hold ``share`` of a code's active units.
 
     ``completion``: share of the stored code's units that came back, and ``spurious``: how many others did, when all
-    units answer that every unit of the cue excites. ``expected``: what theory says of ``spurious`` for random codes.
+    units answer that every unit of the cue excites. ``expected``: what theory says of ``spurious`` for random codes, of
+    cues without wrong units.
     ``winners``: the share that came back among the k most excited units. ``found``: percent of cues for which these
     overlap with the code that was meant more than with any other stored one. ``density``: share of ones in the matrix.
     """
@@ -28,7 +33,7 @@ class Recall:
     share: float
     completion: float
     spurious: float
-    expected: float
+    expected: float | None
     winners: float
     found: float
     density: float
@@ -98,7 +103,7 @@ def measure(codes: Tensor, cue: str, kept: int, seed: int) -> Recall:
         share=kept / active,
         completion=(right.mean() / active).item(),
         spurious=(answer.sum(1) - right).mean().item(),
-        expected=expected_spurious(units, active, len(codes), kept) if cue == "part" else float("nan"),
+        expected=expected_spurious(units, active, len(codes), kept) if cue == "part" else None,
         winners=(overlap(winners, codes).mean() / active).item(),
         found=_found(winners, codes),
         density=weights.mean().item(),
@@ -120,3 +125,23 @@ def capacity(codes: Tensor, counts: list[int], cue: str, kept: list[int], seed: 
     """`measure` of the first codes of a fixed random order, for each number of ``counts`` and ``kept`` units."""
     order = torch.randperm(len(codes), generator=generator(seed, "stored codes"))
     return [asdict(measure(codes[order[:count]], cue, units, seed)) for count in counts for units in kept]
+
+
+def recalls(codes: Tensor) -> list[dict[str, object]]:
+    """One row for each kind of code and measurement; ``varied``: the ``number`` stored or the units in the ``cue``.
+
+    Learned codes [M, D] stand beside random ones of the same size.
+    """
+    units, active = codes.shape[1], int(codes[0].sum())
+    draws = torch.rand(codes.shape, generator=generator(SEED, "random codes"))
+    counts = sorted({min(count, len(codes)) for count in COUNTS})
+    fewest = max(1, 2 * active - units)  # a cue's wrong units are among the inactive ones
+    kept = sorted({max(fewest, round(tenth * active / 10)) for tenth in range(1, 11)})
+    plan = [("number", counts, "part", [max(1, round(active / 2))])]
+    plan += [("cue", [min(MIDDLE, len(codes))], cue, kept) for cue in ("part", "noise")]
+    return [
+        {"codes": kind, "units": units, "active": active, "varied": varied, **row}
+        for kind, stored in (("learned", codes), ("random", k_winners(draws, active)))
+        for varied, numbers, cue, cue_units in plan
+        for row in capacity(stored, numbers, cue, cue_units, SEED)
+    ]

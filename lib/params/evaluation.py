@@ -1,4 +1,4 @@
-"""What the stages after pretraining read: probe, nearest neighbors, t-SNE, transfer of filters."""
+"""What the stages after pretraining read: probe, nearest neighbors, memory, t-SNE, transfer of filters."""
 
 from dataclasses import dataclass
 
@@ -25,6 +25,13 @@ class Knn:
 
     k: int = param(200, low=1)
     temperature: float = param(0.1, above=0)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Cues of each image from the family of augmentations that training used."""
+
+    draws: int = param(4, low=1, high=100)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.params.evaluation import SMALLEST_TRANSFER, Knn, Linear, Transfer, Tsne
+from lib.params.evaluation import SMALLEST_TRANSFER, Knn, Linear, Memory, Transfer, Tsne
 from lib.params.pretraining import Augment, Dataset, Pretraining, Shared, pretraining_params, some_of, variant_names
 from lib.params.spec import PARAMS_FILE, load_yaml, not_allowed, parse, unknown_key
 from lib.runtime.errors import UserError, shown
 
-OTHERS = ("variants", "linear", "knn", "tsne", "transfer")
+OTHERS = ("variants", "linear", "knn", "memory", "tsne", "transfer")
 FINETUNE = ("finetune_epochs", "finetune_batch_size", "finetune_lr")
 JITTERS = ("brightness", "contrast", "saturation", "hue")
 CROPS = ("crop_scale_min", "crop_scale_max")
@@ -26,6 +26,7 @@ class Experiment:
     own: dict[str, frozenset[str]]
     linear: Linear
     knn: Knn
+    memory: Memory
     tsne: Tsne
     transfer: Transfer
     transfer_variants: tuple[str, ...]
@@ -50,6 +51,7 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
         own={name: frozenset(raw["variants"][name]) for name in names},
         linear=parse(Linear, raw.get("linear", {}), "linear"),
         knn=parse(Knn, raw.get("knn", {}), "knn"),
+        memory=parse(Memory, raw.get("memory", {}), "memory"),
         tsne=parse(Tsne, raw.get("tsne", {}), "tsne"),
         transfer=parse(Transfer, raw.get("transfer", {}), "transfer", also=("variants",)),
         transfer_variants=_transfer_variants(raw.get("transfer", {}).get("variants", []), names),

@@ -86,7 +86,7 @@ class AugmentationParams:
     def __len__(self) -> int:
         return len(self.flip)
 
-    def rows(self, selection: slice) -> "AugmentationParams":
+    def rows(self, selection: slice | Tensor) -> "AugmentationParams":
         """Those of some images of the batch."""
         tensors: Any = {name: value[selection] for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors)
