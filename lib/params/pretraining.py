@@ -96,7 +96,8 @@ BLOCKS = {"optimizer": Optimizer, "augment": Augment, "monitor": Monitor}
 class Pretraining:
     """Everything that one variant's pretraining depends on beside data and code.
 
-    ``options`` are the method's own. ``encoder`` and ``gamma`` are None where the method does not read them.
+    ``options`` are the method's own. ``encoder`` and ``gamma`` are None where the method does not read them; ``rule``
+    is the digest of the rule that will judge the run (`lib.params.verdict`), None where no rule names it.
     """
 
     variant: str
@@ -112,6 +113,7 @@ class Pretraining:
     optimizer: Optimizer
     augment: Augment
     monitor: Monitor
+    rule: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, without what the variant does not read."""
@@ -130,7 +132,7 @@ class Pretraining:
 
     def replicate_key(self) -> str:
         """Equal for variants that differ in their seed alone, the replicates of one experiment."""
-        return json.dumps({**self.as_json(), "variant": "", "seed": 0}, sort_keys=True)
+        return json.dumps({**self.as_json(), "variant": "", "seed": 0, "rule": ""}, sort_keys=True)
 
 
 def some_of(kind: type[T], raw: Mapping[str, Any]) -> T:
