@@ -1,6 +1,7 @@
 """Made-up runs of a rule: the small files that `lib.report.verdict` reads, and a params.yaml with the rule."""
 
 import base64
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,9 @@ def raw(**changes: Any) -> dict[str, Any]:
     return params
 
 
-def experiment(**changes: Any) -> Experiment:
-    return parse_experiment(raw(**changes))
+@functools.cache
+def experiment() -> Experiment:
+    return parse_experiment(raw())
 
 
 def run(params: Experiment, variant: str, noise: float = 0.02) -> dict[str, Any]:

@@ -10,10 +10,16 @@ from lib.params.verdict import Rule
 from lib.report.figures import COLORS, DASHES, MARKERS
 
 WIDTH = 7.0  # inches
-STUDY = {"push, first version": -0.32, "pull, as run": 0.14}  # the study's own doses lambda (docs/study.md)
+STUDY = {"study, first": -0.32, "study, as run": 0.14}  # the study's own doses lambda (docs/study.md)
 DODGE = 0.06  # of the distance of two ranks, so that intervals stand side by side
 BLUE, ORANGE, GREEN, PINK, AMBER, SKY, BLACK = COLORS
 ARMS = (ORANGE, GREEN, PINK, AMBER, SKY)
+
+FRONTIER = "#7fb8d8"  # a paler blue, behind the points
+POINT: Any = {"markersize": 6.5, "elinewidth": 1.3, "capsize": 2}
+CURVE: Any = {"markersize": 4.5, "linewidth": 1.3, "elinewidth": 1.1, "capsize": 2}
+LEGEND: Any = {"handlelength": 2.6, "title": "arm (seeds)", "title_fontsize": 8}
+ABOVE: Any = {"fontsize": 7.5, "ha": "center", "va": "bottom", "color": "0.35"}
 
 Found = Mapping[str, Any]
 
@@ -29,7 +35,7 @@ def look(arm: str, rule: Rule) -> dict[str, Any]:
     if arm in others:
         number = others.index(arm)
         return {"color": BLUE, "marker": ("<", ">", "p", "h")[number % 4], "linestyle": DASHES[1 + number % 3]}
-    controls = {numbers.oracle: (AMBER, "^"), numbers.supervised: (SKY, "v")}
+    controls = {numbers.oracle: (AMBER, "P"), numbers.supervised: (SKY, "v")}
     color, marker = controls.get(arm, ("0.5", "X" if arm in rule.landmarks else "*"))
     return {"color": color, "marker": marker, "linestyle": "-"}
 
@@ -50,69 +56,77 @@ def _label(found: Found, arm: str, measure: str = "e") -> str:
     return f"{arm} ({found['arms'][arm][measure]['n']})"
 
 
-def _title(found: Found, text: str) -> str:
-    return text if found["state"] == "complete" else f"{text}: {found['state']}"
-
-
 def plane_figure(found: Found, rule: Rule, pixels: Found | None) -> Figure:
-    """Concept against episode bits with intervals over seeds; the frontier of temperature as a line."""
-    figure = Figure(figsize=(WIDTH, 4.4))
-    axes = figure.subplots()
+    """Concept against episode bits with intervals over seeds: all arms, and once more those about the frontier."""
+    figure = Figure(figsize=(WIDTH, 5.0))
+    whole, near = figure.subplots(1, 2)
     line = _drawn(found, rule.frontier, "c", "e")
-    points = [(found["arms"][arm]["c"]["mean"], found["arms"][arm]["e"]["mean"]) for arm in line]
-    if points:
-        axes.plot(*zip(*points), color=BLUE, linewidth=1.5, alpha=0.6, zorder=1, label="frontier of temperature")
-    rest = [arm for arm in rule.arms if arm not in line]
-    for arm in [*line, *_drawn(found, rest, "c", "e")]:
-        c, e = found["arms"][arm]["c"], found["arms"][arm]["e"]
-        style = {**look(arm, rule), "linestyle": "", "markersize": 6.5, "elinewidth": 1.3, "capsize": 2}
-        axes.errorbar(c["mean"], e["mean"], _errors([e]), _errors([c]), label=_label(found, arm), **style)
+    everything = [*line, *_drawn(found, [arm for arm in rule.arms if arm not in line], "c", "e")]
+    for axes, arms in ((whole, everything), (near, [arm for arm in everything if arm in (*line, *rule.hypotheses)])):
+        ends = [found["arms"][arm] for arm in line]
+        label = "frontier of temperature"
+        axes.plot([end["c"]["mean"] for end in ends], [end["e"]["mean"] for end in ends], FRONTIER, lw=1.5, label=label)
+        for arm in arms:
+            c, e = found["arms"][arm]["c"], found["arms"][arm]["e"]
+            style = {**POINT, **look(arm, rule), "linestyle": ""}
+            axes.errorbar(c["mean"], e["mean"], _errors([e]), _errors([c]), label=_label(found, arm), **style)
+        axes.set_xlabel("concept bits c")
+        axes.grid(alpha=0.25)
     if pixels:
         at = pixels["concept_bits"], pixels["episode_bits"]
-        axes.plot(*at, color="0.5", marker="D", linestyle="", markersize=6, label="8x8 pixels")
-    axes.set_xlabel("concept bits c")
-    axes.set_ylabel("episode bits e")
-    axes.set_title(_title(found, "Concepts against episodes"), loc="left")
-    axes.grid(alpha=0.25)
-    _legend(axes, "right")
+        whole.plot(*at, color="0.5", marker="D", linestyle="", markersize=6, label="8x8 pixels")
+    whole.set_ylabel("episode bits e")
+    _titles(figure, found, "Concepts against episodes", whole, "all arms", near, "about the frontier")
+    handles, names = whole.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=3, fontsize=8, **LEGEND)
     return figure
 
 
-def _legend(axes: Axes, where: str) -> None:
-    """Names of arms and, in brackets, their seeds, outside of the axes."""
-    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
-    if where == "below":
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2, "columnspacing": 1.2}
-    axes.legend(fontsize=8, handlelength=2.6, title="arm (seeds)", title_fontsize=8, **place)
+def _titles(figure: Figure, found: Found, title: str, left: Axes, over_left: str, right: Axes, over_right: str) -> None:
+    """A heading, with the verdict's state where it is not complete, and a smaller one over each panel."""
+    text = title if found["state"] == "complete" else f"{title}: {found['state']}"
+    figure.suptitle(text, x=0.01, ha="left", fontsize=10, fontweight="bold")
+    for axes, over in ((left, over_left), (right, over_right)):
+        axes.set_title(over, loc="left", fontsize=9, fontweight="normal")
+
+
+def _legend_below(axes: Axes) -> None:
+    handles, names = axes.get_legend_handles_labels()
+    if handles:
+        place: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "ncols": 2, "columnspacing": 1.2}
+        axes.legend(handles, names, fontsize=8, **place, **LEGEND)
 
 
 def dose_figure(found: Found, rule: Rule) -> Figure:
-    """e and probe against lambda; only the arms at the baseline's temperature lie on this axis."""
-    figure = Figure(figsize=(WIDTH, 3.4))
-    others = {*rule.frontier} - {rule.numbers.baseline}
-    arms = [arm for arm in _drawn(found, rule.arms, "lambda") if arm not in others]
-    names = {"e": "episode bits e", "top1": "probe top-1, %"}
-    for axes, (measure, name) in zip(figure.subplots(1, 2), names.items()):
-        arms = _drawn(found, arms, measure)
-        doses = {arm: found["arms"][arm]["lambda"]["mean"] for arm in arms}
-        means = [found["arms"][arm][measure]["mean"] for arm in sorted(arms, key=doses.__getitem__)]
-        axes.plot(sorted(doses.values()), means, color="0.75", linewidth=1.2, zorder=1)
-        for arm in arms:
-            interval = found["arms"][arm][measure]
-            style = {**look(arm, rule), "linestyle": "", "markersize": 6.5, "elinewidth": 1.3, "capsize": 2}
-            axes.errorbar(doses[arm], interval["mean"], _errors([interval]), label=_label(found, arm), **style)
+    """e and probe against lambda, as differences to the baseline; only arms at its temperature lie on this axis."""
+    figure = Figure(figsize=(WIDTH, 3.6))
+    numbers = rule.numbers
+    others = [arm for arm in rule.arms if arm in found["differences"] and arm not in rule.frontier]
+    # the bounds of the rule's words on either axis
+    panels = (("e", "e of {}, bits", numbers.delta, "delta"), ("top1", "probe of {}, points", -numbers.h1_margin, "H1"))
+    both = figure.subplots(1, 2)
+    for axes, (measure, name, bound, label) in zip(both, panels):
+        found_here = [arm for arm in _drawn(found, others, "lambda") if found["differences"][arm][measure]["n"]]
+        points = {arm: (found["arms"][arm]["lambda"]["mean"], found["differences"][arm][measure]) for arm in found_here}
+        line = sorted([(0.0, 0.0), *((dose, each["mean"]) for dose, each in points.values())])
+        axes.plot(*zip(*line), color="0.75", linewidth=1.2, zorder=1)
+        axes.plot(0, 0, label=numbers.baseline, **{**look(numbers.baseline, rule), "linestyle": "", "markersize": 6.5})
+        for arm, (dose, each) in points.items():
+            style = {**POINT, **look(arm, rule), "linestyle": ""}
+            axes.errorbar(dose, each["mean"], _errors([each]), label=f"{arm} ({each['n']})", **style)
+        axes.axhline(bound, color=BLUE, linestyle=(0, (5, 1.5)), linewidth=1)
+        axes.annotate(label, (0.54, bound), (0, 3), textcoords="offset points", ha="right", fontsize=8, color=BLUE)
         for text, dose in STUDY.items():
             axes.axvline(dose, color="0.35", linestyle=":", linewidth=1.2, zorder=0)
-            beside = {"xytext": (-3, 3), "textcoords": "offset points", "rotation": 90, "fontsize": 7.5}
-            at = (dose, 0.0)
-            axes.annotate(f"study: {text}", at, xycoords=axes.get_xaxis_transform(), ha="right", color="0.35", **beside)
+            axes.annotate(text, (dose, 1.01), xycoords=axes.get_xaxis_transform(), **ABOVE)
         axes.set_xlim(-0.55, 0.55)
         axes.set_xlabel("lambda: push < 0 < pull")
-        axes.set_ylabel(name)
-        axes.margins(y=0.15)
+        axes.margins(y=0.25)
         axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, title="arm (seeds)", title_fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.suptitle(_title(found, "Dose of the term"), x=0.01, ha="left", fontsize=10, fontweight="bold")
+        axes.set_ylabel(name.format(f"arm minus {numbers.baseline}"))
+    _titles(figure, found, "Dose of the term", both[0], "", both[1], "")
+    handles, names = both[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=4, fontsize=8, **LEGEND)
     return figure
 
 
@@ -123,7 +137,7 @@ def ranks_figure(found: Found, rule: Rule) -> Figure:
     ranks = [name for name in found["arms"][rule.numbers.baseline] if name.startswith("rank ")]
     figure = Figure(figsize=(WIDTH, 3.9))
     panels = figure.subplots(1, 2)
-    for axes, arms, title in zip(panels, (left, right), ("hypotheses", "temperature and controls")):
+    for axes, arms in zip(panels, (left, right)):
         for number, arm in enumerate(arms):
             by_rank = [(place, found["differences"][arm][rank]) for place, rank in enumerate(ranks)]
             by_rank = [(place, each) for place, each in by_rank if each["mean"] is not None]
@@ -131,16 +145,14 @@ def ranks_figure(found: Found, rule: Rule) -> Figure:
             intervals = [each for _, each in by_rank]
             means, places = [each["mean"] for each in intervals], [place + shift for place, _ in by_rank]
             n = max((each["n"] for each in intervals), default=0)
-            style = {**look(arm, rule), "markersize": 4.5, "linewidth": 1.3, "elinewidth": 1.1, "capsize": 2}
-            axes.errorbar(places, means, _errors(intervals), label=f"{arm} ({n})", **style)
+            axes.errorbar(places, means, _errors(intervals), label=f"{arm} ({n})", **{**CURVE, **look(arm, rule)})
         axes.axhline(0, color="0.35", linestyle=":", linewidth=1.2)
+        axes.set_xlabel("rank of the competitor")
         axes.set_xticks(range(len(ranks)), [rank.removeprefix("rank ") for rank in ranks])
-        axes.set_title(title, loc="left", fontsize=9, fontweight="normal")
         axes.grid(alpha=0.25)
-        _legend(axes, "below")
+        _legend_below(axes)
     panels[0].set_ylabel(f"gain over {rule.numbers.baseline}, bits")
-    figure.supxlabel("rank of the competitor, nearest look-alike first", fontsize=9)
-    figure.suptitle(_title(found, "Gain by look-alike"), x=0.01, ha="left", fontsize=10, fontweight="bold")
+    _titles(figure, found, "Gain by look-alike", panels[0], "hypotheses", panels[1], "temperature and controls")
     return figure
 
 
@@ -152,21 +164,19 @@ def completion_figure(found: Found, rule: Rule, pixels: Found | None) -> Figure:
     shares = [name for name in found["arms"][baseline] if name.startswith("occluded ")]
     figure = Figure(figsize=(WIDTH, 4.2))
     panels = figure.subplots(1, 2, sharey=True)
-    for axes, arms, title in zip(panels, (left, right), ("hypotheses", "temperature, controls, landmarks")):
+    for axes, arms in zip(panels, (left, right)):
         for arm in _drawn(found, arms, *shares) if shares else ():
             intervals = [found["arms"][arm][share] for share in shares]
             x = [float(share.removeprefix("occluded ")) for share in shares]
-            style = {**look(arm, rule), "markersize": 4.5, "linewidth": 1.3, "elinewidth": 1.1, "capsize": 2}
-            means = [each["mean"] for each in intervals]
-            axes.errorbar(x, means, _errors(intervals), label=_label(found, arm, shares[0]), **style)
+            means, label = [each["mean"] for each in intervals], _label(found, arm, shares[0])
+            axes.errorbar(x, means, _errors(intervals), label=label, **{**CURVE, **look(arm, rule)})
         if pixels and "occlusion" in pixels and axes is panels[1]:
             curve = pixels["occlusion"]
             style = {"color": "0.5", "marker": "D", "markersize": 4, "linewidth": 1, "linestyle": "--"}
             axes.plot(curve["share"], curve["episode_bits"], label="8x8 pixels", **style)
-        axes.set_title(title, loc="left", fontsize=9, fontweight="normal")
+        axes.set_xlabel("occluded share of the cue, %")
         axes.grid(alpha=0.25)
-        _legend(axes, "below")
+        _legend_below(axes)
     panels[0].set_ylabel("episode bits e")
-    figure.supxlabel("occluded share of the cue, %", fontsize=9)
-    figure.suptitle(_title(found, "Completion"), x=0.01, ha="left", fontsize=10, fontweight="bold")
+    _titles(figure, found, "Completion", panels[0], "hypotheses", panels[1], "temperature, controls, landmarks")
     return figure
