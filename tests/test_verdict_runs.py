@@ -1,9 +1,8 @@
 """The rule in params.yaml, the small files of runs, the refusals, and what a folder of them becomes."""
 
-import base64
 import re
+from pathlib import Path
 
-import numpy
 import pytest
 import yaml
 
@@ -11,11 +10,11 @@ from lib.params.experiment import parse_experiment
 from lib.params.pretraining import Pretraining
 from lib.report.verdict import dose, main, read_runs, run_file, write_verdict
 from lib.resolve import resolve_variant
-from lib.runtime.files import read_json, read_tensors, write_json, write_tensors
+from lib.runtime.files import read_json, write_json
+from stages.verdict import main as stage
 from tests.examples import pretraining
 from tests.faults.refusals import refused
-from tests.report_runs import write_run
-from tests.verdict_runs import RULE, SEEDS, experiment, raw, run, write_runs
+from tests.verdict_runs import RULE, SEEDS, experiment, raw, run, write_outputs, write_runs
 
 FIGURES = {"plane.png", "dose.png", "ranks.png", "completion.png"}
 
@@ -102,27 +101,30 @@ def test_the_rules_digest_is_in_what_a_training_reads_and_moves_with_any_number(
 
 
 def test_a_runs_file_comes_from_the_pipelines_outputs(tmp_path):
-    rule = experiment().rule
-    more = {"options": {"term": "pull", "temperature": 0.2, "latents": "pooled"}, "gamma": 0.0315, "rule": rule.digest}
-    write_run(tmp_path, "pull_s11", parts=("nt_xent", "distance"), seed=11, **more)
-    about = tmp_path / "data/encoders/pull_s11.safetensors"
-    write_json(tmp_path / "metrics/pull_s11.json", {"top1": 70.5, "top5": 99.0, "knn": 60.0, "z": {"top1": 65.0}})
-    bits = {"episode_bits": 4.0, "concept_bits": 1.5}
-    fuller = {"ranks": {"1": 0.5}, "occlusion": {"share": [0, 75], "episode_bits": [4, 1], "concept_bits": [2, 1]}}
-    write_json(tmp_path / "metrics/memory/pull_s11.json", {**bits, "z": bits})
-    write_json(tmp_path / "data/memory/pull_s11.json", {**bits, **fuller, "per_image": [1, 2, 3]})
-    refused(lambda: run_file("pull_s11", rule, tmp_path), "another version ('checksum')")
-    tensors, record = read_tensors(about)
-    write_tensors(about, tensors, {**record, "data": {**record["data"], "checksum": "of the images"}})
-    found = run_file("pull_s11", rule, tmp_path)
-    assert (found["name"], found["arm"], found["rule"]) == ("pull_s11", "pull", rule.digest)
-    assert (found["top1"], found["z"], found["memory"]) == (70.5, {"top1": 65.0}, {**bits, "z": bits, **fuller})
-    distance = float((tmp_path / "plots/curves/pull_s11.csv").read_text().splitlines()[-1].split(",")[3])
-    assert found["lambda"] == pytest.approx(0.0315 * 256 * 0.2 / distance)
-    assert found["pretraining"]["gamma"] == 0.0315 and "rule" not in found["pretraining"]
-    packed = numpy.frombuffer(base64.b64decode(found["correct"]["bits"]), dtype=numpy.uint8)
-    share = numpy.unpackbits(packed, count=found["correct"]["images"]).mean()
-    assert share == pytest.approx(0.7, abs=0.1)
+    write_outputs(tmp_path, experiment(), "pull_s11")
+    found, expected = run_file("pull_s11", experiment().rule, tmp_path), run(experiment(), "pull_s11")
+    assert found.pop("lambda") == pytest.approx(0.0315 * 16 * 0.2 / 11.2)  # of a batch of 16
+    del expected["lambda"]
+    assert found == expected
+    (tmp_path / "plots/curves/pull_s11.csv").unlink()
+    refused(lambda: run_file("pull_s11", experiment().rule, tmp_path), "pull_s11.csv does not exist")
+    write_json(tmp_path / "metrics/pull_s11.json", {})
+    refused(lambda: run_file("pull_s11", experiment().rule, tmp_path))
+
+
+def test_the_stage_writes_runs_verdict_and_figures_and_its_folder_gives_the_same_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump(raw(), sort_keys=False))
+    for variant in experiment().rule.arm_of:
+        write_outputs(tmp_path, experiment(), variant)
+    write_json(Path("data/memory/pixels_8x8.json"), run(experiment(), "untrained_s11")["memory"])
+    stage()
+    assert {path.name for path in Path("plots/verdict").iterdir()} == FIGURES
+    assert len(list(Path("metrics/verdict/runs").iterdir())) == 45 and Path("metrics/verdict/pixels_8x8.json").is_file()
+    main(["metrics/verdict"])
+    assert read_json(Path("metrics/verdict/verdict.json")) == read_json(Path("metrics/verdict.json"))
+    first, second = capsys.readouterr().out.split("separation: complete")[1:]
+    assert first == second.rstrip("\n") + "\n"
 
 
 def test_the_dose_is_the_pull_on_a_pair_relative_to_nt_xents():

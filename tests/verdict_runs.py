@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import pandas
+import torch
 
 from lib.params.experiment import Experiment, parse_experiment
-from lib.runtime.files import write_json
+from lib.runtime.files import write_arrays, write_json, write_table, write_tensors
 from tests.examples import raw_params
 
 SEEDS = [11, 12, 13, 14, 15, 16]
@@ -98,3 +100,21 @@ def write_runs(folder: Path, params: Experiment, leave_out: int = 0, noise: floa
     assert params.rule
     for variant in list(params.rule.arm_of)[: len(params.rule.arm_of) - leave_out]:
         write_json(folder / f"runs/{variant}.json", run(params, variant, noise))
+
+
+def write_outputs(root: Path, params: Experiment, variant: str) -> None:
+    """What the pipeline's stages leave of the run that `run` tells; its curve ends at a distance of 11.2."""
+    made = run(params, variant)
+    memory, bits = dict(made["memory"]), numpy.frombuffer(base64.b64decode(made["correct"]["bits"]), dtype=numpy.uint8)
+    fuller = {key: memory.pop(key) for key in ("ranks", "occlusion")}
+    about = {"pretraining": {**made["pretraining"], "rule": made["rule"]}, "data": {"checksum": made["data"]}}
+    write_tensors(root / f"data/encoders/{variant}.safetensors", {"weight": torch.zeros(1)}, about)
+    write_json(root / f"metrics/{variant}.json", {key: made[key] for key in ("top1", "knn", "z")})
+    write_json(root / f"metrics/memory/{variant}.json", memory)
+    write_json(root / f"data/memory/{variant}.json", {**memory, **fuller, "of each image": [1, 2, 3]})
+    labels = numpy.arange(made["correct"]["images"]) % 10
+    predictions = numpy.where(numpy.unpackbits(bits, count=len(labels)), labels, -1)
+    write_arrays(root / f"data/scores/{variant}.npz", {"labels": labels, "h": predictions})
+    term = made["pretraining"]["options"].get("term")
+    curve = pandas.DataFrame({"epoch": [1, 2], "loss": [5.0, 4.0], **({"distance": [15.0, 11.2]} if term else {})})
+    write_table(root / f"plots/curves/{variant}.csv", curve)
