@@ -7,15 +7,11 @@ from lib.runtime.stage import run_stage
 
 def main() -> None:
     from lib.params.experiment import read_experiment
-    from lib.report.verdict import PIXELS, RUNS, required, run_file, write_verdict
-    from lib.runtime.files import read_json, write_json
+    from lib.report.verdict import collect, required, write_verdict
 
-    experiment = read_experiment()
-    rule, folder = required(experiment), Path("metrics/verdict")
-    for variant in rule.arm_of:
-        write_json(folder / RUNS / f"{variant}.json", run_file(variant, rule))
-    if (landmark := Path("data/memory") / PIXELS).is_file():
-        write_json(folder / PIXELS, read_json(landmark))
+    experiment, folder = read_experiment(), Path("metrics/verdict")
+    rule = required(experiment)
+    collect(rule, folder, rule.arm_of)
     print("\n".join(write_verdict(experiment, folder, Path("metrics/verdict"), Path("plots/verdict"))))
 
 

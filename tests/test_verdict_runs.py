@@ -127,6 +127,17 @@ def test_the_stage_writes_runs_verdict_and_figures_and_its_folder_gives_the_same
     assert first == second.rstrip("\n") + "\n"
 
 
+def test_what_is_finished_on_one_machine_is_collected(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump(raw(), sort_keys=False))
+    for variant in ("simclr_s11", "pull_s11", "push_s11"):
+        write_outputs(tmp_path, experiment(), variant)
+    Path("data/memory/push_s11.json").unlink()
+    main(["kept", "--collect"])
+    assert capsys.readouterr().out.startswith("separation: undecided: 2 of 45 runs")
+    assert {path.name for path in Path("kept/runs").iterdir()} == {"simclr_s11.json", "pull_s11.json"}
+
+
 def test_the_dose_is_the_pull_on_a_pair_relative_to_nt_xents():
     """As the study's doses: gamma 0.01 with D 8.9 and gamma 0.2 with D 8.9, temperature 0.5, 256 images."""
     usual = {"batch_size": 256, "temperature": 0.5}

@@ -61,8 +61,8 @@ def sign_flip(differences: Any) -> float:
     """
     differences = numpy.asarray(differences, dtype=float)
     differences = differences[~numpy.isnan(differences)]
-    if not len(differences):
-        return math.nan
+    if len(differences) < 2:  # of one seed both flips are as extreme
+        return 1.0 if len(differences) else math.nan
     test = {"permutation_type": "samples", "n_resamples": numpy.inf, "vectorized": True}
     return float(stats.permutation_test((differences,), lambda x, axis: x.mean(axis), **test).pvalue)
 

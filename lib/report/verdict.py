@@ -8,7 +8,7 @@ docs/verdict.md.
 import argparse
 import base64
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +38,37 @@ FIGURES = {
 }
 
 
+SOURCES = (
+    "data/encoders/{}.safetensors",
+    "metrics/{}.json",
+    "data/memory/{}.json",
+    "metrics/memory/{}.json",
+    "data/scores/{}.npz",
+    "plots/curves/{}.csv",
+)
+
+
 # a run's file
+
+
+def collect(rule: Rule, folder: Path, variants: Iterable[str]) -> None:
+    """One file for each, from the pipeline's outputs; and the landmark of pixels, where there is one."""
+    for variant in variants:
+        write_json(folder / RUNS / f"{variant}.json", run_file(variant, rule))
+    if (landmark := Path("data/memory") / PIXELS).is_file():
+        write_json(folder / PIXELS, read_json(landmark))
+
+
+def finished(rule: Rule) -> list[str]:
+    """The variants of the rule that this machine's pipeline has taken through all stages that the verdict reads."""
+    return [name for name in rule.arm_of if all(Path(source.format(name)).is_file() for source in SOURCES)]
 
 
 def run_file(variant: str, rule: Rule, root: Path = Path()) -> dict[str, Any]:
     """What the verdict needs of one finished run, from the pipeline's outputs below ``root``."""
-    about = read_about(root / f"data/encoders/{variant}.safetensors")
-    metrics = read_json(root / f"metrics/{variant}.json")
-    fuller = read_json(root / f"data/memory/{variant}.json")
-    memory = read_json(root / f"metrics/memory/{variant}.json")
-    arrays = read_arrays(root / f"data/scores/{variant}.npz")
+    encoder, *records, scores, curve = (root / source.format(variant) for source in SOURCES)
+    about, arrays = read_about(encoder), read_arrays(scores)
+    metrics, fuller, memory = map(read_json, records)
     try:
         params = Pretraining.from_json(about["pretraining"])
         correct = next(value for name, value in arrays.items() if name != "labels") == arrays["labels"]
@@ -57,7 +78,7 @@ def run_file(variant: str, rule: Rule, root: Path = Path()) -> dict[str, Any]:
             "rule": params.rule,
             "data": about["data"]["checksum"],
             "pretraining": {key: value for key, value in params.as_json().items() if key != "rule"},
-            "lambda": dose(params, _distance(root / f"plots/curves/{variant}.csv")),
+            "lambda": dose(params, _distance(curve)),
             **{key: metrics[key] for key in ("top1", "knn", "z") if key in metrics},
             CORRECT: {"images": len(correct), "bits": base64.b64encode(numpy.packbits(correct).tobytes()).decode()},
             "memory": {**memory, **{key: fuller[key] for key in FULLER if key in fuller}},
@@ -236,7 +257,8 @@ def markdown(found: Mapping[str, Any], rule: Rule, rules_page: str, pictures: Ma
 def _word_row(arm: str, found: Mapping[str, Any]) -> dict[str, str]:
     differences, words = found["differences"][arm], found["hypotheses"][arm]
     row = {"Arm": arm, "Probe, points": _interval(differences["top1"]), WORDS["h1"]: words["h1"]}
-    row |= {"e, bits": _interval(differences["e"]), "p (Holm)": _number(differences["e"]["p_holm"])}
+    row |= {"e, bits": _interval(differences["e"]), "Against ±delta": words["change"]}
+    row |= {"p of e (Holm)": _number(differences["e"]["p_holm"])}
     row |= {"c, bits": _interval(differences["c"]), WORDS["h2"]: words["h2"]}
     return row | {
         "e above the frontier, bits": _interval(words["gap"]),
@@ -263,7 +285,12 @@ def _number(value: float | None) -> str:
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m lib verdict", description="The verdict from a folder of runs.")
     parser.add_argument("folder", type=Path, help="holds runs/<variant>.json; receives verdict.json, .md and figures")
-    folder = parser.parse_args(arguments).folder
+    parser.add_argument("--collect", action="store_true", help="first write FOLDER/runs of what is finished here")
+    options = parser.parse_args(arguments)
+    folder = options.folder
     own = folder / PARAMS_FILE.name
     experiment = read_experiment(own if own.is_file() else PARAMS_FILE)
+    if options.collect:
+        rule = required(experiment)
+        collect(rule, folder, finished(rule))
     print("\n".join(write_verdict(experiment, folder, folder / "verdict", folder)))
