@@ -12,6 +12,7 @@ COMMANDS = {
     "show": ("lib.report.show", "the table, in the terminal"),
     "trace": ("lib.report.trace", "where a metrics file comes from"),
     "record": ("lib.report.record", "keep a finished run under docs/results"),
+    "verdict": ("lib.report.verdict", "the verdict on the hypotheses, from a folder of runs"),
     "willshaw": ("lib.report.willshaw", "what a Willshaw memory recalls of a variant's binary codes"),
     "prune": ("lib.core.checkpoint", "remove the checkpoints of finished trainings"),
     "offline-plots": ("lib.offline_plots", "make dvc plots show work without internet"),

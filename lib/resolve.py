@@ -59,7 +59,9 @@ def resolve_variant(experiment: Experiment, name: str) -> dict[str, Any]:
         where = f"variants.{name}.{without_effect[0]}"
         raise UserError(f"params.yaml: {where} has no effect: {reader} does not read it; remove it")
     left_out: dict[str, Any] = {key: None for key in ("encoder", "gamma", "augment_second") if key in unread}
-    stored = replace(params, options=asdict(options), **left_out).as_json()
+    # a run carries the rule that will judge it: a rule that was changed since cannot have been fitted to it
+    rule = experiment.rule.digest if experiment.rule and name in experiment.rule.arm_of else None
+    stored = replace(params, options=asdict(options), rule=rule, **left_out).as_json()
     return {**stored, "code": code_digests(params if "encoder" in stored else replace(params, encoder=None))}
 
 

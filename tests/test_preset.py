@@ -59,7 +59,8 @@ def test_a_refused_setting_leaves_the_file_as_it_was(params, settings, words):
 
 
 def test_an_unknown_preset_is_refused(params):
-    with pytest.raises(UserError, match="there is no preset 'cup'; presets: all, codes, cpu, demo, study"):
+    names = "all, codes, cpu, demo, hypothesis, pilot, study"
+    with pytest.raises(UserError, match=f"there is no preset 'cup'; presets: {names}"):
         apply_preset("cup", [], params, PRESETS)
 
 

@@ -168,7 +168,7 @@ def test_transfer_is_held_to_the_encoder_that_it_takes_before_anything_trains():
     assert "transfer.source is nowhere.safetensors" in str(refusal.value)
 
 
-@pytest.mark.parametrize("preset", ["study", "cpu", "demo", "all", "codes"])
+@pytest.mark.parametrize("preset", ["study", "cpu", "demo", "all", "codes", "hypothesis", "pilot"])
 def test_every_preset_resolves(preset):
     from lib.params.experiment import read_experiment
     from tests.examples import ROOT

@@ -8,9 +8,10 @@ from typing import Any
 from lib.params.evaluation import SMALLEST_TRANSFER, Knn, Linear, Memory, Transfer, Tsne
 from lib.params.pretraining import Augment, Dataset, Pretraining, Shared, pretraining_params, some_of, variant_names
 from lib.params.spec import PARAMS_FILE, load_yaml, not_allowed, parse, unknown_key
+from lib.params.verdict import Rule, parse_rule
 from lib.runtime.errors import UserError, shown
 
-OTHERS = ("variants", "linear", "knn", "memory", "tsne", "transfer")
+OTHERS = ("variants", "linear", "knn", "memory", "tsne", "transfer", "verdict")
 FINETUNE = ("finetune_epochs", "finetune_batch_size", "finetune_lr")
 JITTERS = ("brightness", "contrast", "saturation", "hue")
 CROPS = ("crop_scale_min", "crop_scale_max")
@@ -30,6 +31,7 @@ class Experiment:
     tsne: Tsne
     transfer: Transfer
     transfer_variants: tuple[str, ...]
+    rule: Rule | None
 
 
 def read_experiment(path: Path = PARAMS_FILE) -> Experiment:
@@ -44,10 +46,11 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
         if key not in known:
             raise unknown_key(key, known)
     names = variant_names(raw)
+    variants = {name: pretraining_params(raw, name) for name in names}
     experiment = Experiment(
         dataset=some_of(Dataset, raw),
         shared=some_of(Shared, raw),
-        variants={name: pretraining_params(raw, name) for name in names},
+        variants=variants,
         own={name: frozenset(raw["variants"][name]) for name in names},
         linear=parse(Linear, raw.get("linear", {}), "linear"),
         knn=parse(Knn, raw.get("knn", {}), "knn"),
@@ -55,6 +58,7 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
         tsne=parse(Tsne, raw.get("tsne", {}), "tsne"),
         transfer=parse(Transfer, raw.get("transfer", {}), "transfer", also=("variants",)),
         transfer_variants=_transfer_variants(raw.get("transfer", {}).get("variants", []), names),
+        rule=parse_rule(raw.get("verdict", {}), variants),
     )
     _check(experiment)
     _check_augment(experiment, raw)

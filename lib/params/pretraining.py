@@ -106,7 +106,8 @@ class Pretraining:
     """Everything that one variant's pretraining depends on beside data and code.
 
     ``options`` are the method's own. ``encoder`` and ``gamma`` are None where the method does not read them,
-    ``augment_second`` where both views have one recipe.
+    ``augment_second`` where both views have one recipe. ``rule`` is the digest of the rule that will judge the run
+    (`lib.params.verdict`), None where no rule names it.
     """
 
     variant: str
@@ -124,6 +125,7 @@ class Pretraining:
     augment: Augment
     monitor: Monitor
     augment_second: Augment | None = None
+    rule: str | None = None
 
     @property
     def recipes(self) -> tuple[Augment, Augment]:
@@ -147,7 +149,7 @@ class Pretraining:
 
     def replicate_key(self) -> str:
         """Equal for variants that differ in their seed alone, the replicates of one experiment."""
-        return json.dumps({**self.as_json(), "variant": "", "seed": 0}, sort_keys=True)
+        return json.dumps({**self.as_json(), "variant": "", "seed": 0, "rule": ""}, sort_keys=True)
 
 
 def some_of(kind: type[T], raw: Mapping[str, Any]) -> T:

@@ -1,0 +1,296 @@
+"""One small file for each run, and the verdict from a folder of them: ``python -m lib verdict FOLDER``.
+
+FOLDER/runs/<variant>.json come from several machines over several days; FOLDER/params.yaml, or else ./params.yaml,
+holds the rule. FOLDER receives verdict.json, verdict.md and the figures. What is read and what is refused:
+docs/verdict.md.
+"""
+
+import argparse
+import base64
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pandas
+
+from lib.evaluate.verdict import CORRECT, KEYS, judge
+from lib.params.experiment import Experiment, read_experiment
+from lib.params.pretraining import Pretraining
+from lib.params.spec import PARAMS_FILE
+from lib.params.verdict import Rule
+from lib.report import figures_verdict as draw
+from lib.report.figures import save_figure
+from lib.runtime.errors import UserError, shown
+from lib.runtime.files import read_about, read_arrays, read_json, require_file, write_json, write_text
+
+RUNS, PIXELS = "runs", "pixels_8x8.json"  # the folder of runs, and beside it the landmark that no encoder made
+CUES = ("occlusion_25", "occlusion_50", "rotation_15", "shift_4", "noise_0.1")  # beside the primary, the trained family
+FULLER = ("ranks", "occlusion")  # in the memory's record alone, not among its metrics
+RULES_PAGE = Path(__file__).parents[2] / "docs/verdict.md"
+WORDS = {"h1": "H1: keeps the probe", "h2": "H2: separates", "against_frontier": "Against the frontier"}
+FIGURES = {
+    "plane": "Concept against episode bits: the frontier of temperature, the arms, the landmarks",
+    "dose": "Episode bits and probe against the dose of the term",
+    "ranks": "Gain of episode bits over the baseline, by the competitor's rank",
+    "completion": "Episode bits against the occluded share of the cue",
+}
+
+
+SOURCES = (
+    "data/encoders/{}.safetensors",
+    "metrics/{}.json",
+    "data/memory/{}.json",
+    "metrics/memory/{}.json",
+    "data/scores/{}.npz",
+    "plots/curves/{}.csv",
+)
+
+
+# a run's file
+
+
+def collect(rule: Rule, folder: Path, variants: Iterable[str]) -> None:
+    """One file for each, from the pipeline's outputs; and the landmark of pixels, where there is one."""
+    for variant in variants:
+        write_json(folder / RUNS / f"{variant}.json", run_file(variant, rule))
+    if (landmark := Path("data/memory") / PIXELS).is_file():
+        write_json(folder / PIXELS, read_json(landmark))
+
+
+def finished(rule: Rule) -> list[str]:
+    """The variants of the rule that this machine's pipeline has taken through all stages that the verdict reads."""
+    return [name for name in rule.arm_of if all(Path(source.format(name)).is_file() for source in SOURCES)]
+
+
+def run_file(variant: str, rule: Rule, root: Path = Path()) -> dict[str, Any]:
+    """What the verdict needs of one finished run, from the pipeline's outputs below ``root``."""
+    encoder, *records, scores, curve = (root / source.format(variant) for source in SOURCES)
+    about, arrays = read_about(encoder), read_arrays(scores)
+    metrics, fuller, memory = map(read_json, records)
+    try:
+        params = Pretraining.from_json(about["pretraining"])
+        correct = next(value for name, value in arrays.items() if name != "labels") == arrays["labels"]
+        return {
+            "name": variant,
+            "arm": rule.arm_of[variant],
+            "rule": params.rule,
+            "data": about["data"]["checksum"],
+            "pretraining": {key: value for key, value in params.as_json().items() if key != "rule"},
+            "lambda": dose(params, _distance(curve)),
+            **{key: metrics[key] for key in ("top1", "knn", "z") if key in metrics},
+            CORRECT: {"images": len(correct), "bits": base64.b64encode(numpy.packbits(correct).tobytes()).decode()},
+            "memory": {**memory, **{key: fuller[key] for key in FULLER if key in fuller}},
+        }
+    except (KeyError, TypeError, StopIteration) as error:
+        what = f"the files of variant {variant} are of another version ({error})"
+        raise UserError(f"{what}; dvc repro -f linear@{variant} memory@{variant}") from None
+
+
+def _distance(curve: Path) -> float | None:
+    """D of the last epoch, where the training had a term: ||Z_a - Z_b||_F, the mean over the epoch's batches."""
+    require_file(curve)
+    frame = pandas.read_csv(curve)
+    return float(frame["distance"].iloc[-1]) if "distance" in frame else None
+
+
+def dose(params: Pretraining, distance: float | None) -> float | None:
+    """lambda: the term's pull on a positive pair, relative to NT-Xent's (docs/study.md). None where there is none.
+
+    gamma N T / D of ``term: pull``, -gamma N T / D^2 of ``term: push``, 0 of NT-Xent alone; ``distance`` is D.
+    """
+    term, temperature = params.options.get("term"), params.options.get("temperature")
+    if term == "none" and params.epochs and params.options.get("negatives", "all") == "all":
+        return 0.0
+    halves = params.options.get("latents", "pooled") != "pooled"  # NT-Xent does not see the pairs that the term sees
+    if term not in ("pull", "push") or halves or not distance or params.gamma is None or temperature is None:
+        return None
+    pull = params.gamma * params.batch_size * temperature / distance
+    return pull if term == "pull" else -pull / distance
+
+
+def read_runs(folder: Path, experiment: Experiment) -> list[dict[str, Any]]:
+    """The runs of ``folder`` that the rule names. Refused, in one line: a run of no arm, of a pilot's seed, with
+    another rule's digest or none, with other settings than params.yaml has, or on other images than the rest."""
+    rule, runs = required(experiment), [read_json(path) for path in sorted(folder.glob("*.json"))]
+    for run in runs:
+        try:
+            check_run(run, rule, experiment)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{folder} has a run of another version ({error}); make it again: dvc repro") from None
+    images = {run["data"]: run["name"] for run in runs}
+    if len(images) > 1:
+        raise UserError(f"runs of different images: {', '.join(images.values())}; a verdict needs one data set")
+    return runs
+
+
+def required(experiment: Experiment) -> Rule:
+    if experiment.rule is None:
+        raise UserError("params.yaml has no rule under verdict; take the preset hypothesis, or write one")
+    return experiment.rule
+
+
+def check_run(run: Mapping[str, Any], rule: Rule, experiment: Experiment) -> None:
+    name, params, again = run["name"], run["pretraining"], "train it again under this rule: dvc repro"
+    if params["seed"] in rule.pilot_seeds:
+        raise UserError(f"run {name} has the pilot's seed {params['seed']}, which helped to set the rule; remove it")
+    if name not in rule.arm_of:
+        raise UserError(f"run {name} is of no arm of the rule {rule.name}; remove it")
+    if run["rule"] != rule.digest:
+        what = "another rule than that of params.yaml" if run["rule"] else "no rule"
+        raise UserError(f"run {name} was trained under {what}: the rule must be older than the run; {again}")
+    declared = experiment.variants[name].as_json()
+    options = declared.pop("options")
+    # what the method does not read is absent from a run; its options are spelled out there
+    unlike = [key for key, value in declared.items() if key in params and params[key] != value]
+    unlike += [key for key, value in options.items() if params["options"].get(key) != value]
+    if unlike:
+        where = f"{unlike[0]} of run {name} is {shown({**params, **params['options']}[unlike[0]])}"
+        raise UserError(f"{where}, not what params.yaml has; {again}")
+
+
+def rows_of(runs: Sequence[Mapping[str, Any]], rule: Rule) -> pandas.DataFrame:
+    """The columns that `lib.evaluate.verdict.judge` reads; what a run lacks is NaN."""
+    rows = [row_of(run, rule) for run in runs]
+    columns = [*KEYS, "top1", "e", "c", *dict.fromkeys(key for row in rows for key in row)]
+    return pandas.DataFrame(rows, columns=list(dict.fromkeys(columns)))
+
+
+def row_of(run: Mapping[str, Any], rule: Rule) -> dict[str, Any]:
+    """One run as columns: ``e`` and ``c`` (of h, trained family), ``e z``, ``rank 1``, ``occluded 25``."""
+    memory = run["memory"]
+    row = {"variant": run["name"], "arm": rule.arm_of[run["name"]], "seed": run["pretraining"]["seed"]}
+    row |= {
+        "top1": run["top1"],
+        **_bits(memory, ""),
+        "lambda": run.get("lambda"),
+        "top1 z": run.get("z", {}).get("top1"),
+    }
+    for key in ("z", "whitened"):
+        row |= _bits(memory.get(key, {}), f" {key}")
+    row |= {f"e {cue}": memory[cue]["episode_bits"] for cue in CUES if cue in memory}
+    row |= {f"rank {rank}": gain for rank, gain in memory.get("ranks", {}).items()}
+    curve = memory.get("occlusion", {})
+    row |= {f"occluded {share:g}": e for share, e in zip(curve.get("share", []), curve.get("episode_bits", []))}
+    if packed := run.get(CORRECT):
+        bits = numpy.frombuffer(base64.b64decode(packed["bits"]), dtype=numpy.uint8)
+        row[CORRECT] = numpy.unpackbits(bits, count=packed["images"]).astype(bool)
+    return row
+
+
+def _bits(measured: Mapping[str, Any], suffix: str) -> dict[str, Any]:
+    names = {"e": "episode_bits", "c": "concept_bits"}
+    return {f"{short}{suffix}": measured[name] for short, name in names.items() if name in measured}
+
+
+# the verdict
+
+
+def write_verdict(experiment: Experiment, folder: Path, page: Path, pictures: Path) -> list[str]:
+    """``page`` with the suffixes .json and .md, and the figures, from the runs in ``folder``; returns what to say."""
+    rule, runs = required(experiment), read_runs(folder / RUNS, experiment)
+    if not runs:
+        raise UserError(f"{folder / RUNS} holds no run of the rule {rule.name}; put <variant>.json files there")
+    rows = rows_of(runs, rule)
+    found = judge(rule, rows)
+    landmark = _landmark(folder / PIXELS)
+    figures: dict[str, tuple[Any, ...]] = {
+        "plane": (draw.plane_figure, found, rule, landmark),
+        "dose": (draw.dose_figure, found, rule),
+        "ranks": (draw.ranks_figure, found, rule),
+        "completion": (draw.completion_figure, found, rule, landmark),
+    }
+    write_json(page.with_suffix(".json"), found)
+    shown = {name: os.path.relpath(pictures / f"{name}.png", page.parent) for name in figures}
+    write_text(page.with_suffix(".md"), markdown(found, rule, os.path.relpath(RULES_PAGE, page.parent), shown))
+    for name, (figure, *arguments) in figures.items():
+        save_figure(pictures / f"{name}.png", figure, *arguments)
+    missing = found["runs"]["missing"]
+    lines = [f"{rule.name}: {found['state']}"]
+    lines += [f"still missing: {', '.join(missing)}"] if missing else []
+    words = found["hypotheses"].items()
+    return lines + [f"{arm}: {', '.join(f'{key} {said[key]}' for key in WORDS)}" for arm, said in words]
+
+
+def _landmark(path: Path) -> dict[str, Any] | None:
+    return read_json(path) if path.is_file() else None
+
+
+def markdown(found: Mapping[str, Any], rule: Rule, rules_page: str, pictures: Mapping[str, str]) -> str:
+    """The page of a verdict: words, then numbers and ``pictures`` by name; paths are relative to the page."""
+    numbers, control = rule.numbers, found["assay"]
+    level = f"{100 * numbers.confidence:g} %"
+    intro = (
+        f"Differences to {numbers.baseline} seed by seed: mean [{level} t interval] and n seeds; p is the exact "
+        "sign-flip test's, adjusted over the hypotheses by Holm's steps. Bits of e and c are of h, under the family of "
+        f"augmentations that training used. [The rule in words]({rules_page})."
+    )
+    blind = "blind: no word about e can be had" if control["blind"] else "passed"
+    check = (
+        f"Assay check, {' against '.join(rule.controls)}: e differs by {_number(control['difference'])} bits, pooled "
+        f"SD {_number(control['pooled_sd'])}, n {' and '.join(map(str, control['n']))}; asked for: more than "
+        f"{numbers.assay_sd:g} SD. {blind[:1].upper()}{blind[1:]}."
+    )
+    parts = [f"# Verdict of the rule {rule.name}: {found['state']}", intro, check]
+    if found["runs"]["missing"]:
+        parts.append(f"Still missing: {', '.join(found['runs']['missing'])}.")
+    parts += ["## Words", _table([_word_row(arm, found) for arm in rule.hypotheses])]
+    notes = [f"- {arm}: {words['note']}." for arm, words in found["hypotheses"].items() if words["note"]]
+    parts += ["\n".join(notes)] if notes else []
+    errors = [f"{arm} {error['top1']:.2f}" for arm, error in found["image_error"].items() if error["top1"] is not None]
+    if errors:
+        parts.append(f"Paired error over test images of one pair of probes, points, never pooled: {', '.join(errors)}.")
+    secondary = [
+        {"Measure": measure, **{arm: _interval(found["differences"][arm][measure]) for arm in rule.hypotheses}}
+        for measure in found["differences"][rule.hypotheses[0]]
+    ]
+    parts += ["## Differences, all measures", _table(secondary)]
+    arms = [
+        {"Arm": arm, **{key: _interval(by[key]) for key in ("top1", "e", "c")}} for arm, by in found["arms"].items()
+    ]
+    drawn = "\n\n".join(f"![{FIGURES[name]}]({path})" for name, path in pictures.items())
+    parts += ["## Arms", _table(arms), "## Figures", drawn, f"Digest of the rule: `{found['digest']}`."]
+    return "\n\n".join(parts) + "\n"
+
+
+def _word_row(arm: str, found: Mapping[str, Any]) -> dict[str, str]:
+    differences, words = found["differences"][arm], found["hypotheses"][arm]
+    row = {"Arm": arm, "Probe, points": _interval(differences["top1"]), WORDS["h1"]: words["h1"]}
+    row |= {"e, bits": _interval(differences["e"]), "Against ±delta": words["change"]}
+    row |= {"p of e (Holm)": _number(differences["e"]["p_holm"])}
+    row |= {"c, bits": _interval(differences["c"]), WORDS["h2"]: words["h2"]}
+    return row | {
+        "e above the frontier, bits": _interval(words["gap"]),
+        WORDS["against_frontier"]: words["against_frontier"],
+    }
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    if found["mean"] is None:
+        return "-"
+    ends = "" if found["low"] is None else f" [{found['low']:+.3f}, {found['high']:+.3f}]"
+    return f"{found['mean']:+.3f}{ends} ({found['n']})"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lib verdict", description="The verdict from a folder of runs.")
+    parser.add_argument("folder", type=Path, help="holds runs/<variant>.json; receives verdict.json, .md and figures")
+    parser.add_argument("--collect", action="store_true", help="first write FOLDER/runs of what is finished here")
+    options = parser.parse_args(arguments)
+    folder = options.folder
+    own = folder / PARAMS_FILE.name
+    experiment = read_experiment(own if own.is_file() else PARAMS_FILE)
+    if options.collect:
+        rule = required(experiment)
+        collect(rule, folder, finished(rule))
+    print("\n".join(write_verdict(experiment, folder, folder / "verdict", folder)))
