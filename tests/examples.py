@@ -244,7 +244,7 @@ def tiny_params(seed: int = 0, **augment: Any) -> Pretraining:
 def tiny_about(seed: int = 0) -> dict[str, Any]:
     """The record kept with the trained method."""
     known = {"pretraining": tiny_params(seed).as_json(), "data": {"checksum": "of the images"}}
-    return {"variant": "tiny", "method": "tiny", "versions": {"torch": "2"}, **known}
+    return {"variant": "tiny", "method": "tiny", "supervised": False, "versions": {"torch": "2"}, **known}
 
 
 def state(method: nn.Module) -> Named:
