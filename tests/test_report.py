@@ -130,10 +130,11 @@ def test_a_row_has_the_floor_of_its_own_kind(tmp_path):
         "floor_codes": {"method": "kwta", "epochs": 0, "latents": ("code", "h")},
         "floor_cmc": {"method": "cmc", "epochs": 0, "latents": ("h", "l"), "encoder_parameters": lab},
         "floor_layers": {"method": "cpc", "epochs": 0, "latents": ("layer6", "layer1"), "encoder": "vgg6"},
+        "clapp": {"method": "cpc", "latents": ("layer6", "layer1"), "encoder": "vgg6"},
+        "dual": {"latents": ("upper", "lower")},
         "vicreg": {"method": "vicreg", "projections": ("y",)},
         "kwta": {"method": "kwta", "latents": ("code", "h")},
         "cmc": {"method": "cmc", "latents": ("h", "l"), "encoder_parameters": lab},
-        "cpc": {"method": "cpc", "encoder": "vgg6"},
         "filters": {"method": "patch_filters", "encoder": "shallow", "encoder_parameters": small},
     }
     table = compared(tmp_path, runs)
@@ -143,11 +144,11 @@ def test_a_row_has_the_floor_of_its_own_kind(tmp_path):
         "kwta · h": table.loc["floor"],
         "cmc · h": table.loc["floor_cmc · h"],
         "cmc · l": table.loc["floor_cmc · l"],
-        "cpc": table.loc["floor_layers · layer6"],
+        "clapp · layer1": table.loc["floor_layers · layer1"],
     }
     for name, floor in floors.items():
         assert table.loc[name, "floor_top1"] == pytest.approx(floor["top1"]), name
-    assert table.loc[["filters", "floor", "vicreg · y", "floor_cmc · h"], "floor_top1"].isna().all()
+    assert table.loc[["filters", "dual · upper", "floor", "vicreg · y", "floor_cmc · h"], "floor_top1"].isna().all()
 
 
 @pytest.mark.parametrize(

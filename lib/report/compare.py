@@ -32,26 +32,17 @@ def delta(record: Record, row: dict[str, Any], simclr: Sequence[Record]) -> floa
 def floor(record: Record, row: dict[str, Any], groups: Groups) -> float | None:
     """Mean probe top-1 of an untrained encoder that is alike but for its training; None where there is none.
 
-    Its latent has the same name and width and comes from the same network, whatever the method; or both are the main
-    latents, equally wide, of one method. An untrained encoder has no floor, nor has a projection.
+    Its latent has the same name and width and comes from the same network, whatever the method. An untrained encoder
+    has no floor, nor has a projection.
     """
     if not record.pretraining.epochs or row["space"] != "latent":
         return None
-    floors = [members for members in groups.values() if not members[0].pretraining.epochs]
-    floors = [members for members in floors if members[0].network == record.network]
-    for members in floors:
-        for number, other in enumerate(members[0].rows):
-            if all(other[key] == row[key] for key in ("space", "latent", "width")):
-                return _mean_top1(members, number)
-    for members in floors if row is record.rows[0] else ():
+    for members in groups.values():
         first = members[0]
-        if first.pretraining.method == record.pretraining.method and first.rows[0]["width"] == row["width"]:
-            return _mean_top1(members, 0)
+        for number, other in enumerate(first.rows if first.network == record.network else ()):
+            if not first.pretraining.epochs and all(other[key] == row[key] for key in ("space", "latent", "width")):
+                return float(numpy.mean([member.rows[number]["top1"] for member in members]))
     return None
-
-
-def _mean_top1(members: Sequence[Record], number: int) -> float:
-    return float(numpy.mean([member.rows[number]["top1"] for member in members]))
 
 
 def half_interval(deviation: pandas.Series, count: pandas.Series) -> pandas.Series:
