@@ -82,7 +82,14 @@ def raw_params(preset: str = "all", variants: dict[str, Any] | None = None, **ch
         block.pop("batch_size", None)
         block.get("optimizer", {}).pop("warmup_epochs", None)
         block |= {"queue": 32, "norm_rows": 0, "shuffle": False} if block["method"] == "moco" else {}
-    usual = {**SMALL, "dataset": "digits", "monitor__every": 1, "monitor__k": 5, "optimizer__warmup_epochs": 0.0}
+    usual = {
+        **SMALL,
+        "gamma": 0.01,
+        "dataset": "digits",
+        "monitor__every": 1,
+        "monitor__k": 5,
+        "optimizer__warmup_epochs": 0.0,
+    }
     for key, value in {**usual, **changes}.items():
         block, _, name = key.rpartition("__")
         (raw[block] if block else raw)[name] = value
@@ -246,7 +253,7 @@ def tiny_params(seed: int = 0, **augment: Any) -> Pretraining:
 def tiny_about(seed: int = 0) -> dict[str, Any]:
     """The record kept with the trained method."""
     known = {"pretraining": tiny_params(seed).as_json(), "data": {"checksum": "of the images"}}
-    return {"variant": "tiny", "method": "tiny", "versions": {"torch": "2"}, **known}
+    return {"variant": "tiny", "method": "tiny", "supervised": False, "versions": {"torch": "2"}, **known}
 
 
 def state(method: nn.Module) -> Named:

@@ -13,7 +13,7 @@ from lib.runtime.files import write_arrays, write_json, write_table, write_tenso
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 TEST_IMAGES = 400
 CODE = {"centroid": 33.217, "centroid_code": 30.5, "active": 26, "usage_entropy": 0.6123, "pattern_entropy": 13.0071}
-CODE["unused"] = 12.5
+CODE |= {"unused": 12.5, "probe_raw": 35.25}
 
 
 def write_run(
@@ -25,21 +25,24 @@ def write_run(
     epochs: int = 12,
     wrong: float = 0.3,
     latents: tuple[str, ...] = ("h",),
+    projections: tuple[str, ...] = (),
     parts: tuple[str, ...] = ("nt_xent",),
     loss: float = 5.0,
     dataset: str = "cifar10",
     classes: list[str] = CLASSES,
-    study: bool = True,
+    study: int = 50,
+    distance: float = 8.9,
+    encoder_parameters: int = 1_361_000,
     mode: str = "probe",
     supervised: bool = False,
     code: dict[str, float] | None = None,
     **pretraining: Any,
 ) -> None:
-    """``wrong``: the share of test images that the main latent's probe gets wrong."""
+    """``wrong``: the share of test images that the main latent's probe gets wrong; ``study``: the protocol's epochs."""
     draw = numpy.random.default_rng([seed, *variant.encode()])
     labels = numpy.arange(TEST_IMAGES) % len(classes)
     predictions, numbers = {}, {}
-    for number, name in enumerate(latents):
+    for number, name in enumerate((*latents, *projections)):
         miss = draw.random(TEST_IMAGES) < wrong + 0.05 * number
         predictions[name] = numpy.where(miss, draw.integers(0, len(classes), TEST_IMAGES), labels)
         top1 = round(100 * float((predictions[name] == labels).mean()), 2)
@@ -50,12 +53,13 @@ def write_run(
     scores = {
         "classes": classes,
         "images": {"fitting": 900, "validation": 100, "train": 1000, "test": TEST_IMAGES},
-        "linear": {"mode": mode, "study_epochs": 2 if study else 0},
-        "latents": numbers,
+        "linear": {"mode": mode, "study_epochs": study},
+        "latents": {name: numbers[name] for name in latents},
+        "projections": {name: numbers[name] for name in projections},
         "study": {"top1": numbers[latents[0]]["top1"] - 4, "top5": 98.0} if study else None,
     }
     write_json(root / f"data/scores/{variant}.json", scores)
-    write_arrays(root / f"data/scores/{variant}.npz", {"labels": labels, **predictions})
+    write_arrays(root / f"data/scores/{variant}.npz", {"labels": labels, latents[0]: predictions[latents[0]]})
     shared = {"encoder": "small", "batch_size": 256, "micro_batch_size": 0, "gamma": None, "optimizer": Optimizer()}
     shared |= {
         "augment": Shared().augment,
@@ -69,13 +73,14 @@ def write_run(
     about = {
         "pretraining": params.as_json(),
         "supervised": supervised,
-        "parameters": {"encoder": 1_361_000, "total": 24_615_616},
+        "parameters": {"encoder": encoder_parameters, "total": 24_615_616},
         "data": {"dataset": dataset, "source": "folder mine"},
     }
     write_tensors(root / f"data/encoders/{variant}.safetensors", {"weight": torch.zeros(1)}, about)
     epoch = numpy.arange(1, epochs + 1) if epochs else numpy.zeros(1, dtype=int)
     curve = {"epoch": epoch, "loss": loss * (1 + 0.5 / (1 + epoch) + 0.02 * draw.random(len(epoch)))}
     curve |= dict.fromkeys(parts, curve["loss"])
+    curve |= {"distance": distance + 1.0 * (epoch < epochs)} if "distance" in parts else {}
     near = 100 * (1 - wrong) * (1 - 0.4 / (1 + epoch)) + draw.random(len(epoch))
     curve |= {"embedding_std": 0.7, "knn": numpy.where(epoch % 3 == 0, near, numpy.nan), "lr": 0.001}
     if not epochs:

@@ -1,6 +1,7 @@
 """The linear stage's one function: what it measures, what it leaves alone, the study's protocol, fine-tuning."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ from lib.evaluate import batches, study
 from lib.evaluate import linear as linear_stage
 from lib.evaluate.batches import augmented_batches, train
 from lib.evaluate.codes import k_winners
-from lib.evaluate.features import extract
+from lib.evaluate.features import extract, extract_with_projections
 from lib.evaluate.finetune import finetuned_logits
 from lib.evaluate.knn import knn_scores
 from lib.evaluate.linear import evaluate, write_evaluation
 from lib.evaluate.probe import fit_probe
+from lib.evaluate.scores import accuracy
 from lib.evaluate.study import study_protocol
 from lib.params.evaluation import Knn, Linear
 from lib.params.experiment import parse_experiment
@@ -32,7 +34,7 @@ STUDY = ["study_top1", "study_top5"]
 @pytest.fixture(autouse=True)
 def few_strengths(monkeypatch):
     """The path is the probe's own affair, and long for tiny images."""
-    monkeypatch.setattr(linear_stage, "fit_probe", lambda *inputs: fit_probe(*inputs, strengths=(0.1, 0.01)))
+    monkeypatch.setattr(linear_stage, "fit_probe", partial(fit_probe, strengths=(0.1, 0.01)))
 
 
 def run(latents=("h",), linear=LINEAR, seed=0):
@@ -55,8 +57,8 @@ def test_network_is_left_as_it_was(linear):
 
 def test_one_latent_metrics_and_record():
     _, found = run()
-    assert list(found.metrics) == ["top1", "knn", *STUDY]
-    assert found.metrics["top1"] > 60 and found.metrics["knn"] > 45 and found.metrics["study_top1"] > 34
+    assert list(found.metrics) == ["top1", "knn", *STUDY, "z_h"]
+    assert found.metrics["top1"] > 60 and found.metrics["knn"] > 45 and found.record["study"]["top1"] > 34
     latent = found.record["latents"]["h"]
     assert latent["width"] == 8 and latent["top5"] == 100.0 and latent["strength"] in (0.1, 0.01)
     assert latent["strength_at_end"] is True and {"validation_probe", "validation_knn"} <= latent.keys()
@@ -71,7 +73,8 @@ def test_several_latents_have_features_computed_once_and_files_of_numbers(tmp_pa
     method, found = run(("upper", "lower"), PROBE)
     names = ["upper", "lower", "both", "mean"]
     assert method.images == 150 + 60
-    assert list(found.metrics) == ["top1", "knn", *STUDY, *names[1:]] and list(found.metrics["both"]) == ["top1", "knn"]
+    assert list(found.metrics) == ["top1", "knn", *STUDY, *names[1:], "z_upper", "z_lower"]
+    assert list(found.metrics["both"]) == ["top1", "knn"]
     assert found.metrics["top1"] == found.record["latents"]["upper"]["top1"] and found.record["main"] == "upper"
     assert found.metrics["study_top1"] is None and found.record["study"] is None
     assert [numbers["width"] for numbers in found.record["latents"].values()] == [8, 8, 16, 8]
@@ -80,14 +83,45 @@ def test_several_latents_have_features_computed_once_and_files_of_numbers(tmp_pa
     assert read_json(tmp_path / "metrics/v.1.json") == found.metrics
     assert read_json(tmp_path / "data/scores/v.1.json") == json.loads(json.dumps(found.record))
     arrays = read_arrays(tmp_path / "data/scores/v.1.npz")
-    assert set(arrays) == {"labels", *names}
-    assert arrays["both"].dtype == "int64" and arrays["labels"].tolist() == labels.tolist()
+    assert set(arrays) == {"labels", "upper"}, "the main latent's alone are read"
+    assert arrays["upper"].dtype == "int64" and arrays["labels"].tolist() == labels.tolist()
 
 
 def test_top5_is_a_metric_of_many_classes_alone():
     latents = {"h": {"top1": 1.0, "top5": 5.0, "knn": 2.0}}
-    assert list(linear_stage._metrics(latents, None, 19)) == ["top1", "knn", *STUDY]
-    assert list(linear_stage._metrics(latents, None, 20)) == ["top1", "top5", "knn", *STUDY]
+    assert list(linear_stage._metrics(latents, {}, None, 19)) == ["top1", "knn", *STUDY]
+    assert list(linear_stage._metrics(latents, {}, None, 20)) == ["top1", "top5", "knn", *STUDY]
+
+
+def test_projections_are_scored_by_the_same_probe_and_neighbors_as_latents():
+    method, found = run(linear=PROBE)
+    data = tiny_data()
+    train, test = (
+        extract_with_projections(method, images, data.mean, data.std, MACHINE)["projections"]["z_h"]
+        for images in (data.train_images, data.test_images)
+    )
+    probe = fit_probe(train, data.train_labels, data.fitting, data.validation, 3, strengths=(0.1, 0.01))
+    near = knn_scores(train, data.train_labels, test, KNN.k, KNN.temperature, 3)
+    expected = [round(accuracy(scores, data.test_labels), 2) for scores in (probe.logits(test), near)]
+    numbers = found.record["projections"]["z_h"]
+    assert [numbers["top1"], numbers["knn"]] == expected and numbers["width"] == 4
+    assert found.metrics["z_h"] == {"top1": expected[0], "knn": expected[1]}
+
+
+@pytest.mark.parametrize(("supervised", "width", "scored"), [(True, 3, False), (True, 4, True), (False, 3, True)])
+def test_a_classifiers_logits_are_no_projection_to_score(supervised, width, scored):
+    method = tiny_method()
+    method.projector = torch.nn.Linear(8, width).requires_grad_(False)
+    found = evaluate(method, about() | {"supervised": supervised}, tiny_data(), PROBE, KNN, MACHINE)
+    assert ("z_h" in found.metrics) == scored == ("z_h" in found.record["projections"])
+
+
+def test_the_studys_protocol_is_reported_with_its_own_epochs_alone(monkeypatch):
+    calls = []
+    theirs = {"top1": 50.0, "top5": 90.0}
+    monkeypatch.setattr(linear_stage, "study_protocol", lambda *given: calls.append(given[3]) or theirs)
+    reported = [run(linear=Linear(study_epochs=epochs))[1].metrics["study_top1"] for epochs in (0, 5, 50)]
+    assert reported == [None, None, 50.0] and calls == [5, 50]
 
 
 def test_more_is_said_of_binary_codes_alone():
@@ -99,6 +133,7 @@ def test_more_is_said_of_binary_codes_alone():
     found = evaluate(Codes().eval().requires_grad_(False), about(), tiny_data(), PROBE, KNN, MACHINE)
     code = found.record["latents"]["code"]["code"]
     assert code["active"] == 3 and 0 < code["centroid"] < 100
+    assert 0 < code["probe_raw"] == found.metrics["code"]["probe_raw"] < 100
     assert found.metrics["code"]["centroid"] == code["centroid"]
     assert "code" not in found.record["latents"]["h"] and "centroid" not in found.metrics
 
@@ -126,7 +161,7 @@ def test_neighbors_come_from_the_right_split_and_must_fit_into_it(monkeypatch):
         (train_latents[data.fitting], data.train_labels[data.fitting], train_latents[data.validation]),
         (train_latents, data.train_labels, test_latents),
     ]
-    for call, tensors in zip(calls, expected, strict=True):
+    for call, tensors in zip(calls[:2], expected, strict=True):  # the others are of the projection
         assert call[3:] == (9, 0.3, 3)
         assert all(torch.equal(found, wanted) for found, wanted in zip(call[:3], tensors))
     with pytest.raises(UserError) as error:

@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from lib.evaluate import probe as probe_module
+from lib.evaluate.codes import k_winners
 from lib.evaluate.probe import STRENGTHS, Probe, fit_probe, objective, solve
 from lib.evaluate.scores import accuracy
 
@@ -64,6 +65,22 @@ def test_digits_have_scikit_learns_optimum_and_accuracy(kind, seed):
         assert ours.item() == pytest.approx(best.item(), rel=1e-5)
         expected = 100 * judge.score(queries, labels[test])
         assert accuracy(probe.logits(features[test]), labels[test]) == pytest.approx(expected, abs=0.1)
+
+
+def test_codes_as_they_are_have_scikit_learns_optimum_and_accuracy():
+    """Neither centered nor scaled: the same optimum as that of an outside fit on the zeros and ones themselves."""
+    features, labels = digits("random ReLU features")
+    codes = k_winners(features, 10)
+    order = torch.randperm(len(codes), generator=torch.Generator().manual_seed(0))
+    train, test = order[:1200], order[1200:]
+    probe = fit_probe(codes, labels, train[:1100], train[1100:], 10, strengths=[1e-3], standardize=False)
+    judge = LogisticRegression(C=1 / (1200 * 1e-3), max_iter=10_000, tol=1e-7).fit(codes[train], labels[train])
+    assert torch.equal(probe.mean, torch.zeros(100)) and torch.equal(probe.std, torch.ones(100))
+    assert probe.weight.T.numpy() == pytest.approx(judge.coef_, abs=0.01)
+    expected = 100 * judge.score(codes[test], labels[test])
+    assert accuracy(probe.logits(codes[test]), labels[test]) == pytest.approx(expected, abs=0.1)
+    other = fit_probe(codes, labels, train[:1100], train[1100:], 10, strengths=[1e-3])
+    assert not torch.equal(probe.logits(codes[test]), other.logits(codes[test]))
 
 
 def test_the_objective_and_its_gradient_equal_their_loop_form():

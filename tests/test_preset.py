@@ -1,9 +1,18 @@
 """Presets are complete files; what they replace is never lost."""
 
-import pytest
+from dataclasses import replace
+from types import SimpleNamespace
 
+import pytest
+import torch
+
+from lib.methods import build_method, typed_options
+from lib.methods.base import count_parameters
+from lib.params.experiment import read_experiment
 from lib.params.spec import load_yaml, read_yaml
 from lib.preset import FOLDER, apply_preset, describe, differences, preset_names, with_settings
+from lib.report.compare import floor
+from lib.report.dose import relative_pull
 from lib.runtime.errors import UserError
 from tests.examples import ROOT
 
@@ -69,6 +78,49 @@ def test_every_preset_says_what_it_is_for_and_names_the_same_shared_keys():
     assert all(each == keys[0] for each in keys)
     assert all(describe(name, PRESETS).endswith(".") for name in preset_names(PRESETS))
     assert (ROOT / "params.yaml").is_file()
+
+
+DISTANCES = {0.5: 8.9, 0.2: 11.2}  # of the two views of 256 images, by temperature
+
+
+@pytest.mark.parametrize("preset", ["study", "cpu", "all"])
+def test_terms_have_the_dose_of_the_study_at_any_temperature(preset):
+    variants = read_experiment(PRESETS / f"{preset}.yaml").variants.values()
+    doses = []
+    for params in variants:
+        options = typed_options(params)
+        if params.epochs and getattr(options, "term", "none") == "pull":
+            distance = DISTANCES[options.temperature]
+            doses.append(relative_pull("pull", params.gamma, params.batch_size, options.temperature, distance))
+    assert doses == pytest.approx([14.4, 14.4], abs=0.1)
+
+
+@pytest.mark.parametrize("preset", ["all", "codes"])
+def test_every_main_latent_has_a_floor_of_its_own_kind_beside_it(preset):
+    """As tables find them: from the network and the latents that each variant builds."""
+    records = []
+    for params in read_experiment(PRESETS / f"{preset}.yaml").variants.values():
+        method = build_method(params).eval()
+        with torch.no_grad():
+            latents = method.latents(torch.zeros(1, 3, 32, 32))
+        rows = [
+            {"latent": name, "space": "latent", "width": values.shape[1], "top1": 10.0}
+            for name, values in latents.items()
+        ]
+        calibrated = getattr(params, "calibrate_batchnorm", True)
+        network = (method.encoder.name, count_parameters(method.encoder), calibrated)
+        records.append(SimpleNamespace(variant=params.variant, pretraining=params, network=network, rows=rows))
+    groups = {record.variant: [record] for record in records}
+    trained = [record for record in records if record.pretraining.epochs]
+    assert [record.variant for record in trained if floor(record, record.rows[0], groups) is None] == []
+
+
+def test_the_classifier_stands_beside_one_with_the_views_of_classifiers():
+    for preset in ("cpu", "all"):
+        variants = read_experiment(PRESETS / f"{preset}.yaml").variants
+        usual, same = variants["supervised_crop_flip"].augment, variants["supervised"].augment
+        assert (usual.jitter, usual.grayscale) == (0, 0) and same == variants["simclr"].augment
+        assert replace(usual, jitter=same.jitter, grayscale=same.grayscale) == same
 
 
 def test_differences_are_told_by_key():

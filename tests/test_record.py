@@ -40,7 +40,7 @@ def tree(folder) -> dict[str, bytes]:
 def run(tmp_path):
     for seed, (variant, latents) in enumerate({"simclr": ("h",), "again": ("h",), "dual": ("upper", "lower")}.items()):
         options = {"latents": "halves"} if variant == "dual" else {}
-        write_run(tmp_path, variant, seed=seed, latents=latents, dataset="images", study=False, options=options)
+        write_run(tmp_path, variant, seed=seed, latents=latents, dataset="images", study=0, options=options)
     frame = result_rows([read_record(variant, tmp_path) for variant in ("simclr", "again", "dual")])
     write_table(tmp_path / "metrics/results.csv", frame)
     write_text(tmp_path / "metrics/results.md", markdown(frame))

@@ -1,5 +1,6 @@
 """The report's tables and pictures, from files of made-up runs."""
 
+import math
 import os
 import re
 import statistics
@@ -15,6 +16,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from lib.report import charts, tables
+from lib.report.dose import relative_pull
 from lib.report.figures import readable, save_figure
 from lib.report.figures_tsne import overview_figure
 from lib.report.records import Groups, confusion_counts, ranked, read_record, replicates
@@ -26,11 +28,12 @@ from tests.report_runs import CLASSES, CODE, TEST_IMAGES, write_run
 
 HALVES = ("upper", "lower", "both", "mean")
 PARTS = ("nt_xent", "distance")
+PULL = {"term": "pull", "temperature": 0.5}
 RUNS = {
     "simclr": {},
     "untrained": {"epochs": 0, "wrong": 0.6},
     "simclr_1": {"seed": 1},
-    "dual": {"latents": HALVES, "parts": PARTS, "gamma": 0.01, "wrong": 0.4},
+    "dual": {"latents": HALVES, "parts": PARTS, "gamma": 0.01, "wrong": 0.4, "options": PULL},
     "simclr_2": {"seed": 2},
     "supervised": {"method": "supervised", "supervised": True, "parts": ("cross_entropy",), "loss": 1.5, "wrong": 0.1},
     "vicreg": {"method": "vicreg", "parts": ("invariance",), "loss": 22.0, "wrong": 0.2},
@@ -81,7 +84,7 @@ def test_results_csv_has_a_row_for_every_variant_and_latent(root, frame):
 
 def test_replicates_are_one_row_with_mean_and_deviation_against_a_loop(frame):
     table = tables.summary(frame)
-    first, last = ("simclr", "untrained", "dual · upper", "supervised", "vicreg"), ("lower", "both", "mean")
+    first, last = ("simclr", "untrained", "dual · upper", "supervised, same views", "vicreg"), ("lower", "both", "mean")
     published = [f"{name} (published)" for name in ("simclr", "joint", "dual")]
     assert list(table["model"]) == [*first, *published, *(f"dual · {name}" for name in last)]
     row = table.iloc[0]
@@ -95,17 +98,112 @@ def test_replicates_are_one_row_with_mean_and_deviation_against_a_loop(frame):
     assert table.iloc[1:][[f"{key}_sd" for key in tables.MEASURED]].isna().all(axis=None)
 
 
+def compared(tmp_path, runs: dict[str, dict]) -> pandas.DataFrame:
+    """`summary` by model, of made-up runs."""
+    for variant, settings in runs.items():
+        write_run(tmp_path, variant, **settings)
+    frame = tables.result_rows([read_record(variant, tmp_path) for variant in runs])
+    return tables.summary(frame).set_index("model")
+
+
+def test_the_difference_to_simclr_is_paired_by_seed_with_students_interval(tmp_path):
+    """Seed 3 has no SimCLR and does not count; t of 90 % with two degrees of freedom is 2.920."""
+    runs = {f"simclr_{seed}": {"seed": seed} for seed in (0, 1, 2)}
+    runs |= {f"joint_{seed}": {"seed": seed, "gamma": 0.1, "wrong": 0.2} for seed in (0, 1, 2, 3)}
+    runs |= {"floor": {"epochs": 0}, "one": {"gamma": 0.2}}
+    table = compared(tmp_path, runs)
+    top1 = {name: read_json(tmp_path / f"data/scores/{name}.json")["latents"]["h"]["top1"] for name in runs}
+    differences = [top1[f"joint_{seed}"] - top1[f"simclr_{seed}"] for seed in (0, 1, 2)]
+    row = table.loc["joint_0"]
+    assert row["delta_simclr"] == pytest.approx(statistics.mean(differences)) and row["n"] == 4
+    assert row["delta_simclr_sd"] == pytest.approx(2.91999 * statistics.stdev(differences) / 3**0.5, rel=1e-5)
+    assert table.loc[["simclr_0", "floor", "one"], "delta_simclr"].isna().all(), "itself, one seed"
+    page = tables.markdown(tables.result_rows([read_record(name, tmp_path) for name in runs]))
+    assert "| Δ simclr |" in page and f"| {row['delta_simclr']:+.2f} ± {row['delta_simclr_sd']:.2f} |" in page
+
+
+def test_a_row_has_the_floor_of_its_own_kind(tmp_path):
+    small, lab = 1_361_000, 681_088
+    runs = {
+        "floor": {"epochs": 0, "latents": ("h",)},
+        "floor_1": {"epochs": 0, "seed": 1, "latents": ("h",)},
+        "floor_codes": {"method": "kwta", "epochs": 0, "latents": ("code", "h")},
+        "floor_cmc": {"method": "cmc", "epochs": 0, "latents": ("h", "l"), "encoder_parameters": lab},
+        "floor_layers": {"method": "cpc", "epochs": 0, "latents": ("layer6", "layer1"), "encoder": "vgg6"},
+        "clapp": {"method": "cpc", "latents": ("layer6", "layer1"), "encoder": "vgg6"},
+        "dual": {"latents": ("upper", "lower")},
+        "vicreg": {"method": "vicreg", "projections": ("y",)},
+        "kwta": {"method": "kwta", "latents": ("code", "h")},
+        "cmc": {"method": "cmc", "latents": ("h", "l"), "encoder_parameters": lab},
+        "filters": {"method": "patch_filters", "encoder": "shallow", "encoder_parameters": small},
+    }
+    table = compared(tmp_path, runs)
+    floors = {
+        "vicreg": table.loc["floor"],  # the mean of two
+        "kwta · code": table.loc["floor_codes · code"],
+        "kwta · h": table.loc["floor"],
+        "cmc · h": table.loc["floor_cmc · h"],
+        "cmc · l": table.loc["floor_cmc · l"],
+        "clapp · layer1": table.loc["floor_layers · layer1"],
+    }
+    for name, floor in floors.items():
+        assert table.loc[name, "floor_top1"] == pytest.approx(floor["top1"]), name
+    assert table.loc[["filters", "dual · upper", "floor", "vicreg · y", "floor_cmc · h"], "floor_top1"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("term", "gamma", "temperature", "distance", "percent"),
+    [("pull", 0.01, 0.5, 8.9, 14.4), ("pull", 0.0315, 0.2, 11.2, 14.4), ("push", 0.2, 0.5, 8.9, -32.3)],
+)
+def test_the_dose_of_a_term_is_printed_as_the_study_had_it(tmp_path, term, gamma, temperature, distance, percent):
+    """The distance is that of the last epoch; -32 and +14 % are docs/methods.md's."""
+    options = {"term": term, "temperature": temperature}
+    run = {"joint": {"gamma": gamma, "options": options, "parts": PARTS, "distance": distance}, "simclr": {}}
+    table = compared(tmp_path, run)
+    assert table.loc["joint", "dose"] == pytest.approx(percent, abs=0.1) and pandas.isna(table.loc["simclr", "dose"])
+    page = tables.markdown(tables.result_rows([read_record(name, tmp_path) for name in run]))
+    assert "| Dose λ, % |" in page and f"| {percent:+.1f} |" in page
+
+
+def test_a_terms_pull_equals_its_gradient_as_a_share_of_nt_xents():
+    """d/dc of gamma D and of - gamma log D against 1 / (N t) of each of N positives, by differences."""
+    count, gamma, temperature, cosine, step = 256, 0.03, 0.4, 0.8, 1e-6
+
+    def distance(c: float) -> float:
+        return (2 * (count - 1) * (1 - cosine) + 2 * (1 - c)) ** 0.5  # all pairs but one stay
+
+    for term, value in {"pull": distance, "push": lambda c: -math.log(distance(c))}.items():
+        pull = -gamma * (value(cosine + step) - value(cosine - step)) / (2 * step)
+        share = 100 * pull * count * temperature
+        assert relative_pull(term, gamma, count, temperature, distance(cosine)) == pytest.approx(share, rel=1e-4)
+
+
+def test_projections_have_a_section_and_no_place_in_pictures(tmp_path):
+    page = page_of(tmp_path, projections=("z",), dataset="digits")
+    section = page[page.index("## Projections") : page.index("## Runs")]
+    assert "| simclr · z | " in section and "| simclr |" not in section
+    assert "| simclr | " in page[: page.index("## Projections")] and page.count("simclr · z") == 1
+    write_results(SimpleNamespace(variants={"simclr": None}), tmp_path)
+    assert pandas.read_csv(tmp_path / "plots/accuracy.csv")["model"].unique().tolist() == ["simclr"]
+    assert "simclr · z" in show(tmp_path / "metrics/results.csv")
+
+
+@pytest.mark.parametrize(("epochs", "shown"), [(0, False), (5, False), (50, True)])
+def test_the_studys_protocol_is_shown_with_its_50_epochs_alone(tmp_path, epochs, shown):
+    assert (tables.STUDY in page_of(tmp_path, study=epochs, dataset="digits")) == shown
+
+
 def test_the_page_has_title_accuracies_and_runs_and_links_to_the_legend(root, frame):
     page, first = (root / "metrics/results.md").read_text(), tables.summary(frame).iloc[0]
     assert page.startswith("# cifar10: encoder small; 12 epochs; 1,000 training and 400 test images; seed 0, 1, 2\n")
     study = tables.STUDY
     for line in (
         "](../docs/reading-the-table.md)",
-        f"| Model | n | Probe top-1 | kNN top-1 | Validation top-1 | {study} top-1 | {study} top-5 |",
+        f"| Probe top-1 | kNN top-1 | Validation top-1 | Floor | Dose λ, % | {study} top-1 | {study} top-5 |",
         f"| simclr | 3 | {first['top1']:.2f} ± {first['top1_sd']:.2f} | ",
-        "| simclr (published) | - | - | - | - | 85.15 | 99.60 |",
-        "| simclr | 0, 1, 2 | cifar10 | small | 12 | 256 | - | adam 0.001, constant | 24,615,616 | 2 |",
-        "| untrained | 0 | cifar10 | small | 0 | - | - | - | 24,615,616 | 2 |",
+        "| simclr (published) | - | - | - | - | - | - | 85.15 | 99.60 |",
+        "| simclr | 0, 1, 2 | cifar10 | small | 12 | 256 | - | adam 0.001, constant | 24,615,616 | 50 |",
+        "| untrained | 0 | cifar10 | small | 0 | - | - | - | 24,615,616 | 50 |",
     ):
         assert page.count(line) == 1, line
     assert not re.search(r"nan|None|<NA>", page)
@@ -121,12 +219,12 @@ def test_published_rows_stand_beside_cifar10_alone(tmp_path, dataset, rows):
     ("settings", "header"),
     [
         ({}, ["Probe top-1", "kNN top-1", "Validation top-1", *(f"{tables.STUDY} top-{k}" for k in (1, 5))]),
-        ({"study": False}, ["Probe top-1", "kNN top-1", "Validation top-1"]),
+        ({"study": 0}, ["Probe top-1", "kNN top-1", "Validation top-1"]),
         (
-            {"study": False, "classes": list(map(str, range(20)))},
+            {"study": 0, "classes": list(map(str, range(20)))},
             ["Probe top-1", "Probe top-5", "kNN top-1", "Validation top-1"],
         ),
-        ({"study": False, "mode": "finetune"}, ["Fine-tuned top-1", "kNN top-1", "Validation top-1"]),
+        ({"study": 0, "mode": "finetune"}, ["Fine-tuned top-1", "kNN top-1", "Validation top-1"]),
     ],
 )
 def test_the_columns_are_those_that_tell_something(tmp_path, settings, header):
@@ -136,7 +234,8 @@ def test_the_columns_are_those_that_tell_something(tmp_path, settings, header):
 
 def test_binary_codes_have_a_table_of_their_own(tmp_path, root):
     page = page_of(tmp_path, code=CODE)
-    assert "| simclr | 512 | 26 | 33.22 | 30.50 | 0.612 | 13 | 12.5 |" in page
+    probe = f"{read_json(tmp_path / 'data/scores/simclr.json')['latents']['h']['top1']:.2f}"
+    assert f"| simclr | 512 | 26 | {probe} | 35.25 | 33.22 | 30.50 | 0.612 | 13 | 12.5 |" in page
     assert page.index("## Runs") < page.index("## Binary codes")
     assert "## Binary codes" not in (root / "metrics/results.md").read_text()
 
@@ -183,7 +282,7 @@ def test_losses_share_an_axis_within_a_family_and_replicates_a_band(groups):
 def test_the_accuracy_chart_is_sorted_and_has_the_deviations(groups, frame):
     table = tables.summary(frame)
     axes = charts.accuracy_figure(groups, table).axes[0]
-    first = ("trained with labels", "supervised", "trained without labels", "vicreg", "simclr")
+    first = ("trained with labels", "supervised, same views", "trained without labels", "vicreg", "simclr")
     labels = [tick.get_text() for tick in axes.get_yticklabels()]
     assert labels == [*first, *(f"dual · {name}" for name in HALVES), *("untrained",) * 2]
     bars = next(lines for lines in axes.collections if isinstance(lines, LineCollection)).get_segments()
@@ -235,7 +334,7 @@ def test_show_has_probe_and_knn_first_and_drops_the_last_columns_where_it_is_nar
     assert len({len(line) for line in lines[3:]}) == 1 and len(lines) == 3 + 3 + 1 + 11 and "Study" in lines[3]
     narrow = show(root / "metrics/results.csv", width=40).splitlines()
     assert max(map(len, narrow[:-1])) <= 40 and "Study" not in "".join(narrow) and "Probe top-1" in "".join(narrow)
-    assert narrow[-1] == "3 more in a wider terminal, or in metrics/results.md"
+    assert narrow[-1] == "5 more in a wider terminal, or in metrics/results.md"
 
 
 @pytest.mark.parametrize(("encoding", "words"), [("ascii", ("dual . upper", "+-")), ("utf-8", ("dual · upper", "±"))])
@@ -259,7 +358,7 @@ def test_missing_and_older_files_are_one_line(tmp_path, monkeypatch):
     refused(lambda: read_record("simclr", tmp_path), "simclr.json does not exist")
     write_run(tmp_path, "simclr")
     write_json(tmp_path / "data/scores/simclr.json", {"latents": {"h": {"top1": 1}}})
-    refused(lambda: read_record("simclr", tmp_path), "another version ('study'); dvc repro -f linear@simclr")
+    refused(lambda: read_record("simclr", tmp_path), "another version ('linear'); dvc repro -f linear@simclr")
     for text in ("", "model,top1\nsimclr,50\n", "group,variant\n"):
         (tmp_path / "results.csv").write_text(text)
         refused(lambda: show(tmp_path / "results.csv"), "is damaged or of another version; dvc repro -f results")

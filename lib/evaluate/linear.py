@@ -11,26 +11,28 @@ from torch import Tensor
 from lib.data.store import ImageData
 from lib.evaluate.centroid import code_numbers
 from lib.evaluate.codes import is_binary
-from lib.evaluate.features import extract, latent_names, one_latent
+from lib.evaluate.features import extract_with_projections, latent_names, one_latent
 from lib.evaluate.finetune import finetuned_logits
 from lib.evaluate.knn import knn_scores
 from lib.evaluate.probe import Probe, fit_probe
 from lib.evaluate.scores import accuracy
 from lib.evaluate.study import study_protocol
-from lib.methods.base import Method
-from lib.params.evaluation import MANY_CLASSES, Knn, Linear
+from lib.methods.base import Method, Named
+from lib.params.evaluation import MANY_CLASSES, STUDY_EPOCHS, Knn, Linear
 from lib.params.pretraining import Pretraining
 from lib.runtime.errors import UserError
 from lib.runtime.files import write_arrays, write_json
 from lib.runtime.machine import Machine
 
-CODE_METRICS = ("centroid", "usage_entropy")  # of a latent that is a binary code
+CODE_METRICS = ("probe_raw", "centroid", "usage_entropy")  # of a latent that is a binary code
+
+Numbers = dict[str, dict[str, Any]]  # by latent or projection
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """``metrics``: percent, rounded; the entropy of a code's use is a share. ``record``: what tables and charts read.
-    ``predictions``: [M] by latent."""
+    ``predictions``: [M] of the main latent, by its name."""
 
     metrics: dict[str, Any]
     record: dict[str, Any]
@@ -42,6 +44,7 @@ def evaluate(
 ) -> Evaluation:
     """Probe (or fine-tune), nearest neighbors and the study's protocol; ``method`` is left as it is.
 
+    Projections are scored beside latents, but by the frozen probe alone: fine-tuning moves what they come from.
     ``about`` is the record kept with the trained method. A ``knn.k`` above the fitting split is a UserError.
     """
     if knn.k > len(data.fitting):
@@ -51,19 +54,28 @@ def evaluate(
     params = Pretraining.from_json(about["pretraining"])
     splits = data.train_images, data.test_images
     print(f"{params.variant}: latents of {len(splits[0])} training and {len(splits[1])} test images", flush=True)
-    train, test = (extract(method, images, data.mean, data.std, machine) for images in splits)
-    latents, predictions = {}, {}
-    for name in latent_names(train, method.halves):
-        features = one_latent(train, name), one_latent(test, name)
+    tuned = linear.mode == "finetune"
+    train, test = (
+        extract_with_projections(method, images, data.mean, data.std, machine, not tuned) for images in splits
+    )
+    latents, projections = Numbers(), Numbers()
+    predictions: Named = {}
+    for name in latent_names(train["latents"], method.halves):
+        features = one_latent(train["latents"], name), one_latent(test["latents"], name)
         numbers, probe, logits = _score(*features, data, knn, machine.device, f"{params.variant}: {name}, probe")
-        if linear.mode == "finetune":
+        if tuned:
             logits = finetuned_logits(method, name, probe, data, params, linear, machine)
-        top1, top5 = (round(accuracy(logits, data.test_labels, k), 2) for k in (1, 5))
-        latents[name], predictions[name] = {"top1": top1, "top5": top5, **numbers}, logits.argmax(1)
-    epochs = linear.study_epochs
-    study = study_protocol(method, data, params, epochs, machine) if epochs else None
-    record = _record(about, data, linear, knn) | {"main": next(iter(latents)), "latents": latents, "study": study}
-    return Evaluation(_metrics(latents, study, len(data.classes)), record, predictions)
+        latents[name] = {**_accuracies(logits, data), **numbers}
+        predictions = predictions or {name: logits.argmax(1)}
+    for name, values in _without_logits(train["projections"], about["supervised"], len(data.classes)).items():
+        features = values, test["projections"][name]
+        numbers, _, logits = _score(*features, data, knn, machine.device, f"{params.variant}: {name}, probe")
+        projections[name] = {**_accuracies(logits, data), **numbers}
+    study = study_protocol(method, data, params, linear.study_epochs, machine) if linear.study_epochs else None
+    scores = {"main": next(iter(latents)), "latents": latents, "projections": projections, "study": study}
+    theirs = study if linear.study_epochs == STUDY_EPOCHS else None
+    metrics = _metrics(latents, projections, theirs, len(data.classes))
+    return Evaluation(metrics, _record(about, data, linear, knn) | scores, predictions)
 
 
 def write_evaluation(evaluation: Evaluation, test_labels: Tensor, metrics: Path, scores: Path) -> None:
@@ -74,10 +86,19 @@ def write_evaluation(evaluation: Evaluation, test_labels: Tensor, metrics: Path,
     write_arrays(scores.with_name(f"{scores.name}.npz"), {"labels": test_labels.numpy(), **arrays})
 
 
+def _without_logits(projections: Named, supervised: bool, classes: int) -> Named:
+    """A classifier's logits, as wide as there are classes, of a method that saw labels are no representation."""
+    return {name: values for name, values in projections.items() if not (supervised and values.shape[1] == classes)}
+
+
+def _accuracies(logits: Tensor, data: ImageData) -> dict[str, float]:
+    return {f"top{k}": round(accuracy(logits, data.test_labels, k), 2) for k in (1, 5)}
+
+
 def _score(
     train: Tensor, test: Tensor, data: ImageData, knn: Knn, device: str, label: str
 ) -> tuple[dict[str, Any], Probe, Tensor]:
-    """The numbers of one latent [N, D] and [M, D], its probe, and the probe's logits of the test images [M, C]."""
+    """The numbers of one latent or projection [N, D] and [M, D], its probe, and its logits of [M, D]: [M, C]."""
     classes = len(data.classes)
     train, test, labels = train.to(device), test.to(device), data.train_labels.to(device)
     fitting, validation = data.fitting.to(device), data.validation.to(device)
@@ -95,18 +116,21 @@ def _score(
         "width": train.shape[1],
     }
     if is_binary(test):
-        code = code_numbers(train.cpu(), data.train_labels, test.cpu(), data.test_labels, classes)
+        raw = fit_probe(train, labels, fitting, validation, classes, f"{label} of the code as it is", standardize=False)
+        code = {"probe_raw": accuracy(raw.logits(test).cpu(), data.test_labels)}
+        code |= code_numbers(train.cpu(), data.train_labels, test.cpu(), data.test_labels, classes)
         numbers["code"] = {key: round(value, 4) for key, value in code.items()}
     return numbers, probe, probe.logits(test).cpu()
 
 
-def _metrics(latents: dict[str, dict[str, Any]], study: dict[str, Any] | None, classes: int) -> dict[str, Any]:
-    """The main latent's numbers and the study's under the same keys for every variant; then other latents by name."""
+def _metrics(latents: Numbers, projections: Numbers, study: dict[str, Any] | None, classes: int) -> dict[str, Any]:
+    """The main latent's numbers and the study's under the same keys for every variant; then other latents by name,
+    then projections by name."""
     keys = ("top1", "top5", "knn") if classes >= MANY_CLASSES else ("top1", "knn")
     metrics = {
         name: {key: numbers[key] for key in keys}
         | {key: numbers["code"][key] for key in CODE_METRICS if "code" in numbers}
-        for name, numbers in latents.items()
+        for name, numbers in {**latents, **projections}.items()
     }
     main = metrics.pop(next(iter(metrics)))
     return {**main, **{f"study_{key}": study[key] if study else None for key in ("top1", "top5")}, **metrics}

@@ -5,7 +5,8 @@ For every strength s of a path, from strong to weak, full-batch L-BFGS minimizes
     mean over images of cross_entropy(W x + b, y)  +  s / 2 |W|^2        (b is free)
 
 from the solution before. Validation chooses the strength; then the same problem is solved for fitting and validation
-images together. There is no learning rate, no batch, no epoch and no seed.
+images together. There is no learning rate, no batch, no epoch and no seed. Binary codes are also probed as they are:
+standardizing gives a unit that is rarely active a large weight.
 
 Legend: N images, D features, C classes.
 """
@@ -61,12 +62,14 @@ def fit_probe(
     classes: int,
     label: str = "probe",
     strengths: Sequence[float] = STRENGTHS,
+    standardize: bool = True,
 ) -> Probe:
     """Choose the strength by validation top-1, among equals by validation loss, and solve again with all images.
 
-    Features [N, D], labels [N]; fitting and validation are indices into the N.
+    Features [N, D], labels [N]; fitting and validation are indices into the N. Without ``standardize`` the features
+    are taken as they are: the probe's mean is 0 and its std 1.
     """
-    inputs, mean, std = _standardized(features, fitting)
+    inputs, mean, std = _inputs(features, fitting, standardize)
     held_out, answers = (features[validation] - mean) / std, labels[validation]
     covariance = _covariance(inputs)
     weight, bias = inputs.new_zeros(classes, inputs.shape[1]), inputs.new_zeros(classes)
@@ -83,7 +86,7 @@ def fit_probe(
     # With the validation images the solution is close by, and so is the covariance.
     del inputs  # as large as the features: two copies of a wide network's are too many
     both = torch.cat([fitting, validation]).sort().values
-    inputs, mean, std = _standardized(features, both)
+    inputs, mean, std = _inputs(features, both, standardize)
     weight, bias = solve(inputs, labels[both], strength, *path[chosen], covariance)
     return Probe(mean, std, weight.T, bias, strength, at_end, top1)
 
@@ -141,17 +144,23 @@ def _times(weight: Tensor, coordinates: Tensor | None) -> Tensor:
     return weight if coordinates is None else weight @ coordinates
 
 
-def _standardized(features: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A copy of some images' features with mean 0 and deviation 1; that mean and deviation. What is constant is 0."""
+def _inputs(features: Tensor, images: Tensor, standardize: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """A copy of some images' features, and the mean [D] and deviation [D] that it was standardized by.
+
+    What is constant becomes 0.
+    """
     inputs = features[images]
+    if not standardize:
+        return inputs, inputs.new_zeros(inputs.shape[1]), inputs.new_ones(inputs.shape[1])
     std, mean = torch.std_mean(inputs, dim=0, correction=0)
     std = torch.where(std <= CONSTANT * mean.abs(), torch.inf, std)
     return inputs.sub_(mean).div_(std), mean, std
 
 
 def _covariance(inputs: Tensor) -> Tensor | None:
-    """float64 [D, D] of centered inputs [N, D], or None of too few images."""
+    """float64 [D, D] of inputs [N, D], or None of too few images."""
     if len(inputs) < PER_FEATURE * inputs.shape[1]:
         return None
     parts = inputs.split(CHUNK)  # sums in fp32 of so many products, added up in fp64
-    return sum((part.T @ part).double() for part in parts) / len(inputs)
+    mean = inputs.double().mean(0)  # 0 of standardized inputs; the free bias takes up that of others
+    return sum((part.T @ part).double() for part in parts) / len(inputs) - torch.outer(mean, mean)

@@ -31,12 +31,15 @@ def select(arrays: dict[str, numpy.ndarray], tsne: Tsne) -> tuple[dict[str, nump
 
 
 def embed_2d(features: numpy.ndarray, tsne: Tsne) -> numpy.ndarray:
-    """Coordinates float32 [N, 2] of features [N, D]: PCA start, fixed seed, one thread.
+    """Coordinates float32 [N, 2] of features [N, D], L2-normalized: PCA start, fixed seed, one thread.
 
+    Neighbors are then those of the cosine, by which kNN and the contrastive losses compare; a zero vector stays zero.
     With several threads sums would be taken in varying order and two runs would differ. A collapsed latent,
-    all of whose vectors are equal up to rounding, has no neighbors to keep: its points all lie at the origin.
+    all of whose directions are equal up to rounding, has no neighbors to keep: its points all lie at the origin.
     """
     features = numpy.asarray(features, dtype=numpy.float32)
+    lengths = numpy.linalg.norm(features, axis=1, keepdims=True)
+    features = features / numpy.where(lengths > 0, lengths, 1)
     if numpy.ptp(features, axis=0).max() <= EQUAL * numpy.abs(features).max():
         return numpy.zeros((len(features), 2), dtype=numpy.float32)
     from sklearn.manifold import TSNE
@@ -51,4 +54,4 @@ def embed_2d(features: numpy.ndarray, tsne: Tsne) -> numpy.ndarray:
 def title(variant: str, latent: str, asked: int, count: int, perplexity: float) -> str:
     """What a picture shows; fewer test images than points asked for are stated."""
     images = f"{count} test images" if count >= asked else f"all {count} test images ({asked} asked for)"
-    return f"{variant} - {latent}: t-SNE of {images}, perplexity {perplexity:g}"
+    return f"{variant} - {latent}: t-SNE of {images}, L2-normalized, perplexity {perplexity:g}"

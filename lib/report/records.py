@@ -8,17 +8,23 @@ from typing import Any
 import numpy
 import pandas
 
+from lib.params.evaluation import STUDY_EPOCHS
 from lib.params.pretraining import Optimizer, Pretraining
+from lib.report.dose import relative_pull
 from lib.runtime.errors import UserError
 from lib.runtime.files import read_about, read_arrays, read_json, require_file
 
+SPACES = ("latent", "projection")  # what a row of numbers is of
+STUDY = ("study_top1", "study_top5", "study_epochs")
 KINDS = ("trained with labels", "trained without labels", "untrained")  # ceilings, what is compared, floors
-CODE = ("active", "centroid", "centroid_code", "usage_entropy", "pattern_entropy", "unused")  # of binary codes
+# of binary codes
+CODE = ("active", "probe_raw", "centroid", "centroid_code", "usage_entropy", "pattern_entropy", "unused")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays cannot be compared as one
 class Record:
-    """One variant. ``rows``: its numbers, one row per latent, the main one first; ``kind``: one of `KINDS`.
+    """One variant. ``rows``: its numbers, one row per latent, the main one first, then one per projection; ``kind``:
+    one of `KINDS`; ``network``: what tells its encoder from others, before any training.
 
     ``labels`` [M] and ``predictions`` [M] are of the test images and the main latent; ``curve`` has a row per epoch.
     """
@@ -26,6 +32,7 @@ class Record:
     variant: str
     pretraining: Pretraining
     kind: str
+    network: tuple[object, ...]
     rows: list[dict[str, Any]]
     classes: list[str]
     labels: numpy.ndarray
@@ -63,30 +70,50 @@ def read_record(variant: str, root: Path = Path()) -> Record:
     require_file(curve)
     try:
         params = Pretraining.from_json(about["pretraining"])
-        rows = [_row(variant, latent, scores, about, params) for latent in scores["latents"]]
+        frame = pandas.read_csv(curve)
+        shared = _run(scores, about, params) | {"dose": _dose(params, frame)}
+        rows = [
+            {"variant": variant, "latent": name, "space": space, **_numbers(numbers), **shared}
+            for space in SPACES
+            for name, numbers in scores[f"{space}s"].items()
+        ]
+        rows[0] |= _study(scores)
+        # a floor whose batch norms were not calibrated is none of those that are
+        network = (rows[0]["encoder"], about["parameters"]["encoder"], getattr(params, "calibrate_batchnorm", True))
         kind = KINDS[2 if not params.epochs else 0 if about["supervised"] else 1]
         labels, predictions = arrays["labels"], arrays[rows[0]["latent"]]
-        return Record(variant, params, kind, rows, scores["classes"], labels, predictions, pandas.read_csv(curve))
+        return Record(variant, params, kind, network, rows, scores["classes"], labels, predictions, frame)
     except (KeyError, TypeError) as error:
         what = f"the files of variant {variant} under data/ are of another version ({error})"
         raise UserError(f"{what}; dvc repro -f linear@{variant}") from None
 
 
-def _row(variant: str, latent: str, scores: Any, about: Any, params: Pretraining) -> dict[str, Any]:
-    """The columns of results.csv but for the group; accuracies in percent; what does not apply is None."""
-    numbers, data = scores["latents"][latent], about["data"]
-    study = (scores["study"] if latent == next(iter(scores["latents"])) else None) or {}
+def _numbers(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Accuracies in percent of one latent or projection; what does not apply is None."""
     return {
-        "variant": variant,
-        "latent": latent,
-        "seed": params.seed,
         **{key: numbers[key] for key in ("top1", "top5", "knn")},
         "validation_top1": numbers["validation_probe"],
         "validation_knn": numbers["validation_knn"],
-        "study_top1": study.get("top1"),
-        "study_top5": study.get("top5"),
-        "study_epochs": scores["linear"]["study_epochs"] if study else None,
         "probe_strength": numbers["strength"],
+        "width": numbers["width"],
+        **{key: numbers.get("code", {}).get(key) for key in CODE},
+        **dict.fromkeys(STUDY),
+    }
+
+
+def _study(scores: Any) -> dict[str, Any]:
+    """The study's protocol, which reads the main latent, if it was run with the study's epochs."""
+    epochs, study = scores["linear"]["study_epochs"], scores["study"]
+    if epochs != STUDY_EPOCHS:
+        return {}
+    return {"study_top1": study["top1"], "study_top5": study["top5"], "study_epochs": epochs}
+
+
+def _run(scores: Any, about: Any, params: Pretraining) -> dict[str, Any]:
+    """What all rows of a variant share."""
+    data = about["data"]
+    return {
+        "seed": params.seed,
         "mode": scores["linear"]["mode"],
         "dataset": f"images ({data['source']})" if data["dataset"] == "images" else data["dataset"],
         "train_images": scores["images"]["train"],
@@ -98,9 +125,16 @@ def _row(variant: str, latent: str, scores: Any, about: Any, params: Pretraining
         "gamma": params.gamma,
         "optimizer": _optimizer(params.optimizer) if params.epochs else None,
         "parameters": about["parameters"]["total"],
-        "width": numbers["width"],
-        **{key: numbers.get("code", {}).get(key) for key in CODE},
     }
+
+
+def _dose(params: Pretraining, curve: pandas.DataFrame) -> float | None:
+    """`relative_pull` at the mean distance of the last epoch; None without training or without a term."""
+    term = params.options.get("term", "none")
+    if not params.epochs or params.gamma is None or term == "none":
+        return None
+    distance = curve["distance"].iloc[-1]
+    return relative_pull(term, params.gamma, params.batch_size, params.options["temperature"], distance)
 
 
 def _optimizer(optimizer: Optimizer) -> str:

@@ -15,7 +15,7 @@ def write_results(experiment: Experiment, root: Path = Path()) -> None:
     records = [read_record(variant, root) for variant in experiment.variants]
     groups = replicates(records)
     frame = tables.result_rows(records)
-    table = tables.summary(frame)
+    table = tables.latent_rows(tables.summary(frame))  # pictures would not hold projections too
     write_table(root / "metrics/results.csv", frame)
     write_text(root / "metrics/results.md", tables.markdown(frame))
     plots = root / "plots"

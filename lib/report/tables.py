@@ -8,40 +8,53 @@ import pandas
 
 from lib.params.evaluation import MANY_CLASSES
 from lib.report import published
+from lib.report.compare import baseline, delta, floor, half_interval
 from lib.report.records import CODE, Groups, Record, confusion_counts, percent_of_actual, replicates
 from lib.runtime.errors import UserError
 from lib.runtime.files import require_file
 
 PERCENT = ("top1", "top5", "knn", "validation_top1", "validation_knn", "study_top1", "study_top5")
-MEASURED = (*PERCENT, *CODE)  # what a mean and a deviation over seeds are taken of
+MEASURED = (*PERCENT, "delta_simclr", "dose", *CODE)  # what a mean and a deviation over seeds are taken of
 SIZES = ("train_images", "test_images", "classes", "parameters", "width")
 WHOLE = (*SIZES, "seed", "study_epochs", "epochs", "batch_size")
+SIGNED = {"delta_simclr": "+.2f", "dose": "+.1f"}
 STUDY = "Study protocol (best test epoch)"
 MEASURES = {"top1": "probe top-1", "knn": "kNN top-1", "study_top1": STUDY.lower()}  # of the charts
+LABELS = {"supervised": "supervised, same views"}  # as all others have them, which is not how classifiers train best
 LEGEND = "docs/reading-the-table.md"
 RUN = {"model": "Model", "seeds": "Seeds", "dataset": "Data", "encoder": "Encoder", "epochs": "Epochs"}
 RUN |= {"batch_size": "Batch", "gamma": "Gamma", "optimizer": "Optimizer", "parameters": "Parameters"}
 RUN |= {"study_epochs": "Study protocol, epochs"}
-CODES = {"model": "Model", "n": "n", "width": "Units", "active": "Active", "centroid": "Nearest centroid"}
+CODES = {"model": "Model", "n": "n", "width": "Units", "active": "Active"}
+CODES |= {"top1": "Probe, standardized", "probe_raw": "Probe, as they are", "centroid": "Nearest centroid"}
 CODES |= {"centroid_code": "Nearest centroid's code", "usage_entropy": "Entropy of use"}
 CODES |= {"pattern_entropy": "Entropy of codes, bits", "unused": "Unused units, %"}
 
 
 def result_rows(records: Sequence[Record]) -> pandas.DataFrame:
-    """One row per variant and latent, the main latent first; accuracies in percent; what does not apply is missing."""
-    groups = replicates(records).items()
-    rows = [{"group": name, **row} for name, members in groups for record in members for row in record.rows]
-    numbers = dict.fromkeys((*MEASURED, "probe_strength", "gamma"), "float64")
+    """One row per variant and latent, the main latent first, then projections; accuracies in percent.
+
+    ``delta_simclr`` and ``floor_top1``: `delta` and `floor`. What does not apply is missing.
+    """
+    groups = replicates(records)
+    simclr = baseline(groups)
+    rows = [
+        {"group": name, **row, "delta_simclr": delta(record, row, simclr), "floor_top1": floor(record, row, groups)}
+        for name, members in groups.items()
+        for record in members
+        for row in record.rows
+    ]
+    numbers = dict.fromkeys((*MEASURED, "floor_top1", "probe_strength", "gamma"), "float64")
     return pandas.DataFrame(rows).astype(numbers | dict.fromkeys(WHOLE, "Int64"))
 
 
 def read_results(path: Path) -> pandas.DataFrame:
     """`result_rows` back from its file. A variant may be called nan or NA."""
     require_file(path)
-    words = dict.fromkeys(("group", "variant", "latent"), str)
+    words = dict.fromkeys(("group", "variant", "latent", "space"), str)
     try:
         frame = pandas.read_csv(path, dtype=words, keep_default_na=False, na_values=[""])
-        _ = frame[[*words, *MEASURED, *WHOLE, "mode", "dataset"]].iloc[0]
+        _ = frame[[*words, *MEASURED, *WHOLE, "floor_top1", "mode", "dataset"]].iloc[0]
     except (ValueError, KeyError, IndexError):
         raise UserError(f"{path} is damaged or of another version; dvc repro -f results") from None
     return frame
@@ -50,24 +63,30 @@ def read_results(path: Path) -> pandas.DataFrame:
 def summary(frame: pandas.DataFrame) -> pandas.DataFrame:
     """One row per group and latent of `result_rows`: the mean over seeds, ``<column>_sd`` beside it, ``n``, ``seeds``.
 
-    The deviation is that of a sample (n - 1), missing for one seed. Main latents come first, then the published rows
-    where the data are CIFAR-10's own, then further latents.
+    The deviation is that of a sample (n - 1), missing for one seed. A difference from SimCLR has half its interval in
+    place of the deviation, and is missing where fewer than two seeds pair. Main latents come first, then the published
+    rows where the data are CIFAR-10's own, then further latents, then projections.
     """
     # what replicates share, then means and deviations of what was measured
     grouped = frame.groupby(["group", "latent"], sort=False)
     table, measured = grouped.first(), grouped[list(MEASURED)]
     table[list(MEASURED)] = measured.mean()
     table = table.join(measured.std().add_suffix("_sd"))
+    pairs = grouped["delta_simclr"].count()
+    table["delta_simclr"] = table["delta_simclr"].where(pairs > 1)
+    table["delta_simclr_sd"] = half_interval(table["delta_simclr_sd"], pairs)
     table["n"] = grouped.size()
     table["seeds"] = grouped["seed"].agg(_distinct)
     table = table.reset_index()
-    # a latent is named where there are several
-    several = table.groupby("group")["latent"].transform("size") > 1
-    table["model"] = (table["group"] + " · " + table["latent"]).where(several, table["group"])
-    # main latents, published rows, further latents
+    # a latent is named where there are several, a projection always
+    projection = table["space"] == "projection"
+    several = (~projection).groupby(table["group"]).transform("sum") > 1
+    label = table["group"].replace(LABELS)
+    table["model"] = (label + " · " + table["latent"]).where(several | projection, label)
+    # main latents, published rows, further latents, projections
     further = table.duplicated("group")
     theirs = published.ROWS if published.DATASET in set(frame["dataset"]) else ()
-    parts = (table[~further], pandas.DataFrame(theirs), table[further])
+    parts = (table[~further], pandas.DataFrame(theirs), table[further & ~projection], table[projection])
     return pandas.concat([part for part in parts if len(part)], ignore_index=True)
 
 
@@ -91,7 +110,8 @@ def accuracy_columns(table: pandas.DataFrame) -> dict[str, str]:
     """Headers of the accuracy table by column of `summary`; the study's protocol, where it was run, last."""
     word = "Fine-tuned" if (table["mode"] == "finetune").any() else "Probe"
     columns = {"model": "Model", "n": "n", "top1": f"{word} top-1", "top5": f"{word} top-5", "knn": "kNN top-1"}
-    columns |= {"validation_top1": "Validation top-1", "study_top1": f"{STUDY} top-1", "study_top5": f"{STUDY} top-5"}
+    columns |= {"validation_top1": "Validation top-1", "delta_simclr": "Δ simclr", "floor_top1": "Floor"}
+    columns |= {"dose": "Dose λ, %", "study_top1": f"{STUDY} top-1", "study_top5": f"{STUDY} top-5"}
     telling = {"n": table["n"].max() > 1, "top5": table["classes"].max() >= MANY_CLASSES}
     return {key: name for key, name in columns.items() if telling.get(key, table[key].notna().any())}
 
@@ -101,15 +121,21 @@ def main_rows(table: pandas.DataFrame) -> pandas.DataFrame:
     return table[table["group"].isna() | ~table.duplicated("group")]
 
 
+def latent_rows(table: pandas.DataFrame) -> pandas.DataFrame:
+    """Of `summary`: all but projections."""
+    return table[table["space"] != "projection"]
+
+
 def markdown(frame: pandas.DataFrame) -> str:
-    """The results page of `result_rows`: accuracies, runs, and binary codes where there are any."""
+    """The results page of `result_rows`: accuracies, projections, runs, and binary codes where there are any."""
     table = summary(frame)
-    runs = main_rows(table)
+    runs, latents, projections = main_rows(table), latent_rows(table), table[table["space"] == "projection"]
     codes = table[table["active"].notna()]
     parts = [
         f"# {title(frame)}",
         f"Percent of test images; ± is the standard deviation over n seeds. [What each column means](../{LEGEND}).",
-        markdown_table(table, accuracy_columns(table)),
+        markdown_table(latents, accuracy_columns(latents)),
+        *(["## Projections", markdown_table(projections, accuracy_columns(projections))] if len(projections) else []),
         "## Runs",
         markdown_table(runs.assign(model=runs["group"].fillna(runs["model"])), RUN),
     ]
@@ -121,7 +147,7 @@ def markdown(frame: pandas.DataFrame) -> str:
 
 def markdown_table(table: pandas.DataFrame, columns: Mapping[str, str]) -> str:
     """Columns of numbers are aligned to the right."""
-    numbers = {*MEASURED, *WHOLE, "n", "gamma"}
+    numbers = {*MEASURED, *WHOLE, "n", "gamma", "floor_top1"}
     lines = [columns.values(), ["---:" if key in numbers else "---" for key in columns], *cells(table, columns)]
     return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
 
@@ -132,14 +158,15 @@ def cells(table: pandas.DataFrame, columns: Iterable[str]) -> list[list[str]]:
 
 
 def _cell(row: pandas.Series, key: str) -> str:
-    form = ".2f" if key in PERCENT or key.startswith("centroid") else ".3g" if isinstance(row[key], float) else ""
+    two = key in (*PERCENT, "floor_top1", "probe_raw", "centroid", "centroid_code")
+    form = SIGNED.get(key, ".2f" if two else ".3g" if isinstance(row[key], float) else "")
     return "-" if pandas.isna(row[key]) else with_deviation(row, key, ",.0f" if key in WHOLE else form)
 
 
 def with_deviation(row: pandas.Series, key: str, form: str) -> str:
     """A value of `summary`, and ``±`` its deviation where there is one."""
     deviation = row.get(f"{key}_sd")
-    return f"{row[key]:{form}}" + ("" if pandas.isna(deviation) else f" ± {deviation:{form}}")
+    return f"{row[key]:{form}}" + ("" if pandas.isna(deviation) else f" ± {deviation:{form.removeprefix('+')}}")
 
 
 def accuracy_table(table: pandas.DataFrame, order: Iterable[str]) -> pandas.DataFrame:
