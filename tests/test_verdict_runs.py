@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pandas
 import pytest
 import yaml
 
@@ -10,11 +11,11 @@ from lib.params.experiment import parse_experiment
 from lib.params.pretraining import Pretraining
 from lib.report.verdict import dose, main, read_runs, run_file, write_verdict
 from lib.resolve import resolve_variant
-from lib.runtime.files import read_json, write_json
+from lib.runtime.files import read_json, write_json, write_table
 from stages.verdict import main as stage
 from tests.examples import pretraining
 from tests.faults.refusals import refused
-from tests.verdict_runs import RULE, SEEDS, experiment, raw, run, write_outputs, write_runs
+from tests.verdict_runs import RULE, SEEDS, experiment, latent_record, raw, run, write_outputs, write_runs
 
 FIGURES = {"plane.png", "dose.png", "ranks.png", "completion.png"}
 
@@ -117,7 +118,7 @@ def test_the_stage_writes_runs_verdict_and_figures_and_its_folder_gives_the_same
     Path("params.yaml").write_text(yaml.safe_dump(raw(), sort_keys=False))
     for variant in experiment().rule.arm_of:
         write_outputs(tmp_path, experiment(), variant)
-    write_json(Path("data/memory/pixels_8x8.json"), run(experiment(), "untrained_s11")["memory"])
+    write_json(Path("data/landmarks/pixels_8x8.json"), latent_record(run(experiment(), "untrained_s11")["memory"]))
     stage()
     assert {path.name for path in Path("plots/verdict").iterdir()} == FIGURES
     assert len(list(Path("metrics/verdict/runs").iterdir())) == 45 and Path("metrics/verdict/pixels_8x8.json").is_file()
@@ -138,14 +139,17 @@ def test_what_is_finished_on_one_machine_is_collected(tmp_path, monkeypatch, cap
     assert {path.name for path in Path("kept/runs").iterdir()} == {"simclr_s11.json", "pull_s11.json"}
 
 
-def test_the_dose_is_the_pull_on_a_pair_relative_to_nt_xents():
+def test_the_dose_is_the_pull_on_a_pair_relative_to_nt_xents(tmp_path):
     """As the study's doses: gamma 0.01 with D 8.9 and gamma 0.2 with D 8.9, temperature 0.5, 256 images."""
+    write_table(curve := tmp_path / "curve.csv", pandas.DataFrame({"epoch": [1, 2], "distance": [11.0, 8.9]}))
     usual = {"batch_size": 256, "temperature": 0.5}
-    assert dose(pretraining("joint", gamma=0.01, **usual), 8.9) == pytest.approx(0.14, abs=0.005)
-    assert dose(pretraining("push", gamma=0.2, **usual), 8.9) == pytest.approx(-0.32, abs=0.005)
-    assert dose(pretraining("simclr", term="none", **usual), None) == 0
-    for params in (pretraining("supervised"), pretraining("dual", temperature=0.5), pretraining("simclr", epochs=0)):
-        assert dose(params, 8.9) is None
+    plain = {"term": "none", "negatives": "all", **usual}
+    assert dose(pretraining("joint", gamma=0.01, **usual), curve) == pytest.approx(0.14, abs=0.005)
+    assert dose(pretraining("push", gamma=0.2, **usual), curve) == pytest.approx(-0.32, abs=0.005)
+    assert dose(pretraining("simclr", **plain), curve) == 0
+    oracle = {**plain, "negatives": "class"}
+    for params in (pretraining("supervised"), pretraining("simclr", **oracle), pretraining("simclr", epochs=0)):
+        assert dose(params, curve) is None
 
 
 # refusals

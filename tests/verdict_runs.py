@@ -102,6 +102,15 @@ def write_runs(folder: Path, params: Experiment, leave_out: int = 0, noise: floa
         write_json(folder / f"runs/{variant}.json", run(params, variant, noise))
 
 
+def latent_record(memory: dict[str, Any]) -> dict[str, Any]:
+    """As the stage memory writes what a run's file has of ranks and occlusion."""
+    curve = zip(*(memory["occlusion"][key] for key in ("share", "episode_bits", "concept_bits")))
+    return {
+        "cues": {"trained": {"episode_bits": 1.0, "concept_bits": 1.0, "gain_by_rank": memory["ranks"]}},
+        "occlusion": [{"percent": share, "episode_bits": e, "concept_bits": c} for share, e, c in curve],
+    }
+
+
 def write_outputs(root: Path, params: Experiment, variant: str) -> None:
     """What the pipeline's stages leave of the run that `run` tells; its curve ends at a distance of 11.2."""
     made = run(params, variant)
@@ -111,7 +120,7 @@ def write_outputs(root: Path, params: Experiment, variant: str) -> None:
     write_tensors(root / f"data/encoders/{variant}.safetensors", {"weight": torch.zeros(1)}, about)
     write_json(root / f"metrics/{variant}.json", {key: made[key] for key in ("top1", "knn", "z")})
     write_json(root / f"metrics/memory/{variant}.json", memory)
-    write_json(root / f"data/memory/{variant}.json", {**memory, **fuller, "of each image": [1, 2, 3]})
+    write_json(root / f"data/memory/{variant}.json", {"main": "h", "latents": {"h": latent_record(fuller)}})
     labels = numpy.arange(made["correct"]["images"]) % 10
     predictions = numpy.where(numpy.unpackbits(bits, count=len(labels)), labels, -1)
     write_arrays(root / f"data/scores/{variant}.npz", {"labels": labels, "h": predictions})

@@ -1,5 +1,9 @@
 """How much the study's term pulls, on one scale for both of its versions (docs/methods.md, 2)."""
 
+import pandas
+
+from lib.params.pretraining import Pretraining
+
 
 def relative_pull(term: str, gamma: float, batch_size: int, temperature: float, distance: float) -> float | None:
     """lambda, in percent: the term's pull on a pair's cosine, as a share of the pull of NT-Xent's positive.
@@ -11,3 +15,12 @@ def relative_pull(term: str, gamma: float, batch_size: int, temperature: float, 
     if term == "pull":
         return strength / distance
     return -strength / distance**2 if term == "push" else None
+
+
+def term_dose(params: Pretraining, curve: pandas.DataFrame) -> float | None:
+    """`relative_pull` at the mean distance of the last epoch; None without training or without such a term."""
+    term = params.options.get("term", "none")
+    if not params.epochs or params.gamma is None or term == "none":
+        return None
+    distance = curve["distance"].iloc[-1]
+    return relative_pull(term, params.gamma, params.batch_size, params.options["temperature"], distance)

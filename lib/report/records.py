@@ -10,7 +10,7 @@ import pandas
 
 from lib.params.evaluation import STUDY_EPOCHS
 from lib.params.pretraining import Optimizer, Pretraining
-from lib.report.dose import relative_pull
+from lib.report.dose import term_dose
 from lib.runtime.errors import UserError
 from lib.runtime.files import read_about, read_arrays, read_json, require_file
 
@@ -71,7 +71,7 @@ def read_record(variant: str, root: Path = Path()) -> Record:
     try:
         params = Pretraining.from_json(about["pretraining"])
         frame = pandas.read_csv(curve)
-        shared = _run(scores, about, params) | {"dose": _dose(params, frame)}
+        shared = _run(scores, about, params) | {"dose": term_dose(params, frame)}
         rows = [
             {"variant": variant, "latent": name, "space": space, **_numbers(numbers), **shared}
             for space in SPACES
@@ -126,15 +126,6 @@ def _run(scores: Any, about: Any, params: Pretraining) -> dict[str, Any]:
         "optimizer": _optimizer(params.optimizer) if params.epochs else None,
         "parameters": about["parameters"]["total"],
     }
-
-
-def _dose(params: Pretraining, curve: pandas.DataFrame) -> float | None:
-    """`relative_pull` at the mean distance of the last epoch; None without training or without a term."""
-    term = params.options.get("term", "none")
-    if not params.epochs or params.gamma is None or term == "none":
-        return None
-    distance = curve["distance"].iloc[-1]
-    return relative_pull(term, params.gamma, params.batch_size, params.options["temperature"], distance)
 
 
 def _optimizer(optimizer: Optimizer) -> str:

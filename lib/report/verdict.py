@@ -21,13 +21,14 @@ from lib.params.pretraining import Pretraining
 from lib.params.spec import PARAMS_FILE
 from lib.params.verdict import Rule
 from lib.report import figures_verdict as draw
+from lib.report.dose import term_dose
 from lib.report.figures import save_figure
 from lib.runtime.errors import UserError, shown
 from lib.runtime.files import read_about, read_arrays, read_json, require_file, write_json, write_text
 
 RUNS, PIXELS = "runs", "pixels_8x8.json"  # the folder of runs, and beside it the landmark that no encoder made
+LANDMARK = Path("data/landmarks") / PIXELS
 CUES = ("occlusion_25", "occlusion_50", "rotation_15", "shift_4", "noise_0.1")  # beside the primary, the trained family
-FULLER = ("ranks", "occlusion")  # in the memory's record alone, not among its metrics
 RULES_PAGE = Path(__file__).parents[2] / "docs/verdict.md"
 WORDS = {"h1": "H1: keeps the probe", "h2": "H2: separates", "against_frontier": "Against the frontier"}
 FIGURES = {
@@ -55,8 +56,9 @@ def collect(rule: Rule, folder: Path, variants: Iterable[str]) -> None:
     """One file for each, from the pipeline's outputs; and the landmark of pixels, where there is one."""
     for variant in variants:
         write_json(folder / RUNS / f"{variant}.json", run_file(variant, rule))
-    if (landmark := Path("data/memory") / PIXELS).is_file():
-        write_json(folder / PIXELS, read_json(landmark))
+    if LANDMARK.is_file():
+        pixels = read_json(LANDMARK)
+        write_json(folder / PIXELS, {**pixels["cues"]["trained"], **_fuller(pixels)})
 
 
 def finished(rule: Rule) -> list[str]:
@@ -78,36 +80,34 @@ def run_file(variant: str, rule: Rule, root: Path = Path()) -> dict[str, Any]:
             "rule": params.rule,
             "data": about["data"]["checksum"],
             "pretraining": {key: value for key, value in params.as_json().items() if key != "rule"},
-            "lambda": dose(params, _distance(curve)),
+            "lambda": dose(params, curve),
             **{key: metrics[key] for key in ("top1", "knn", "z") if key in metrics},
             CORRECT: {"images": len(correct), "bits": base64.b64encode(numpy.packbits(correct).tobytes()).decode()},
-            "memory": {**memory, **{key: fuller[key] for key in FULLER if key in fuller}},
+            "memory": {**memory, **_fuller(fuller["latents"][fuller["main"]])},
         }
     except (KeyError, TypeError, StopIteration) as error:
         what = f"the files of variant {variant} are of another version ({error})"
         raise UserError(f"{what}; dvc repro -f linear@{variant} memory@{variant}") from None
 
 
-def _distance(curve: Path) -> float | None:
-    """D of the last epoch, where the training had a term: ||Z_a - Z_b||_F, the mean over the epoch's batches."""
+def _fuller(latent: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the main latent's record: gains by rank under the trained cues, and the curve of occlusion as columns."""
+    curve = latent.get("occlusion", [])
+    columns = {"share": "percent", "episode_bits": "episode_bits", "concept_bits": "concept_bits"}
+    return {
+        "ranks": latent["cues"]["trained"]["gain_by_rank"],
+        "occlusion": {name: [point[key] for point in curve] for name, key in columns.items()},
+    }
+
+
+def dose(params: Pretraining, curve: Path) -> float | None:
+    """lambda: the pull of a term on a positive pair as a share of NT-Xent's; 0 of NT-Xent alone, None of other losses."""
     require_file(curve)
-    frame = pandas.read_csv(curve)
-    return float(frame["distance"].iloc[-1]) if "distance" in frame else None
-
-
-def dose(params: Pretraining, distance: float | None) -> float | None:
-    """lambda: the term's pull on a positive pair, relative to NT-Xent's (docs/study.md). None where there is none.
-
-    gamma N T / D of ``term: pull``, -gamma N T / D^2 of ``term: push``, 0 of NT-Xent alone; ``distance`` is D.
-    """
-    term, temperature = params.options.get("term"), params.options.get("temperature")
-    if term == "none" and params.epochs and params.options.get("negatives", "all") == "all":
+    options = params.options
+    if options.get("term") == "none" and params.epochs and options["negatives"] == "all":
         return 0.0
-    halves = params.options.get("latents", "pooled") != "pooled"  # NT-Xent does not see the pairs that the term sees
-    if term not in ("pull", "push") or halves or not distance or params.gamma is None or temperature is None:
-        return None
-    pull = params.gamma * params.batch_size * temperature / distance
-    return pull if term == "pull" else -pull / distance
+    percent = term_dose(params, pandas.read_csv(curve))
+    return None if percent is None else percent / 100
 
 
 def read_runs(folder: Path, experiment: Experiment) -> list[dict[str, Any]]:
