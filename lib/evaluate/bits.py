@@ -29,7 +29,7 @@ RANKS = {"1": (0, 1), "2-5": (1, 5), "6-20": (5, 20), "21-100": (20, 100), "rest
 NEAREST = 20  # look-alikes that recall is against
 COLDEST, HOTTEST, PER_DECADE = -5, 1, 2  # powers of ten of T, steps of the first grid
 GOLDEN_STEPS = 8  # after which T is within 3 %
-FIT_CUES, FIT_ELEMENTS = 400, 2**26  # of a half that choose T of the concept bits; similarities held at a time
+FIT_CUES, FIT_ELEMENTS = 200, 2**26  # of a half that choose T of the concept bits; similarities held at a time
 
 
 @dataclass(frozen=True)
