@@ -103,6 +103,8 @@ def check_against_data(experiment: Experiment, about: dict[str, Any], processes:
         problems.append(f"knn.k is {k}; allowed: at most {fitting}, the images that it is chosen on")
     if (source := experiment.transfer.source) and not Path(source).is_file():
         problems.append(f"transfer.source is {source}, where no file is; allowed: a file that the stage transfer wrote")
+    if max(counts["per_class"]["test"]) < 2:
+        problems.append("every class has one test image at most; allowed: a class with two, which a memory tells apart")
     points = min(experiment.tsne.points, counts["test"])
     if (perplexity := experiment.tsne.perplexity) >= points:
         problems.append(f"tsne.perplexity is {perplexity:g}; allowed: below {points}, the test images drawn")

@@ -108,6 +108,7 @@ def images(count: int = 64, size: int = 16, classes: int = 2, seed: int = 0) -> 
     about |= {"classes": [f"class {index}" for index in range(classes)], "image_size": size}
     validation = torch.arange(0, count, 8)
     counts = {"train": count, "validation": len(validation), "test": count // 2}
+    counts |= {"per_class": {"test": sets[3].bincount(minlength=classes).tolist()}}
     about |= {"mean": [0.4] * 3, "std": [0.2] * 3, "counts": counts}
     return ImageData(*sets, validation, about)
 

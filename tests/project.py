@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.examples import ROOT
 
 TINY = ("epochs=1", "image_size=16", "batch_size=128", "monitor.every=1", "monitor.k=5", "linear.study_epochs=1",
-        "knn.k=5", "tsne.points=60", "tsne.perplexity=5.0", "tsne.iterations=250")  # fmt: skip
+        "knn.k=5", "memory.draws=1", "tsne.points=60", "tsne.perplexity=5.0", "tsne.iterations=250")  # fmt: skip
 LIMIT = 600  # seconds for one command: a hang is an error
 
 
@@ -87,4 +87,4 @@ def ran(output: str) -> set[str]:
 
 
 def of(variant: str) -> set[str]:
-    return {f"{stage}@{variant}" for stage in ("pretrain", "linear", "embed", "tsne")}
+    return {f"{stage}@{variant}" for stage in ("pretrain", "linear", "memory", "embed", "tsne")}

@@ -463,15 +463,13 @@ def test_shares_of_variance_are_the_components_that_were_drawn():
     labels = torch.arange(4000) % 200
     class_, image = normal(200, 5)[labels], 0.5 * normal(4000, 5, seed=1)
     draws = [class_ + image + 2 * normal(4000, 5, seed=2 + number) for number in range(6)]
-    # of vectors of one length, which the sum of squares within relies on
-    lengths = torch.stack(draws).square().sum(2).mean().sqrt()
-    shares = variance_shares(sum(draws) / lengths, 6, labels)
+    shares = variance_shares(sum(draws), torch.stack(draws).square().sum().item(), 6, labels)
     assert sum(shares.values()) == pytest.approx(1, abs=2e-4)
     assert shares == pytest.approx({"class": 1 / 5.25, "image": 0.25 / 5.25, "view": 4 / 5.25}, abs=0.03)
     same = normalize(normal(3, 5))[torch.arange(12) % 3]
-    assert variance_shares(4 * same, 4, torch.arange(12) % 3) == pytest.approx(
-        {"class": 1, "image": 0, "view": 0}, abs=1e-3
-    )
+    shares = variance_shares(4 * same, 48, 4, torch.arange(12) % 3)
+    assert shares == pytest.approx({"class": 1, "image": 0, "view": 0}, abs=1e-3)
+    assert variance_shares(0 * same, 0, 4, torch.arange(12) % 3) == {"class": 0, "image": 0, "view": 0}  # collapsed
 
 
 def test_codes_are_compared_by_the_units_that_they_share():

@@ -36,6 +36,9 @@ def test_the_outputs_are_those_that_the_readme_names(project):
     with numpy.load(project.folder / "data/embeddings/simclr.npz", allow_pickle=False) as file:
         assert list(file["latents"]) == ["h"] and list(file["projections"]) == ["z"]
         assert len(file["h"]) == len(file["labels"]) and file["h"].dtype == numpy.float32
+    assert {"episode_bits", "concept_bits"} < json.loads(
+        (project.folder / "metrics/memory/joint.json").read_text()
+    ).keys()
     for name in ("metrics/results.md", "metrics/results.csv", "plots/tsne/overview.png", "plots/curves.png"):
         assert (project.folder / name).is_file()
     assert {"top1", "knn", "study_top1"} <= json.loads((project.folder / "metrics/joint.json").read_text()).keys()
@@ -61,7 +64,7 @@ def test_gamma_reruns_joint_alone(project):
     output = project.run("dvc", "exp", "run", "-S", "gamma=0.1")
     assert ran(output) == ALWAYS | of("joint")
     moved = json.loads(project.run("dvc", "metrics", "diff", "--json"))
-    assert set(moved) == {"metrics/joint.json"}
+    assert set(moved) == {"metrics/joint.json", "metrics/memory/joint.json"}
     assert "up to date" in project.run("dvc", "status")
 
 

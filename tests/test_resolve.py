@@ -123,6 +123,13 @@ def test_all_that_does_not_fit_the_data_is_told_in_one_list():
         assert part in str(refusal.value)
 
 
+def test_a_memory_needs_a_class_with_two_test_images():
+    raw = raw_params(variants={"one": {"method": "simclr"}}, knn__k=5, tsne__points=20, tsne__perplexity=5.0)
+    check_against_data(parse_experiment(raw), images(64, classes=31).about)
+    with pytest.raises(UserError, match="every class has one test image at most; allowed: a class with two"):
+        check_against_data(parse_experiment(raw), images(64, classes=32).about)
+
+
 def test_a_batch_is_shared_evenly_among_processes():
     variants = {"one": {"method": "simclr"}}
     raw = raw_params(variants=variants, batch_size=16, knn__k=5, tsne__points=20, tsne__perplexity=5.0)
@@ -133,6 +140,7 @@ def test_a_batch_is_shared_evenly_among_processes():
 
 def test_left_overs_of_gone_variants_are_removed_and_nothing_else(tmp_path):
     gone = {"data/encoders/gone.safetensors", "plots/tsne/gone/h.png", "metrics/gone.json", "plots/curves/old.csv"}
+    gone |= {"data/memory/gone.npz", "metrics/memory/gone.json"}
     kept = {"metrics/kept.json", "metrics/mine.json", "reports/train/notes.txt", "data/scores/kept.npz", "dvc.lock"}
     for name in gone | kept:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -140,6 +148,7 @@ def test_left_overs_of_gone_variants_are_removed_and_nothing_else(tmp_path):
     (tmp_path / "dvc.lock").write_text(
         "schema: '2.0'\nstages:\n"
         "  linear@gone: {cmd: x, outs: [{path: metrics/gone.json}]}\n"
+        "  memory@gone: {cmd: x, outs: [{path: metrics/memory/gone.json}]}\n"
         "  tsne@gone: {cmd: x, outs: [{path: plots/tsne/gone}]}\n"
         "  report@train: {cmd: x, outs: [{path: reports/train}]}\n"
         "  linear@away: {cmd: x, outs: [{path: ../outside.json}]}\n"

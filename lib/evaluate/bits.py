@@ -29,7 +29,7 @@ RANKS = {"1": (0, 1), "2-5": (1, 5), "6-20": (5, 20), "21-100": (20, 100), "rest
 NEAREST = 20  # look-alikes that recall is against
 COLDEST, HOTTEST, PER_DECADE = -5, 1, 2  # powers of ten of T, steps of the first grid
 GOLDEN_STEPS = 8  # after which T is within 3 %
-FIT_CUES, FIT_ELEMENTS = 400, 2**26  # of a half that choose T of the concept bits; similarities held at a time
+FIT_CUES, FIT_ELEMENTS = 200, 2**26  # of a half that choose T of the concept bits; similarities held at a time
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class LatentMemory:
         ends = store_labels.bincount(minlength=int(galleries.labels.max()) + 1).cumsum(0).tolist()
         self.classes = [slice(start, end) for start, end in zip([0, *ends], ends)]  # of the store in that order
         self.readings: dict[str, Reading] = {}
-        self._sums = torch.zeros(())  # of unit vectors over the draws of the kind that is being read
+        self._sums, self._squares = torch.zeros(()), 0.0  # of unit vectors, over the draws of the kind that is read
 
     def read(self, kind: str, cues: Tensor, concept_cues: int | None = None) -> None:
         """Read a draw of cues [K, D], in the order of the galleries' images.
@@ -186,9 +186,12 @@ class LatentMemory:
         if first:
             self._read_concepts(reading, units, concept_cues)
         reading.draws += 1
-        self._sums = units.cpu() if first else self._sums + units.cpu()
-        if not first:
-            reading.variance = variance_shares(self._sums, reading.draws, self.galleries.labels)
+        squares = units.square().sum().item()
+        if first:
+            self._sums, self._squares = units.cpu(), squares
+        else:
+            self._sums, self._squares = self._sums + units.cpu(), self._squares + squares
+            reading.variance = variance_shares(self._sums, self._squares, reading.draws, self.galleries.labels)
 
     def _read_episodes(self, reading: Reading, units: Tensor) -> None:
         blocks = self.galleries.blocks
@@ -309,17 +312,17 @@ def gains_by_rank(own: Tensor, others: Tensor, temperature: float) -> dict[str, 
     return {rank: bits[:, start:end].mean(1) for rank, (start, end) in RANKS.items()}
 
 
-def variance_shares(sums: Tensor, draws: int, labels: Tensor) -> dict[str, float]:
+def variance_shares(sums: Tensor, squares: float, draws: int, labels: Tensor) -> dict[str, float]:
     """Shares of class, image and view in the variance of unit vectors, components of a nested design; they sum to one.
 
-    ``sums`` [K, D]: over the draws of an image. A component is what is left of the mean square of its level after the
-    one below it, at least 0. As a description: no share is evidence for information.
+    ``sums`` [K, D]: over the draws of an image; ``squares``: of all numbers. A component is what is left of the mean
+    square of its level after the one below it, at least 0. As a description: no share is evidence for information.
     """
     means, classes = sums / draws, labels.unique()
     members = functional.one_hot(torch.searchsorted(classes, labels)).float()  # [K, C]
     counts = members.sum(0)
     centers = members.T @ means / counts[:, None]
-    within = len(sums) * draws - draws * means.square().sum().item()
+    within = max(0.0, squares - draws * means.square().sum().item())
     images = draws * (means - members @ centers).square().sum().item()
     between = draws * (counts[:, None] * (centers - means.mean(0)).square()).sum().item()
     view = within / (len(sums) * (draws - 1))

@@ -101,7 +101,7 @@ def _fuller(latent: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dose(params: Pretraining, curve: Path) -> float | None:
-    """lambda: the pull of a term on a positive pair as a share of NT-Xent's; 0 of NT-Xent alone, None of other losses."""
+    """lambda: a term's pull on a positive pair as a share of NT-Xent's; 0 of NT-Xent alone, None of other losses."""
     require_file(curve)
     options = params.options
     if options.get("term") == "none" and params.epochs and options["negatives"] == "all":
