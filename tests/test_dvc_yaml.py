@@ -15,12 +15,7 @@ NO_RESULT = {"lib/runtime/errors.py", "lib/runtime/files.py", "lib/runtime/stage
              "lib/params/experiment.py", "lib/params/spec.py", "lib/resolve.py"}  # fmt: skip
 # Typed from params.yaml by every stage; a stage declares those whose defaults it could meet.
 TYPES = {"lib/params/evaluation.py", "lib/params/pretraining.py"}
-BY_VARIANT = {
-    "pretrain",
-    "linear",
-    "memory",
-    "embed",
-}  # the variant's JSON, which they depend on, stands for its own code
+BY_VARIANT = {"pretrain", "linear", "memory", "embed"}  # the variant's JSON, a dependency, stands for its own code
 
 
 def imported(start: str) -> set[str]:
