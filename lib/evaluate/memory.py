@@ -23,7 +23,7 @@ from lib.runtime.files import write_arrays, write_json
 from lib.runtime.machine import Machine
 from lib.views.cues import CURVE, OCCLUSIONS, TRAINED, UNSEEN, cues
 
-CURVE_CUES = 2000  # images that are asked for their class on the curve alone, which costs most
+UNSEEN_CUES = 2000  # images that are asked for their class by cues that no variant trains on: it costs most
 SHORT = ("episode_bits", "concept_bits")
 
 
@@ -113,7 +113,7 @@ def measure_galleries(
             found = embed_views(method, views, len(galleries.images), machine, project=kind == TRAINED)
             for name, each in latents.items():
                 units = one_latent(found["latents"], name)
-                each.plain.read(kind, units, CURVE_CUES if kind in CURVE and kind not in UNSEEN else None)
+                each.plain.read(kind, units, None if kind == TRAINED else UNSEEN_CUES)
                 if each.whitened and kind == TRAINED:
                     each.whitened.read(kind, units)
             for name, each in projections.items() if kind == TRAINED else ():
@@ -151,7 +151,7 @@ def _metrics(main: dict[str, Any], z: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _arrays(memory: LatentMemory, galleries: Galleries) -> dict[str, Tensor]:
-    """Bits of each image under each kind that is asked in full, float32 [K]; ``images`` are rows of the test split."""
+    """Bits of each image, float32 [K], nan where it was not asked for its class; ``images`` are rows of the test split."""
     bits = {
         f"{question}_{kind}": values.float()
         for kind in (TRAINED, *UNSEEN)
