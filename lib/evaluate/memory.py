@@ -151,7 +151,7 @@ def _metrics(main: dict[str, Any], z: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _arrays(memory: LatentMemory, galleries: Galleries) -> dict[str, Tensor]:
-    """Bits of each image, float32 [K], nan where it was not asked for its class; ``images`` are rows of the test split."""
+    """Bits of each image, float32 [K], nan where it was not asked for its class; ``images``: rows of the test split."""
     bits = {
         f"{question}_{kind}": values.float()
         for kind in (TRAINED, *UNSEEN)
