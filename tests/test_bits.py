@@ -23,6 +23,7 @@ from lib.evaluate.bits import (
     variance_shares,
 )
 from lib.evaluate.codes import k_winners
+from lib.evaluate.cues import CURVE, TRAINED, UNSEEN, cues
 from lib.evaluate.galleries import Galleries, look_alikes, make_galleries, near_duplicates, unit_pixels
 from lib.evaluate.memory import measure_memory, pixel_landmark, pixels_8x8, write_memory
 from lib.params.evaluation import Memory
@@ -33,7 +34,6 @@ from lib.runtime.seeds import generator
 from lib.views import cues as cue_code
 from lib.views.augment import augment, draw
 from lib.views.augment import normalize as view_of
-from lib.views.cues import CURVE, TRAINED, UNSEEN, cues
 from tests.examples import CPU, TinyMethod, normal, same_state, state, tiny_about, tiny_data, tiny_method
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3])

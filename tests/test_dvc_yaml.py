@@ -67,6 +67,8 @@ def test_training_does_not_depend_on_evaluation_beside_its_monitor(stage):
         evaluation = {path for path in declared(stage) if path.startswith(("lib/evaluate", "lib/report"))}
         assert evaluation == imported("lib/evaluate/monitor.py") & evaluation
         assert "lib/params/evaluation.py" not in declared(stage)
+        views = {path for path in declared(stage) if path.startswith("lib/views")}
+        assert views <= imported("stages/pretrain.py") | imported("lib/methods/cmc.py") | {"lib/views/__init__.py"}
 
 
 def test_a_variants_digests_cover_its_own_code():

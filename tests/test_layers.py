@@ -13,7 +13,7 @@ LAYERS = [
     ["lib/__main__.py"],
     ["lib/resolve.py", "lib/plan.py", "lib/preset.py", "lib/offline_plots.py"],
     ["lib/report"],
-    ["lib/evaluate"],
+    ["lib/evaluate", "lib/verdict"],
     ["lib/core"],
     ["lib/methods"],
     ["lib/views", "lib/encoders", "lib/data"],

@@ -123,8 +123,8 @@ def test_a_variants_name_is_a_word(name):
         ({"optimizer__trust": 0.02}, "optimizer.trust is 0.02, which has no effect with adam; set optimizer.name to l"),
         ({"augment": {"jitter": 0, "hue": 0.2}}, "augment.hue is 0.2, which has no effect with augment.jitter 0"),
         (
-            {"augment": {"crop_pixels": 8, "crop_scale_min": 0.2}, "linear__study_epochs": 0},
-            "augment.crop_scale_min is 0.2, which has no effect with augment.crop_pixels above 0 and linear.study_epoc",
+            {"variants__joint__augment": {"crop_pixels": 8, "crop_scale_min": 0.2}, "linear__study_epochs": 0},
+            "variants.joint.augment.crop_scale_min is 0.2, which has no effect with augment.crop_pixels above 0 and li",
         ),
         (
             {"variants__joint__augment": {"jitter": 0.0, "contrast": 0}},

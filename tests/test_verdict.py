@@ -9,7 +9,8 @@ import pandas
 import pytest
 from scipy import stats
 
-from lib.evaluate.verdict import (
+from lib.report.verdict import rows_of
+from lib.verdict.judge import (
     BLIND,
     Interval,
     assay,
@@ -23,7 +24,6 @@ from lib.evaluate.verdict import (
     sign_flip,
     t_interval,
 )
-from lib.report.verdict import rows_of
 from tests.verdict_runs import experiment, run
 
 RULE = experiment().rule

@@ -86,6 +86,30 @@ def test_a_rule_needs_its_delta_and_two_rules_are_refused():
     refused(lambda: parse_experiment(params), "one rule by its name")
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hypotheses": []}, ["hypotheses is []", "one arm or more"]),
+        ({"hypotheses": ["simclr", "pull"]}, ["not the baseline simclr"]),
+        ({"hypotheses": [["pull"]]}, ["hypotheses is [['pull']]"]),
+        ({"frontier": ["simclr"]}, ["frontier is ['simclr']", "at least two"]),
+        ({"oracle": "supervised"}, ["oracle is supervised", "another arm"]),
+        ({"confidence": 0.95}, ["seeds is a list of 6", "the least p, here 0.0938"]),
+    ],
+)
+def test_a_rule_that_no_run_could_satisfy_is_refused(changes, words):
+    refused(lambda: parse_experiment(raw(**changes)), *words)
+
+
+def test_a_rule_judges_frozen_latents():
+    refused(lambda: parse_experiment({**raw(), "linear": {"mode": "finetune"}}), "linear.mode is finetune")
+
+
+@pytest.mark.parametrize("changes", [{"memory": {"draws": 2}}, {"epochs": 7}, {"augment": {"flip": 0.0}}])
+def test_what_arms_train_with_and_are_measured_by_is_a_part_of_the_rule(changes):
+    assert parse_experiment({**raw(), **changes}).rule.digest != experiment().rule.digest
+
+
 def test_the_rules_digest_is_in_what_a_training_reads_and_moves_with_any_number():
     before, after = experiment(), parse_experiment(raw(delta=0.16))
     stored = resolve_variant(before, "pull_s11")
@@ -128,6 +152,16 @@ def test_the_stage_writes_runs_verdict_and_figures_and_its_folder_gives_the_same
     assert first == second.rstrip("\n") + "\n"
 
 
+def test_another_run_of_a_variant_is_not_written_over(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump(raw(), sort_keys=False))
+    write_outputs(tmp_path, experiment(), "simclr_s11")
+    for _ in range(2):  # the same run again is no other
+        main(["kept", "--collect"])
+    write_json(Path("kept/runs/simclr_s11.json"), {**read_json(Path("kept/runs/simclr_s11.json")), "top1": 99.0})
+    refused(lambda: main(["kept", "--collect"]), "kept/runs/simclr_s11.json is another run of this variant")
+
+
 def test_what_is_finished_on_one_machine_is_collected(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(yaml.safe_dump(raw(), sort_keys=False))
@@ -165,8 +199,13 @@ def test_runs_that_may_not_count_are_refused_in_one_line(folder):
     refused_runs(folder, "run pull_s11 has the pilot's seed 1")
     changed(folder, "pull_s11", pretraining__epochs=30)
     refused_runs(folder, "epochs of run pull_s11 is 30, not what params.yaml has")
-    changed(folder, "pull_s11", pretraining__options={"term": "pull", "temperature": 0.5})
+    options = run(experiment(), "pull_s11")["pretraining"]["options"]
+    changed(folder, "pull_s11", pretraining__options={**options, "temperature": 0.5})
     refused_runs(folder, "temperature of run pull_s11 is 0.5")
+    changed(folder, "pull_s11", pretraining__options={**options, "projector_out": 64})  # not in params.yaml
+    refused_runs(folder, "projector_out of run pull_s11 is 64")
+    changed(folder, "pull_s11", pretraining__augment_second={"flip": 0.0})
+    refused_runs(folder, "augment_second of run pull_s11")
     changed(folder, "pull_s11", data="a JPEG copy")
     refused_runs(folder, "runs of different images")
     changed(folder, "pull_s11")

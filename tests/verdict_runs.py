@@ -2,6 +2,7 @@
 
 import base64
 import functools
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy
 import pandas
 import torch
 
+from lib.methods import typed_options
 from lib.params.experiment import Experiment, parse_experiment
 from lib.runtime.files import write_arrays, write_json, write_table, write_tensors
 from tests.examples import raw_params
@@ -86,7 +88,8 @@ def run(params: Experiment, variant: str, noise: float = 0.02) -> dict[str, Any]
         "arm": arm,
         "rule": rule.digest,
         "data": "of the images",
-        "pretraining": declared.as_json(),
+        "versions": {"torch": "2"},
+        "pretraining": replace(declared, options=asdict(typed_options(declared))).as_json(),
         "lambda": dose,
         "top1": top1,
         "knn": top1 - 8,
@@ -117,6 +120,7 @@ def write_outputs(root: Path, params: Experiment, variant: str) -> None:
     memory, bits = dict(made["memory"]), numpy.frombuffer(base64.b64decode(made["correct"]["bits"]), dtype=numpy.uint8)
     fuller = {key: memory.pop(key) for key in ("ranks", "occlusion")}
     about = {"pretraining": {**made["pretraining"], "rule": made["rule"]}, "data": {"checksum": made["data"]}}
+    about["versions"] = made["versions"]
     write_tensors(root / f"data/encoders/{variant}.safetensors", {"weight": torch.zeros(1)}, about)
     write_json(root / f"metrics/{variant}.json", {key: made[key] for key in ("top1", "knn", "z")})
     write_json(root / f"metrics/memory/{variant}.json", memory)

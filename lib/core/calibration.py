@@ -20,7 +20,8 @@ def calibrate_batchnorm(trainer: Pretrainer) -> None:
     """Set the running statistics behind latents and projections to the mean over one pass of the training images.
 
     Each image is seen once, as one augmented view, in batches of the training's size; a last one that is not whole is
-    left out, as in training. Every process takes all images, so that all have the same statistics.
+    left out, as in training. Without training they are of 256 images, the usual size. Every process takes all images,
+    so that all have the same statistics.
     """
     method, params, images = trainer.method, trainer.params, trainer.images
     kinds = nn.modules.batchnorm._BatchNorm

@@ -29,7 +29,7 @@ from lib.runtime.files import make_folder, remove_leftovers, write_bytes, writin
 LIBRARY = Path(__file__).parents[1]
 # What trains the same whatever these say: errors, files, progress, checks of the whole params.yaml.
 NO_RESULT = {"runtime/errors.py", "runtime/files.py", "runtime/progress.py", "runtime/stage.py", "resolve.py"}
-NO_RESULT |= {"params/experiment.py", "params/evaluation.py", "params/spec.py"}
+NO_RESULT |= {"params/experiment.py", "params/evaluation.py", "params/spec.py", "params/verdict.py"}
 DIGEST = hashlib.sha256().digest_size  # bytes at the end of a file
 SAVING = 0.1  # of the time at most goes into checkpoints at the ends of short epochs
 BROKEN = (errno.EINVAL, errno.EIO)  # a place that the file does not have, or that the disk cannot read

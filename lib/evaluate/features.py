@@ -78,6 +78,11 @@ def embed_views(
     return found
 
 
+def without_logits(projections: Named, supervised: bool, classes: int) -> Named:
+    """A classifier's logits, as wide as there are classes, of a method that saw labels are no representation."""
+    return {name: values for name, values in projections.items() if not (supervised and values.shape[1] == classes)}
+
+
 def latent_names(latents: Named, halves: bool = False) -> tuple[str, ...]:
     """The latents that are scored: those given, and of several also their concatenation, `BOTH` of two, `ALL` of more.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from lib.data.store import ImageData
 from lib.evaluate.centroid import code_numbers
 from lib.evaluate.codes import is_binary
-from lib.evaluate.features import extract_with_projections, latent_names, one_latent
+from lib.evaluate.features import extract_with_projections, latent_names, one_latent, without_logits
 from lib.evaluate.finetune import finetuned_logits
 from lib.evaluate.knn import knn_scores
 from lib.evaluate.probe import Probe, fit_probe
@@ -67,7 +67,7 @@ def evaluate(
             logits = finetuned_logits(method, name, probe, data, params, linear, machine)
         latents[name] = {**_accuracies(logits, data), **numbers}
         predictions = predictions or {name: logits.argmax(1)}
-    for name, values in _without_logits(train["projections"], about["supervised"], len(data.classes)).items():
+    for name, values in without_logits(train["projections"], about["supervised"], len(data.classes)).items():
         features = values, test["projections"][name]
         numbers, _, logits = _score(*features, data, knn, machine.device, f"{params.variant}: {name}, probe")
         projections[name] = {**_accuracies(logits, data), **numbers}
@@ -84,11 +84,6 @@ def write_evaluation(evaluation: Evaluation, test_labels: Tensor, metrics: Path,
     write_json(scores.with_name(f"{scores.name}.json"), evaluation.record)
     arrays = {name: values.numpy() for name, values in evaluation.predictions.items()}
     write_arrays(scores.with_name(f"{scores.name}.npz"), {"labels": test_labels.numpy(), **arrays})
-
-
-def _without_logits(projections: Named, supervised: bool, classes: int) -> Named:
-    """A classifier's logits, as wide as there are classes, of a method that saw labels are no representation."""
-    return {name: values for name, values in projections.items() if not (supervised and values.shape[1] == classes)}
 
 
 def _accuracies(logits: Tensor, data: ImageData) -> dict[str, float]:

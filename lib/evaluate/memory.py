@@ -13,7 +13,8 @@ from torch.nn import functional
 from lib.data.store import ImageData
 from lib.evaluate.bits import LatentMemory
 from lib.evaluate.codes import is_binary
-from lib.evaluate.features import embed_views, extract_with_projections, latent_names, one_latent
+from lib.evaluate.cues import CURVE, OCCLUSIONS, TRAINED, UNSEEN, cues
+from lib.evaluate.features import embed_views, extract_with_projections, latent_names, one_latent, without_logits
 from lib.evaluate.galleries import Galleries, make_galleries
 from lib.evaluate.willshaw import recalls
 from lib.methods.base import Method, Named
@@ -21,7 +22,6 @@ from lib.params.evaluation import Memory
 from lib.params.pretraining import Augment
 from lib.runtime.files import write_arrays, write_json
 from lib.runtime.machine import Machine
-from lib.views.cues import CURVE, OCCLUSIONS, TRAINED, UNSEEN, cues
 
 UNSEEN_CUES = 2000  # images that are asked for their class by cues that no variant trains on: it costs most
 SHORT = ("episode_bits", "concept_bits")
@@ -45,7 +45,8 @@ def measure_memory(
     kept with the trained method. A UserError says that no class has two test images.
     """
     galleries = make_galleries(data.train_images, data.train_labels, data.test_images, data.test_labels)
-    latents, projections = measure_galleries(method, data, galleries, augment, memory, machine, about["variant"])
+    label, supervised = about["variant"], about["supervised"]
+    latents, projections = measure_galleries(method, data, galleries, augment, memory, machine, label, supervised)
     main, z = next(iter(latents)), next(iter(projections), None)
     record = {
         **_record(about, data, galleries, memory),
@@ -84,6 +85,7 @@ def measure_galleries(
     memory: Memory,
     machine: Machine,
     label: str = "memory",
+    supervised: bool = False,
 ) -> tuple[dict[str, Measured], dict[str, Measured]]:
     """Every latent and every projection by name. Projections, and the whitened control, meet the trained cues alone.
 
@@ -105,14 +107,17 @@ def measure_galleries(
         )
 
     latents = {name: measured("latents", name) for name in latent_names(train["latents"], method.halves)}
-    projections = {name: measured("projections", name) for name in train["projections"]}
+    shown = without_logits(train["projections"], supervised, len(data.classes))
+    projections = {name: measured("projections", name) for name in shown}
     for kind in (TRAINED, *UNSEEN, *(kind for kind in CURVE if kind not in UNSEEN)):
         for number in range(memory.draws if kind == TRAINED else 1):
             print(f"{label}: cues {kind}{f', draw {number + 1}' if kind == TRAINED else ''}", flush=True)
             views = cues(kind, data.test_images, galleries.images, augment, data.mean, data.std, number, machine.device)
-            found = embed_views(method, views, len(galleries.images), machine, project=kind == TRAINED)
+            clean = kind == CURVE[0]  # nothing is hidden
+            found = {} if clean else embed_views(method, views, len(galleries.images), machine, kind == TRAINED)
             for name, each in latents.items():
-                units = one_latent(found["latents"], name)
+                units = one_latent(test["latents"] if clean else found["latents"], name)
+                units = units[galleries.images] if clean else units
                 each.plain.read(kind, units, None if kind == TRAINED else UNSEEN_CUES)
                 if each.whitened and kind == TRAINED:
                     each.whitened.read(kind, units)

@@ -162,5 +162,5 @@ def _covariance(inputs: Tensor) -> Tensor | None:
     if len(inputs) < PER_FEATURE * inputs.shape[1]:
         return None
     parts = inputs.split(CHUNK)  # sums in fp32 of so many products, added up in fp64
-    mean = inputs.double().mean(0)  # 0 of standardized inputs; the free bias takes up that of others
+    mean = sum(part.double().sum(0) for part in parts) / len(inputs)  # 0 if standardized; the free bias takes up others
     return sum((part.T @ part).double() for part in parts) / len(inputs) - torch.outer(mean, mean)

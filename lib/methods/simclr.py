@@ -198,6 +198,8 @@ class SimCLR(Method):
             if params.epochs and options.neighbors >= params.batch_size:
                 why = f"; allowed: below the batch size, {params.batch_size}"
                 self.refuse("neighbors", options.neighbors, why)
+            if self.halves and self.gamma == 1:
+                self.refuse("gamma", 1, ", which leaves the first of its latents without a loss; allowed: below 1")
         if options.negatives == "class":
             self.needs = ("labels",)
         if self.halves and options.term == "none":
@@ -240,7 +242,8 @@ class SimCLR(Method):
             parts["nt_xent_floor"] = torch.full_like(found, nt_xent_floor(len(first), temperature))
         if term == "none":
             return loss, parts
-        parts["distance"] = distance = frobenius_distance(first, second)
+        distance = frobenius_distance(first, second)
+        parts["distance"] = distance.detach() if term == "lookalikes" else distance
         if term == "lookalikes":
             among = nt_xent_among(first, second, nearest_images(*pair, self.options.neighbors), temperature)
             parts["lookalikes"] = among

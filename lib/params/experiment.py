@@ -1,7 +1,7 @@
 """params.yaml as one typed object: everything in it is checked, whatever stage asks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +47,21 @@ def parse_experiment(raw: Mapping[str, Any]) -> Experiment:
             raise unknown_key(key, known)
     names = variant_names(raw)
     variants = {name: pretraining_params(raw, name) for name in names}
+    shared, linear = some_of(Shared, raw), parse(Linear, raw.get("linear", {}), "linear")
+    memory = parse(Memory, raw.get("memory", {}), "memory")
+    measured = {"mode": linear.mode, "memory": asdict(memory), "cues": asdict(shared.augment)}
     experiment = Experiment(
         dataset=some_of(Dataset, raw),
-        shared=some_of(Shared, raw),
+        shared=shared,
         variants=variants,
         own={name: frozenset(raw["variants"][name]) for name in names},
-        linear=parse(Linear, raw.get("linear", {}), "linear"),
+        linear=linear,
         knn=parse(Knn, raw.get("knn", {}), "knn"),
-        memory=parse(Memory, raw.get("memory", {}), "memory"),
+        memory=memory,
         tsne=parse(Tsne, raw.get("tsne", {}), "tsne"),
         transfer=parse(Transfer, raw.get("transfer", {}), "transfer", also=("variants",)),
         transfer_variants=_transfer_variants(raw.get("transfer", {}).get("variants", []), names),
-        rule=parse_rule(raw.get("verdict", {}), variants),
+        rule=parse_rule(raw.get("verdict", {}), variants, measured),
     )
     _check(experiment)
     _check_augment(experiment, raw)
@@ -79,6 +82,8 @@ def _check(experiment: Experiment) -> None:
         raise UserError(f"params.yaml: image_size is {dataset.image_size}; {least}")
     if tsne.perplexity >= tsne.points:
         raise not_allowed("tsne.perplexity", f"{tsne.perplexity:.12g}", f"below tsne.points ({tsne.points})")
+    if experiment.rule and linear.mode != "probe":
+        raise not_allowed("linear.mode", linear.mode, "probe with a rule under verdict, which judges frozen latents")
     for key in ("images_path", "on_bad_image") if dataset.dataset != "images" else ():
         where = f"dataset {dataset.dataset}"
         require_default(key, getattr(dataset, key), getattr(Dataset, key), where, "set dataset to images")
@@ -101,6 +106,8 @@ def _check_augment(experiment: Experiment, raw: Mapping[str, Any]) -> None:
                 f"params.yaml: {where}augment_second has no effect: it changes nothing of augment; remove it"
             )
         both = [recipe for reader in readers for recipe in reader.recipes]
+        if block is raw:  # the memory's cues are drawn from the shared block
+            both.append(replace(experiment.shared.augment, crop_pixels=0))
         for key, recipes in (("augment", both), ("augment_second", seconds)):
             unread = []
             if not any(recipe.jitter > 0 for recipe in recipes):

@@ -12,6 +12,8 @@ from lib.runtime.errors import UserError, shown
 
 LISTS = ("hypotheses", "frontier", "landmarks")  # of names of arms
 SEEDS = ("seeds", "pilot_seeds")
+MOST_SEEDS = 16  # all signs of their differences are tried
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,12 @@ class Rule:
     seeds: tuple[int, ...]
     pilot_seeds: tuple[int, ...]
     numbers: Numbers
+    settings: dict[str, Any]  # of each arm, and of what it is measured by
 
     @property
     def digest(self) -> str:
-        """sha256 of all values; prefixes are spelled out, so that a further replicate is another rule."""
+        """sha256 of all values; prefixes are spelled out, so that a further replicate is another rule, and so is
+        another number that an arm trains with or is measured by."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     @property
@@ -61,8 +65,9 @@ class Rule:
         return {variant: arm for arm, variants in self.arms.items() for variant in variants}
 
 
-def parse_rule(raw: Any, variants: Mapping[str, Pretraining]) -> Rule | None:
-    """The block ``verdict`` of params.yaml: {} for no rule, or one rule by its name.
+def parse_rule(raw: Any, variants: Mapping[str, Pretraining], measured: Mapping[str, Any]) -> Rule | None:
+    """The block ``verdict`` of params.yaml: {} for no rule, or one rule by its name; ``measured``: what latents are
+    measured by, as plain values.
 
     Refused: two rules, which would be two looks at the same runs; an arm without at least two replicates; a seed that
     is no confirmatory one; whatever names an arm that is not there.
@@ -79,7 +84,8 @@ def parse_rule(raw: Any, variants: Mapping[str, Pretraining]) -> Rule | None:
     for key in ("baseline", "oracle", "supervised"):
         _names([getattr(numbers, key)], f"{where}.{key}", arms)
     seeds = {key: _seeds(block.get(key, []), f"{where}.{key}") for key in SEEDS}
-    rule = Rule(str(name), arms, **lists, **seeds, numbers=numbers)  # type: ignore[arg-type]
+    keys = {arm: variants[members[0]].replicate_key() for arm, members in arms.items() if members}
+    rule = Rule(str(name), arms, **lists, **seeds, numbers=numbers, settings={**measured, "arms": keys})  # type: ignore[arg-type]
     _check(rule, where, variants)
     return rule
 
@@ -100,7 +106,7 @@ def _arms(raw: Any, where: str, variants: Mapping[str, Pretraining]) -> dict[str
 
 
 def _names(raw: Any, where: str, known: Mapping[str, Any]) -> tuple[str, ...]:
-    if not isinstance(raw, list) or any(name not in known for name in raw) or len(set(raw)) < len(raw):
+    if not isinstance(raw, list) or any(name not in list(known) for name in raw) or len(set(raw)) < len(raw):
         raise not_allowed(where, shown(raw), f"a choice, each once, of {shown(list(known))}")
     return tuple(raw)
 
@@ -109,6 +115,22 @@ def _seeds(raw: Any, where: str) -> tuple[int, ...]:
     if not isinstance(raw, list) or any(type(seed) is not int for seed in raw) or len(set(raw)) < len(raw):
         raise not_allowed(where, shown(raw), "a list of whole numbers, each once")
     return tuple(raw)
+
+
+def _check_roles(rule: Rule, where: str) -> None:
+    """Refuse a rule that no run could satisfy."""
+    numbers, count = rule.numbers, len(rule.seeds)
+    if not rule.hypotheses or numbers.baseline in rule.hypotheses:
+        allowed = f"one arm or more, and not the baseline {numbers.baseline}"
+        raise not_allowed(f"{where}.hypotheses", shown(list(rule.hypotheses)), allowed)
+    if len(rule.frontier) < 2:
+        raise not_allowed(f"{where}.frontier", shown(list(rule.frontier)), "at least two arms")
+    if numbers.oracle == numbers.supervised:
+        raise not_allowed(f"{where}.oracle", numbers.oracle, "another arm than supervised")
+    least = 2 * len(rule.hypotheses) / 2**count  # Holm's p of the clearest result
+    if count > MOST_SEEDS or least > 1 - numbers.confidence + ROUNDING:
+        allowed = f"at most {MOST_SEEDS}, and so many that the least p, here {least:.3g}, is within 1 - confidence"
+        raise not_allowed(f"{where}.seeds", f"a list of {count}", allowed)
 
 
 def _check(rule: Rule, where: str, variants: Mapping[str, Pretraining]) -> None:
@@ -126,3 +148,4 @@ def _check(rule: Rule, where: str, variants: Mapping[str, Pretraining]) -> None:
             raise not_allowed(place, f"of the seeds {seeds}", f"all of {list(rule.seeds)}, for it is compared by seed")
         if unlike := [member for member in members if member.replicate_key() != members[0].replicate_key()]:
             raise UserError(f"params.yaml: {place}: {unlike[0].variant} and {names[0]} differ in more than their seed")
+    _check_roles(rule, where)

@@ -13,10 +13,11 @@ CONFIDENCE = 0.9
 
 
 def baseline(groups: Groups) -> Sequence[Record]:
-    """The first group of SimCLR that was trained without a term, or none."""
+    """The first group of SimCLR that was trained without a term and without labels, or none."""
     for members in groups.values():
         params = members[0].pretraining
-        if params.method == "simclr" and params.epochs and params.options.get("term", "none") == "none":
+        usual = {"term": "none", "negatives": "all"}.items()
+        if params.method == "simclr" and params.epochs and all(params.options.get(*each) == each[1] for each in usual):
             return members
     return ()
 

@@ -1,4 +1,4 @@
-"""The verdict in four pictures, each as wide as a printed page; ``found`` is `lib.evaluate.verdict.judge`'s record."""
+"""The verdict in four pictures, each as wide as a printed page; ``found`` is `lib.verdict.judge.judge`'s record."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -7,15 +7,17 @@ docs/verdict.md.
 
 import argparse
 import base64
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pandas
 
-from lib.evaluate.verdict import CORRECT, KEYS, judge
+from lib.methods import typed_options
 from lib.params.experiment import Experiment, read_experiment
 from lib.params.pretraining import Pretraining
 from lib.params.spec import PARAMS_FILE
@@ -25,6 +27,7 @@ from lib.report.dose import term_dose
 from lib.report.figures import save_figure
 from lib.runtime.errors import UserError, shown
 from lib.runtime.files import read_about, read_arrays, read_json, require_file, write_json, write_text
+from lib.verdict.judge import CORRECT, KEYS, judge
 
 RUNS, PIXELS = "runs", "pixels_8x8.json"  # the folder of runs, and beside it the landmark that no encoder made
 LANDMARK = Path("data/landmarks") / PIXELS
@@ -53,9 +56,16 @@ SOURCES = (
 
 
 def collect(rule: Rule, folder: Path, variants: Iterable[str]) -> None:
-    """One file for each, from the pipeline's outputs; and the landmark of pixels, where there is one."""
-    for variant in variants:
-        write_json(folder / RUNS / f"{variant}.json", run_file(variant, rule))
+    """One file for each, from the pipeline's outputs; and the landmark of pixels, where there is one.
+
+    A UserError names a run that is there already with other numbers: which of two counts is not for a copy to say.
+    """
+    runs = {folder / RUNS / f"{variant}.json": run_file(variant, rule) for variant in variants}
+    for path, run in runs.items():
+        if path.is_file() and read_json(path) != json.loads(json.dumps(run)):
+            raise UserError(f"{path} is another run of this variant; keep one of the two, and remove the other")
+    for path, run in runs.items():
+        write_json(path, run)
     if LANDMARK.is_file():
         pixels = read_json(LANDMARK)
         write_json(folder / PIXELS, {**pixels["cues"]["trained"], **_fuller(pixels)})
@@ -79,6 +89,7 @@ def run_file(variant: str, rule: Rule, root: Path = Path()) -> dict[str, Any]:
             "arm": rule.arm_of[variant],
             "rule": params.rule,
             "data": about["data"]["checksum"],
+            "versions": about["versions"],
             "pretraining": {key: value for key, value in params.as_json().items() if key != "rule"},
             "lambda": dose(params, curve),
             **{key: metrics[key] for key in ("top1", "knn", "z") if key in metrics},
@@ -140,18 +151,18 @@ def check_run(run: Mapping[str, Any], rule: Rule, experiment: Experiment) -> Non
     if run["rule"] != rule.digest:
         what = "another rule than that of params.yaml" if run["rule"] else "no rule"
         raise UserError(f"run {name} was trained under {what}: the rule must be older than the run; {again}")
-    declared = experiment.variants[name].as_json()
-    options = declared.pop("options")
-    # what the method does not read is absent from a run; its options are spelled out there
-    unlike = [key for key, value in declared.items() if key in params and params[key] != value]
-    unlike += [key for key, value in options.items() if params["options"].get(key) != value]
-    if unlike:
-        where = f"{unlike[0]} of run {name} is {shown({**params, **params['options']}[unlike[0]])}"
+    declared = experiment.variants[name]
+    now = replace(declared, options=asdict(typed_options(declared))).as_json()
+    flat, expected = ({**each, **each["options"], "options": None} for each in (params, now))
+    # what a method does not read of the shared numbers is absent from its run
+    names = flat.keys() | expected.keys() - {"encoder", "gamma", "augment_second"}
+    if unlike := sorted(key for key in names if flat.get(key) != expected.get(key)):
+        where = f"{unlike[0]} of run {name} is {shown(flat.get(unlike[0]))}"
         raise UserError(f"{where}, not what params.yaml has; {again}")
 
 
 def rows_of(runs: Sequence[Mapping[str, Any]], rule: Rule) -> pandas.DataFrame:
-    """The columns that `lib.evaluate.verdict.judge` reads; what a run lacks is NaN."""
+    """The columns that `lib.verdict.judge.judge` reads; what a run lacks is NaN."""
     rows = [row_of(run, rule) for run in runs]
     columns = [*KEYS, "top1", "e", "c", *dict.fromkeys(key for row in rows for key in row)]
     return pandas.DataFrame(rows, columns=list(dict.fromkeys(columns)))

@@ -21,6 +21,7 @@ KEYS = ("variant", "arm", "seed")  # columns of rows that are no measures
 CORRECT = "correct"  # column of bool arrays [M], which test images the probe got right; may be absent
 DOSE = "lambda"  # column of what was set rather than measured: its means are told, no differences
 NEEDED = ("top1", "e", "c")  # a run without one of these counts as missing
+NARROW = 4  # standard errors: ends of a line that are nearer in c leave its slope to chance, and no interval holds
 UNDECIDED, BLIND = "undecided", "instrument blind"
 AGAINST = {"above": "beyond", "within": "along", "below": "inside", UNDECIDED: UNDECIDED}
 
@@ -117,16 +118,18 @@ def frontier_gap(arm: pandas.DataFrame, frontier: Sequence[pandas.DataFrame], co
     """e of an arm minus what the frontier has at the arm's c; NaN where the frontier does not reach this c.
 
     Columns c and e, seeds as index. The frontier joins the means of its groups by straight lines in the order given;
-    of several lines above one c the highest counts, which is the hardest null. For the line from L to R with slope b,
-    and weight w of R, the gap is the mean of u = e - b c over the arm minus (1 - w) times L's and w times R's: a linear
-    contrast of three means. Groups of the same seeds are contrasted seed by seed, and Welch's interval joins those of
-    different seeds as if they were independent: seeds that they share make it too wide, where they move both alike.
+    of several lines above one c the highest counts, which is the hardest null; `NARROW` ones do not count. For the line
+    from L to R with slope b, and weight w of R, the gap is the mean of u = e - b c over the arm minus (1 - w) times L's
+    and w times R's: a linear contrast of three means. Groups of the same seeds are contrasted seed by seed, and Welch's
+    interval joins those of different seeds as if they were independent: seeds that they share make it too wide, where
+    they move both alike.
     """
     (c, e), n = arm[["c", "e"]].mean(), len(arm)
     best = Interval(math.nan, math.nan, math.nan, n)
     for left, right in pairwise(frontier):
         (c_left, e_left), (c_right, e_right) = left[["c", "e"]].mean(), right[["c", "e"]].mean()
-        if c_left == c_right or not min(c_left, c_right) <= c <= max(c_left, c_right):
+        error = math.sqrt(sum(group["c"].var(ddof=1) / len(group) for group in (left, right)))
+        if abs(c_right - c_left) <= NARROW * error or not min(c_left, c_right) <= c <= max(c_left, c_right):
             continue
         slope, w = (e_right - e_left) / (c_right - c_left), (c - c_left) / (c_right - c_left)
         gap = e - (e_left + w * (e_right - e_left))
