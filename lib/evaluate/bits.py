@@ -3,7 +3,7 @@
 The memory answers a cue q with softmax(cos(q, stored) / T). Two questions, of one scale:
 
     episode bits   log2 M + log2 p(own image | q)             among the M test images of a gallery
-    concept bits   log2 p(own class | q) - log2 p(own class)  p(class | q): what its stored training images have in sum
+    concept bits   log2 p(own class | q) - log2 p(own class)  p(class | q): the sum over its stored training images
 
 Their means are lower bounds of the mutual information of the latent with the image given its class, and with the class
 (log2 C - cross entropy, of C equally frequent classes). T is a number for each kind of cue and question, chosen on one
@@ -294,7 +294,7 @@ def measure_latents(
 def recall(own: Tensor, others: Tensor) -> Tensor:
     """Whether a cue is nearer to its own image [M] than to each of its `NEAREST` look-alikes, of others [M, M - 1].
 
-    Of images that tie one is drawn, on average. nan: there are fewer look-alikes.
+    Images that tie share it. nan: there are fewer look-alikes.
     """
     if others.shape[1] < NEAREST:
         return torch.full_like(own, math.nan)

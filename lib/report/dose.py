@@ -18,9 +18,12 @@ def relative_pull(term: str, gamma: float, batch_size: int, temperature: float, 
 
 
 def term_dose(params: Pretraining, curve: pandas.DataFrame) -> float | None:
-    """`relative_pull` at the mean distance of the last epoch; None without training or without such a term."""
-    term = params.options.get("term", "none")
-    if not params.epochs or params.gamma is None or term == "none":
+    """`relative_pull` at the mean distance of the last epoch; None without training or without such a term.
+
+    With two latents the term acts on pairs that NT-Xent does not see, and is no share of its pull.
+    """
+    term, halves = params.options.get("term", "none"), params.options.get("latents") == "halves"
+    if not params.epochs or params.gamma is None or term == "none" or halves:
         return None
     distance = curve["distance"].iloc[-1]
     return relative_pull(term, params.gamma, params.batch_size, params.options["temperature"], distance)
