@@ -12,6 +12,7 @@ from torch.nn.functional import normalize, one_hot
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as vision
 
+from lib.evaluate import cues as cue_code
 from lib.evaluate import galleries as gallery_code
 from lib.evaluate import memory as memory_stage
 from lib.evaluate.bits import (
@@ -31,7 +32,6 @@ from lib.params.pretraining import Augment
 from lib.runtime.errors import UserError
 from lib.runtime.files import read_arrays, read_json
 from lib.runtime.seeds import generator
-from lib.views import cues as cue_code
 from lib.views.augment import augment, draw
 from lib.views.augment import normalize as view_of
 from tests.examples import CPU, TinyMethod, normal, same_state, state, tiny_about, tiny_data, tiny_method
@@ -580,7 +580,9 @@ def test_metrics_record_and_arrays_of_one_latent(tmp_path):
     method = tiny_method()
     before = state(method)
     found = evaluation(method)
-    assert same_state(method, before) and method.images == 150 + 60 + 60 * (2 + len(UNSEEN) + 5)
+    assert same_state(method, before) and method.images == 150 + 60 + 60 * (
+        2 + len(UNSEEN) + 4
+    )  # nothing hidden is no cue
     assert list(found.metrics) == [*PLAIN, *UNSEEN, "whitened", "z"]
     assert all(list(found.metrics[kind]) == PLAIN for kind in (*UNSEEN, "whitened", "z"))
     assert found.record["gallery"] == {"smallest": 10, "largest": 10} and found.record["main"] == "h"
