@@ -12,7 +12,7 @@ the pull.
 
 What the study meant is term: lookalikes. A share gamma of NT-Xent gives way to one whose negatives are an image's
 nearest neighbors in the batch: the views stay together, and the push goes to the images that are hard to tell apart.
-negatives: class is its bound from above, with labels: an image is told apart from its own class alone.
+negatives: class is a control with labels: an image is told apart from its own class alone.
 """
 
 import math
