@@ -39,7 +39,8 @@ def curves_figure(groups: Groups) -> Figure:
         loss, knn = panels[number // across, 2 * (number % across) :][:2]
         for panel, column, behind in ((loss, "loss", family), (knn, "knn", trained)):
             _draw_curves(panel, {name: curves[name][column] for name in behind}, shown)
-        knn.axhline(floor, color="0.35", linestyle=":", linewidth=1.2)
+        if math.isfinite(floor):
+            knn.axhline(floor, color="0.35", linestyle=":", linewidth=1.2, label="untrained")
         # accuracies can be compared across panels, losses of different objectives cannot
         knn.sharey(panels[0, 1])
         knn.sharex(panels[0, 0])
