@@ -59,6 +59,9 @@ def write_run(
         "study": {"top1": numbers[latents[0]]["top1"] - 4, "top5": 98.0} if study else None,
     }
     write_json(root / f"data/scores/{variant}.json", scores)
+    bits = {"cues": {"trained": {"episode_bits": 5.0 + seed, "concept_bits": 1.25}}}
+    spaces = {"latents": latents, "projections": projections}
+    write_json(root / f"data/memory/{variant}.json", {key: dict.fromkeys(names, bits) for key, names in spaces.items()})
     write_arrays(root / f"data/scores/{variant}.npz", {"labels": labels, latents[0]: predictions[latents[0]]})
     shared = {"encoder": "small", "batch_size": 256, "micro_batch_size": 0, "gamma": None, "optimizer": Optimizer()}
     shared |= {

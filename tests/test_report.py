@@ -199,9 +199,10 @@ def test_the_page_has_title_accuracies_and_runs_and_links_to_the_legend(root, fr
     study = tables.STUDY
     for line in (
         "](../docs/reading-the-table.md)",
-        f"| Probe top-1 | kNN top-1 | Validation top-1 | Floor | Dose λ, % | {study} top-1 | {study} top-5 |",
+        "| Probe top-1 | kNN top-1 | Validation top-1 | Floor | Episode bits | Concept bits | Dose λ, % "
+        f"| {study} top-1 | {study} top-5 |",
         f"| simclr | 3 | {first['top1']:.2f} ± {first['top1_sd']:.2f} | ",
-        "| simclr (published) | - | - | - | - | - | - | 85.15 | 99.60 |",
+        "| simclr (published) | - | - | - | - | - | - | - | - | 85.15 | 99.60 |",
         "| simclr | 0, 1, 2 | cifar10 | small | 12 | 256 | - | adam 0.001, constant | 24,615,616 | 50 |",
         "| untrained | 0 | cifar10 | small | 0 | - | - | - | 24,615,616 | 50 |",
     ):
@@ -215,16 +216,19 @@ def test_published_rows_stand_beside_cifar10_alone(tmp_path, dataset, rows):
     assert page.count("(published)") == rows and ("images (folder mine)" in page) == (dataset == "images")
 
 
+BITS = ("Episode bits", "Concept bits")
+
+
 @pytest.mark.parametrize(
     ("settings", "header"),
     [
-        ({}, ["Probe top-1", "kNN top-1", "Validation top-1", *(f"{tables.STUDY} top-{k}" for k in (1, 5))]),
-        ({"study": 0}, ["Probe top-1", "kNN top-1", "Validation top-1"]),
+        ({}, ["Probe top-1", "kNN top-1", "Validation top-1", *BITS, *(f"{tables.STUDY} top-{k}" for k in (1, 5))]),
+        ({"study": 0}, ["Probe top-1", "kNN top-1", "Validation top-1", *BITS]),
         (
             {"study": 0, "classes": list(map(str, range(20)))},
-            ["Probe top-1", "Probe top-5", "kNN top-1", "Validation top-1"],
+            ["Probe top-1", "Probe top-5", "kNN top-1", "Validation top-1", *BITS],
         ),
-        ({"study": 0, "mode": "finetune"}, ["Fine-tuned top-1", "kNN top-1", "Validation top-1"]),
+        ({"study": 0, "mode": "finetune"}, ["Fine-tuned top-1", "kNN top-1", "Validation top-1", *BITS]),
     ],
 )
 def test_the_columns_are_those_that_tell_something(tmp_path, settings, header):
@@ -334,7 +338,7 @@ def test_show_has_probe_and_knn_first_and_drops_the_last_columns_where_it_is_nar
     assert len({len(line) for line in lines[3:]}) == 1 and len(lines) == 3 + 3 + 1 + 11 and "Study" in lines[3]
     narrow = show(root / "metrics/results.csv", width=40).splitlines()
     assert max(map(len, narrow[:-1])) <= 40 and "Study" not in "".join(narrow) and "Probe top-1" in "".join(narrow)
-    assert narrow[-1] == "5 more in a wider terminal, or in metrics/results.md"
+    assert narrow[-1] == "7 more in a wider terminal, or in metrics/results.md"
 
 
 @pytest.mark.parametrize(("encoding", "words"), [("ascii", ("dual . upper", "+-")), ("utf-8", ("dual · upper", "±"))])

@@ -18,6 +18,7 @@ SPACES = ("latent", "projection")  # what a row of numbers is of
 STUDY = ("study_top1", "study_top5", "study_epochs")
 KINDS = ("trained with labels", "trained without labels", "untrained")  # ceilings, what is compared, floors
 # of binary codes
+BITS = ("episode_bits", "concept_bits")
 CODE = ("active", "probe_raw", "centroid", "centroid_code", "usage_entropy", "pattern_entropy", "unused")
 
 
@@ -64,6 +65,7 @@ def ranked(groups: Groups) -> Groups:
 def read_record(variant: str, root: Path = Path()) -> Record:
     """Everything about ``variant`` below ``root``; a UserError says that a file is missing, damaged or older."""
     scores = read_json(root / f"data/scores/{variant}.json")
+    memory = read_json(root / f"data/memory/{variant}.json")
     arrays = read_arrays(root / f"data/scores/{variant}.npz")
     about = read_about(root / f"data/encoders/{variant}.safetensors")
     curve = root / f"plots/curves/{variant}.csv"
@@ -73,7 +75,14 @@ def read_record(variant: str, root: Path = Path()) -> Record:
         frame = pandas.read_csv(curve)
         shared = _run(scores, about, params) | {"dose": term_dose(params, frame)}
         rows = [
-            {"variant": variant, "latent": name, "space": space, **_numbers(numbers), **shared}
+            {
+                "variant": variant,
+                "latent": name,
+                "space": space,
+                **_numbers(numbers),
+                **_bits(memory[f"{space}s"][name]),
+                **shared,
+            }
             for space in SPACES
             for name, numbers in scores[f"{space}s"].items()
         ]
@@ -85,7 +94,12 @@ def read_record(variant: str, root: Path = Path()) -> Record:
         return Record(variant, params, kind, network, rows, scores["classes"], labels, predictions, frame)
     except (KeyError, TypeError) as error:
         what = f"the files of variant {variant} under data/ are of another version ({error})"
-        raise UserError(f"{what}; dvc repro -f linear@{variant}") from None
+        raise UserError(f"{what}; dvc repro -f linear@{variant} memory@{variant}") from None
+
+
+def _bits(measured: dict[str, Any]) -> dict[str, float]:
+    """Episode and concept bits of one latent or projection, under the cues of the augmentation of training."""
+    return {key: measured["cues"]["trained"][key] for key in BITS}
 
 
 def _numbers(numbers: dict[str, Any]) -> dict[str, Any]:

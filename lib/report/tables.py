@@ -9,12 +9,12 @@ import pandas
 from lib.params.evaluation import MANY_CLASSES
 from lib.report import published
 from lib.report.compare import baseline, delta, floor, half_interval
-from lib.report.records import CODE, Groups, Record, confusion_counts, percent_of_actual, replicates
+from lib.report.records import BITS, CODE, Groups, Record, confusion_counts, percent_of_actual, replicates
 from lib.runtime.errors import UserError
 from lib.runtime.files import require_file
 
 PERCENT = ("top1", "top5", "knn", "validation_top1", "validation_knn", "study_top1", "study_top5")
-MEASURED = (*PERCENT, "delta_simclr", "dose", *CODE)  # what a mean and a deviation over seeds are taken of
+MEASURED = (*PERCENT, "delta_simclr", *BITS, "dose", *CODE)  # what a mean and a deviation over seeds are taken of
 SIZES = ("train_images", "test_images", "classes", "parameters", "width")
 WHOLE = (*SIZES, "seed", "study_epochs", "epochs", "batch_size")
 SIGNED = {"delta_simclr": "+.2f", "dose": "+.1f"}
@@ -111,7 +111,8 @@ def accuracy_columns(table: pandas.DataFrame) -> dict[str, str]:
     word = "Fine-tuned" if (table["mode"] == "finetune").any() else "Probe"
     columns = {"model": "Model", "n": "n", "top1": f"{word} top-1", "top5": f"{word} top-5", "knn": "kNN top-1"}
     columns |= {"validation_top1": "Validation top-1", "delta_simclr": "Δ simclr", "floor_top1": "Floor"}
-    columns |= {"dose": "Dose λ, %", "study_top1": f"{STUDY} top-1", "study_top5": f"{STUDY} top-5"}
+    columns |= {"episode_bits": "Episode bits", "concept_bits": "Concept bits", "dose": "Dose λ, %"}
+    columns |= {"study_top1": f"{STUDY} top-1", "study_top5": f"{STUDY} top-5"}
     telling = {"n": table["n"].max() > 1, "top5": table["classes"].max() >= MANY_CLASSES}
     return {key: name for key, name in columns.items() if telling.get(key, table[key].notna().any())}
 
@@ -133,7 +134,8 @@ def markdown(frame: pandas.DataFrame) -> str:
     codes = table[table["active"].notna()]
     parts = [
         f"# {title(frame)}",
-        f"Percent of test images; ± is the standard deviation over n seeds. [What each column means](../{LEGEND}).",
+        f"Percent of test images, and bits; ± is the standard deviation over n seeds. "
+        f"[What each column means](../{LEGEND}).",
         markdown_table(latents, accuracy_columns(latents)),
         *(["## Projections", markdown_table(projections, accuracy_columns(projections))] if len(projections) else []),
         "## Runs",
@@ -158,7 +160,7 @@ def cells(table: pandas.DataFrame, columns: Iterable[str]) -> list[list[str]]:
 
 
 def _cell(row: pandas.Series, key: str) -> str:
-    two = key in (*PERCENT, "floor_top1", "probe_raw", "centroid", "centroid_code")
+    two = key in (*PERCENT, *BITS, "floor_top1", "probe_raw", "centroid", "centroid_code")
     form = SIGNED.get(key, ".2f" if two else ".3g" if isinstance(row[key], float) else "")
     return "-" if pandas.isna(row[key]) else with_deviation(row, key, ",.0f" if key in WHOLE else form)
 
