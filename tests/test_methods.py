@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 from lib.methods import method_class, try_method, typed_options
-from lib.methods.simclr import nt_xent
+from lib.methods.simclr import nearest_images, nt_xent, nt_xent_among
 from lib.runtime.errors import UserError
 from tests.examples import Training, built, directions, embedded, normal, pretraining, views
 
@@ -16,14 +16,24 @@ def test_the_losses_are_the_sums_of_the_file():
     z = directions(4, 6, 128)
     one, two = {"z_a": z[0], "z_b": z[1]}, dict(zip(("z_upper_a", "z_upper_b", "z_lower_a", "z_lower_b"), z))
     contrast, near, far = nt_xent(z[0], z[1], 0.5), (z[0] - z[1]).norm(), (z[2] - z[3]).norm()
+    among = nt_xent_among(z[0], z[1], nearest_images(z[0], z[1], 4), 0.5)
+    labels = torch.tensor([0, 1, 0, 1, 1, 0])
+    in_class = nt_xent_among(z[0], z[1], labels[:, None] == labels, 0.5)
+    shared = {"nt_xent": contrast}
     expected = {
-        "simclr": (one, contrast, {"nt_xent": contrast}),
-        "joint": (one, contrast + 0.3 * near, {"nt_xent": contrast, "distance": near}),
-        "push": (one, contrast - 0.3 * near.log(), {"nt_xent": contrast, "distance": near}),
-        "dual": (two, contrast + 0.3 * far, {"nt_xent": contrast, "distance": far}),
+        "simclr": (one, contrast, shared),
+        "joint": (one, contrast + 0.3 * near, shared | {"distance": near}),
+        "push": (one, contrast - 0.3 * near.log(), shared | {"distance": near}),
+        "dual": (two, contrast + 0.3 * far, shared | {"distance": far}),
+        "lookalikes": (one, 0.7 * contrast + 0.3 * among, shared | {"lookalikes": among, "distance": near}),
+        "in_class": (one | {"labels": labels}, in_class, shared | {"nt_xent_in_class": in_class}),
     }
     for variant, (embeddings, *losses) in expected.items():
-        torch.testing.assert_close(built(variant, gamma=0.3).loss(embeddings), tuple(losses))
+        total, parts = built(variant, gamma=0.3).loss(embeddings)
+        assert parts.pop("contrastive_accuracy").ndim == 0
+        floor = parts.pop("nt_xent_floor", None)  # of all images as negatives alone
+        assert (floor is None) == (variant == "in_class") and (floor is None or floor < contrast)
+        torch.testing.assert_close((total, parts), tuple(losses))
 
 
 @pytest.mark.parametrize(("variant", "gamma", "value"), [("joint", 0.01, 0.226274), ("push", 0.2, -0.623832)])
