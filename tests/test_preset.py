@@ -92,7 +92,7 @@ def test_terms_have_the_dose_of_the_study_at_any_temperature(preset):
         if params.epochs and getattr(options, "term", "none") == "pull":
             distance = DISTANCES[options.temperature]
             doses.append(relative_pull("pull", params.gamma, params.batch_size, options.temperature, distance))
-    assert doses == pytest.approx([14.4, 14.4], abs=0.1)
+    assert len(doses) > 1 and doses == pytest.approx([14.4] * len(doses), abs=0.1)
 
 
 @pytest.mark.parametrize("preset", ["all", "codes"])
