@@ -238,6 +238,7 @@ def markdown(found: Mapping[str, Any], rule: Rule, rules_page: str, pictures: Ma
         f"augmentations that training used. [The rule in words]({rules_page})."
     )
     blind = "blind: no word about e can be had" if control["blind"] else "passed"
+    blind = "not run yet" if min(control["n"]) < 2 else blind
     check = (
         f"Assay check, {' against '.join(rule.controls)}: e differs by {_number(control['difference'])} bits, pooled "
         f"SD {_number(control['pooled_sd'])}, n {' and '.join(map(str, control['n']))}; asked for: more than "
