@@ -7,13 +7,13 @@ import pandas
 import pytest
 import yaml
 
-from lib.params.experiment import parse_experiment
+from lib.params.experiment import parse_experiment, read_experiment
 from lib.params.pretraining import Pretraining
 from lib.report.verdict import dose, main, read_runs, run_file, write_verdict
 from lib.resolve import resolve_variant
 from lib.runtime.files import read_json, write_json, write_table
 from stages.verdict import main as stage
-from tests.examples import pretraining
+from tests.examples import ROOT, pretraining
 from tests.faults.refusals import refused
 from tests.verdict_runs import RULE, SEEDS, experiment, latent_record, raw, run, write_outputs, write_runs
 
@@ -263,3 +263,11 @@ def test_a_bare_memory_record_is_enough(tmp_path):
         write_json(tmp_path / f"runs/{each['name']}.json", each)
     lines = write_verdict(experiment(), tmp_path, tmp_path / "verdict", tmp_path)
     assert lines[0] == "separation: complete" and "image" not in (tmp_path / "verdict.md").read_text()
+
+
+def test_the_runs_of_the_record_are_still_those_of_the_presets_rule():
+    """A new key of a training's parameters is in the digest, and would put hours of runs aside."""
+    record = ROOT / "docs/results/2026-11-30-verdict"
+    rules = [read_experiment(path).rule for path in (record / "params.yaml", ROOT / "presets/hypothesis.yaml")]
+    assert rules[0].digest == rules[1].digest
+    assert read_runs(record / "runs", read_experiment(record / "params.yaml"))
