@@ -179,6 +179,11 @@ def test_the_interval_of_a_gap_covers_also_where_seeds_are_shared():
     assert hits >= 350  # 360 less two deviations
 
 
+def test_a_line_as_narrow_in_c_as_its_ends_scatter_is_no_frontier():
+    arm, left, right = plane(1.92, 4.9, 6, 0.05), plane(1.9, 5, 3, 0.05, 1), plane(1.95, 4.5, 6, 0.05, 2)
+    assert math.isnan(frontier_gap(arm, [left, right], 0.9).mean)
+
+
 # the whole verdict
 
 
@@ -253,14 +258,13 @@ def test_every_number_has_its_n_and_differences_are_by_seed():
     assert "lambda" not in found["differences"]["pull"] and found["arms"]["pull"]["lambda"]["mean"] == 0.14
 
 
-def test_noise_alone_is_rarely_called_a_gain():
-    """Of 200 verdicts on arms that are the baseline in truth, few support H2, and none after a margin of delta."""
-    supported = 0
+def test_noise_alone_is_rarely_called_a_gain_and_a_clear_gain_always():
+    """Of 200 verdicts on arms that are the baseline in truth few support H2; of those that gain, each does."""
+    rule = SimpleNamespace(numbers=SimpleNamespace(delta=1e-9, concept_margin=0.05, confidence=0.9))
+    supported = {0.0: 0, 1.0: 0}
     for trial in range(200):
-        values = 0.15 * drawn(6, 2, seed=trial)
-        e, c = (t_interval(values[:, 0], 0.9), SURE)
-        rule = SimpleNamespace(numbers=SimpleNamespace(delta=1e-9, concept_margin=0.05, confidence=0.9))
-        supported += (
-            separates("supported", e, c, holm({"a": sign_flip(values[:, 0]), "b": 1, "c": 1})["a"], rule) == "supported"
-        )
-    assert supported <= 200 * 0.05
+        for gain in supported:
+            values = gain + 0.15 * drawn(6, 2, seed=trial)[:, 0]
+            p = holm({"a": sign_flip(values), "b": 1, "c": 1})["a"]
+            supported[gain] += separates("supported", t_interval(values, 0.9), SURE, p, rule) == "supported"
+    assert supported[0.0] <= 200 * 0.05 and supported[1.0] == 200

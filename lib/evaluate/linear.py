@@ -4,8 +4,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import torchvision
 from torch import Tensor
 
 from lib.data.store import ImageData
@@ -15,13 +13,13 @@ from lib.evaluate.features import extract_with_projections, latent_names, one_la
 from lib.evaluate.finetune import finetuned_logits
 from lib.evaluate.knn import knn_scores
 from lib.evaluate.probe import Probe, fit_probe
+from lib.evaluate.record import origin, write_measured
 from lib.evaluate.scores import accuracy
 from lib.evaluate.study import study_protocol
 from lib.methods.base import Method, Named
 from lib.params.evaluation import MANY_CLASSES, STUDY_EPOCHS, Knn, Linear
 from lib.params.pretraining import Pretraining
 from lib.runtime.errors import UserError
-from lib.runtime.files import write_arrays, write_json
 from lib.runtime.machine import Machine
 
 CODE_METRICS = ("probe_raw", "centroid", "usage_entropy")  # of a latent that is a binary code
@@ -80,10 +78,8 @@ def evaluate(
 
 def write_evaluation(evaluation: Evaluation, test_labels: Tensor, metrics: Path, scores: Path) -> None:
     """Write the metrics, and ``scores`` with the suffixes .json and .npz."""
-    write_json(metrics, evaluation.metrics)
-    write_json(scores.with_name(f"{scores.name}.json"), evaluation.record)
-    arrays = {name: values.numpy() for name, values in evaluation.predictions.items()}
-    write_arrays(scores.with_name(f"{scores.name}.npz"), {"labels": test_labels.numpy(), **arrays})
+    arrays = {"labels": test_labels, **evaluation.predictions}
+    write_measured(evaluation.metrics, evaluation.record, arrays, metrics, scores)
 
 
 def _accuracies(logits: Tensor, data: ImageData) -> dict[str, float]:
@@ -135,17 +131,9 @@ def _record(about: dict[str, Any], data: ImageData, linear: Linear, knn: Knn) ->
     """Where the numbers come from; what they mean is in docs/reading-the-table.md."""
     splits = {"fitting": data.fitting, "validation": data.validation, "train": data.train_labels}
     return {
-        "variant": about["variant"],
-        "method": about["method"],
-        "seed": about["pretraining"]["seed"],
-        "dataset": data.about["dataset"],
+        **origin(about, data),
         "classes": data.classes,
         "images": {name: len(images) for name, images in splits.items()} | {"test": len(data.test_labels)},
-        "provenance": {
-            "data": about["data"]["checksum"],
-            "trained_with": about["versions"],
-            "measured_with": {"torch": torch.__version__, "torchvision": torchvision.__version__},
-        },
         "linear": asdict(linear),
         "knn": asdict(knn),
     }

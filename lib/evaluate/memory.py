@@ -5,8 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -16,11 +14,11 @@ from lib.evaluate.codes import is_binary
 from lib.evaluate.cues import CURVE, OCCLUSIONS, TRAINED, UNSEEN, cues
 from lib.evaluate.features import embed_views, extract_with_projections, latent_names, one_latent, without_logits
 from lib.evaluate.galleries import Galleries, make_galleries
+from lib.evaluate.record import origin, write_measured
 from lib.evaluate.willshaw import recalls
 from lib.methods.base import Method, Named
 from lib.params.evaluation import Memory
 from lib.params.pretraining import Augment
-from lib.runtime.files import write_arrays, write_json
 from lib.runtime.machine import Machine
 
 UNSEEN_CUES = 2000  # images that are asked for their class by cues that no variant trains on: it costs most
@@ -61,10 +59,7 @@ def measure_memory(
 
 def write_memory(evaluation: MemoryEvaluation, metrics: Path, record: Path) -> None:
     """Write the metrics, and ``record`` with the suffixes .json and .npz."""
-    write_json(metrics, evaluation.metrics)
-    write_json(record.with_name(f"{record.name}.json"), evaluation.record)
-    arrays = {name: values.numpy() for name, values in evaluation.arrays.items()}
-    write_arrays(record.with_name(f"{record.name}.npz"), arrays)
+    write_measured(evaluation.metrics, evaluation.record, evaluation.arrays, metrics, record)
 
 
 @dataclass(frozen=True)
@@ -113,11 +108,12 @@ def measure_galleries(
         for number in range(memory.draws if kind == TRAINED else 1):
             print(f"{label}: cues {kind}{f', draw {number + 1}' if kind == TRAINED else ''}", flush=True)
             views = cues(kind, data.test_images, galleries.images, augment, data.mean, data.std, number, machine.device)
-            clean = kind == CURVE[0]  # nothing is hidden
-            found = {} if clean else embed_views(method, views, len(galleries.images), machine, kind == TRAINED)
+            if kind == CURVE[0]:  # nothing is hidden, so that these latents are at hand
+                found = {"latents": {name: rows[galleries.images] for name, rows in test["latents"].items()}}
+            else:
+                found = embed_views(method, views, len(galleries.images), machine, project=kind == TRAINED)
             for name, each in latents.items():
-                units = one_latent(test["latents"] if clean else found["latents"], name)
-                units = units[galleries.images] if clean else units
+                units = one_latent(found["latents"], name)
                 each.plain.read(kind, units, None if kind == TRAINED else UNSEEN_CUES)
                 if each.whitened and kind == TRAINED:
                     each.whitened.read(kind, units)
@@ -169,10 +165,7 @@ def _record(about: dict[str, Any], data: ImageData, galleries: Galleries, memory
     """What was measured on; what the numbers mean is in docs/reading-the-table.md."""
     sizes = galleries.sizes
     return {
-        "variant": about["variant"],
-        "method": about["method"],
-        "seed": about["pretraining"]["seed"],
-        "dataset": data.about["dataset"],
+        **origin(about, data),
         "images": {"stored": len(data.train_labels), "test": len(data.test_labels), "cued": len(sizes)},
         "near_duplicates": galleries.near_duplicates,
         "gallery": {"smallest": int(sizes.min()), "largest": int(sizes.max())},
@@ -181,11 +174,6 @@ def _record(about: dict[str, Any], data: ImageData, galleries: Galleries, memory
             "concept_bits": round(_entropy(data.train_labels.bincount()[galleries.labels] / len(data.train_labels)), 4),
         },
         "draws": memory.draws,
-        "provenance": {
-            "data": about["data"]["checksum"],
-            "trained_with": about["versions"],
-            "measured_with": {"torch": torch.__version__, "torchvision": torchvision.__version__},
-        },
     }
 
 

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy
-import pandas
-from scipy.stats import t
 
 from lib.report.records import Groups, Record
 
@@ -44,8 +42,3 @@ def floor(record: Record, row: dict[str, Any], groups: Groups) -> float | None:
             if not first.pretraining.epochs and all(other[key] == row[key] for key in ("space", "latent", "width")):
                 return float(numpy.mean([member.rows[number]["top1"] for member in members]))
     return None
-
-
-def half_interval(deviation: pandas.Series, count: pandas.Series) -> pandas.Series:
-    """Half of Student's 90 % interval of means of ``count`` values with these sample deviations; nothing below 2."""
-    return t.ppf((1 + CONFIDENCE) / 2, (count - 1).clip(1)) * deviation / count**0.5

@@ -88,7 +88,7 @@ def read_record(variant: str, root: Path = Path()) -> Record:
         ]
         rows[0] |= _study(scores)
         # a floor whose batch norms were not calibrated is none of those that are
-        network = (rows[0]["encoder"], about["parameters"]["encoder"], getattr(params, "calibrate_batchnorm", True))
+        network = (rows[0]["encoder"], about["parameters"]["encoder"], params.calibrate_batchnorm)
         kind = KINDS[2 if not params.epochs else 0 if about["supervised"] else 1]
         labels, predictions = arrays["labels"], arrays[rows[0]["latent"]]
         return Record(variant, params, kind, network, rows, scores["classes"], labels, predictions, frame)

@@ -8,10 +8,11 @@ import pandas
 
 from lib.params.evaluation import MANY_CLASSES
 from lib.report import published
-from lib.report.compare import baseline, delta, floor, half_interval
+from lib.report.compare import CONFIDENCE, baseline, delta, floor
 from lib.report.records import BITS, CODE, Groups, Record, confusion_counts, percent_of_actual, replicates
 from lib.runtime.errors import UserError
 from lib.runtime.files import require_file
+from lib.verdict.judge import half_interval
 
 PERCENT = ("top1", "top5", "knn", "validation_top1", "validation_knn", "study_top1", "study_top5")
 MEASURED = (*PERCENT, "delta_simclr", *BITS, "dose", *CODE)  # what a mean and a deviation over seeds are taken of
@@ -74,7 +75,7 @@ def summary(frame: pandas.DataFrame) -> pandas.DataFrame:
     table = table.join(measured.std().add_suffix("_sd"))
     pairs = grouped["delta_simclr"].count()
     table["delta_simclr"] = table["delta_simclr"].where(pairs > 1)
-    table["delta_simclr_sd"] = half_interval(table["delta_simclr_sd"], pairs)
+    table["delta_simclr_sd"] = half_interval(table["delta_simclr_sd"], pairs.clip(2), CONFIDENCE)
     table["n"] = grouped.size()
     table["seeds"] = grouped["seed"].agg(_distinct)
     table = table.reset_index()

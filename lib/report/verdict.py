@@ -31,7 +31,7 @@ from lib.verdict.judge import CORRECT, KEYS, judge
 
 RUNS, PIXELS = "runs", "pixels_8x8.json"  # the folder of runs, and beside it the landmark that no encoder made
 LANDMARK = Path("data/landmarks") / PIXELS
-CUES = ("occlusion_25", "occlusion_50", "rotation_15", "shift_4", "noise_0.1")  # beside the primary, the trained family
+OTHERS = ("z", "whitened", "occlusion")  # of a run's memory what holds bits and is no kind of cue
 RULES_PAGE = Path(__file__).parents[2] / "docs/verdict.md"
 WORDS = {"h1": "H1: keeps the probe", "h2": "H2: separates", "against_frontier": "Against the frontier"}
 FIGURES = {
@@ -180,7 +180,8 @@ def row_of(run: Mapping[str, Any], rule: Rule) -> dict[str, Any]:
     }
     for key in ("z", "whitened"):
         row |= _bits(memory.get(key, {}), f" {key}")
-    row |= {f"e {cue}": memory[cue]["episode_bits"] for cue in CUES if cue in memory}
+    cues = [key for key, found in memory.items() if isinstance(found, dict) and "episode_bits" in found]
+    row |= {f"e {cue}": memory[cue]["episode_bits"] for cue in cues if cue not in OTHERS}
     row |= {f"rank {rank}": gain for rank, gain in memory.get("ranks", {}).items()}
     curve = memory.get("occlusion", {})
     row |= {f"occluded {share:g}": e for share, e in zip(curve.get("share", []), curve.get("episode_bits", []))}

@@ -44,6 +44,11 @@ def _plain(value: float) -> float | None:
     return round(float(value), 6) if math.isfinite(value) else None
 
 
+def half_interval(deviation: Any, n: Any, confidence: float) -> Any:
+    """Half of Student's two-sided interval of a mean of n >= 2 values, of their sample deviation."""
+    return stats.t.ppf((1 + confidence) / 2, n - 1) * deviation / n**0.5
+
+
 def t_interval(values: Any, confidence: float) -> Interval:
     """Of the mean of independent values [n], those that are NaN left out; without ends for fewer than two."""
     values = numpy.asarray(values, dtype=float)
@@ -51,7 +56,7 @@ def t_interval(values: Any, confidence: float) -> Interval:
     n = len(values)
     if n < 2:
         return Interval(values.mean() if n else math.nan, math.nan, math.nan, n)
-    half = stats.t.ppf((1 + confidence) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n)
+    half = half_interval(values.std(ddof=1), n, confidence)
     return Interval(values.mean(), values.mean() - half, values.mean() + half, n)
 
 
