@@ -48,9 +48,9 @@ def card(
 ) -> Card:
     """Measure an encoder; `lib.takeaway.page.write_card` makes a page of what is returned, plain values by name.
 
-    ``encode``: float32 [B, 3, S, S], RGB in 0..1 less ``mean`` over ``std``, to features [B, D]; a module is measured in
-    eval mode. ``images``: uint8 [N, 3, S, S]; ``labels``: integers [N] from 0 on that index ``classes``, or None: there
-    is no probe, and no concept bits. A fifth of each class is held out as test images, by a fixed draw.
+    ``encode``: float32 [B, 3, S, S], RGB in 0..1 less ``mean`` over ``std``, to features [B, D]; a module is put into
+    eval mode for it. ``images``: uint8 [N, 3, S, S]. ``labels``: integers [N] from 0 on that index ``classes``, or
+    None, which leaves out probe, kNN and concept bits. A fifth of each class is held out for test, by a fixed draw.
     A UserError says that there are too few images, or that the encoder does not return [B, D] of finite numbers.
     """
     pixels = numpy.asarray(images)
@@ -58,7 +58,9 @@ def card(
     if pixels.dtype != numpy.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (3, *pixels.shape[-1:] * 2):
         raise UserError(f"images are {pixels.dtype} {list(pixels.shape)}; allowed: uint8 [N, 3, S, S]")
     if known.shape != pixels.shape[:1] or not len(known) or known.min() < 0:
-        raise UserError(f"labels are {list(known.shape)}; allowed: one integer from 0 on for each of {len(pixels)} images")
+        raise UserError(
+            f"labels are {list(known.shape)}; allowed: an integer from 0 on for each of {len(pixels)} images"
+        )
     test = stratified(known, TEST_SHARE, "test split")
     train = numpy.delete(numpy.arange(len(known)), test)
     names = list(classes or map(str, range(known.max() + 1)))
@@ -67,7 +69,7 @@ def card(
 
 
 def image_data(raw: RawDataset) -> ImageData:
-    """`assemble`, and of images of one class, which it refuses: they have no labels to tell, and no validation split."""
+    """`assemble`; images of one class, which it refuses, have no labels that tell anything, and no validation split."""
     if len(raw.classes) > 1:
         return assemble("images", raw)
     arrays = raw.train_images, raw.train_labels, raw.test_images, raw.test_labels, numpy.zeros(0, numpy.int64)
@@ -83,24 +85,26 @@ def measure(encoder: Encoder, data: ImageData, machine: Machine) -> Card:
     Cues and settings are the defaults of params.yaml, whatever it says, so that cards of the same images compare. Of a
     network that was drawn here BatchNorm first takes its statistics from the images, as a variant of 0 epochs does.
     """
-    size, width, augment, memory = data.train_images.shape[-1], encoder.name, Augment(), Memory()
     adapter: Any = Adapter(encoder, data).to(machine.device)
-    shared = {field.name: getattr(Shared(), field.name) for field in dataclasses.fields(Shared)}
-    params = Pretraining(encoder.name, "none", {}, size, **shared)
+    augment, memory, images = Augment(), Memory(), data.train_images
+    # The record that a training of ours would have left: the stages' functions take names and provenance from it.
+    params = Pretraining(encoder.name, "none", {}, images.shape[-1], **vars(Shared()))
     about = {"variant": encoder.name, "method": "none", "pretraining": params.as_json(), "supervised": False}
     about |= {"data": data.about, "versions": {}}
     if encoder.fresh:
-        images, seen = data.train_images.to(machine.device), {"mean": data.mean, "std": data.std}
-        calibrate_batchnorm(SimpleNamespace(method=adapter, params=params, images=images, machine=machine, **seen))
+        seen = {"images": images.to(machine.device), "mean": data.mean, "std": data.std}
+        like: Any = SimpleNamespace(method=adapter, params=params, machine=machine, **seen)  # what is read of a trainer
+        calibrate_batchnorm(like)
     found = measure_memory(adapter, about, data, augment, memory, machine).record
     scores = None
     if len(data.classes) > 1:
         knn = Knn(k=min(Knn().k, len(data.fitting)))
         measured = evaluate(adapter, about, data, Linear(study_epochs=0), knn, machine).record
         scores = {**measured["latents"]["h"], "k": knn.k, "chance": round(100 / len(data.classes), 2)}
-    own = {key: getattr(encoder, key) for key in ("name", "weights", "fresh")}
+    own: dict[str, Any] = {key: getattr(encoder, key) for key in ("name", "weights", "fresh")}
+    own |= {"mean": [*encoder.mean], "std": [*encoder.std], "width": found["latents"]["h"]["width"]}
     return {
-        "encoder": {**own, "mean": list(encoder.mean), "std": list(encoder.std), "width": found["latents"]["h"]["width"]},
+        "encoder": own,
         "data": {key: data.about[key] for key in ("source", "checksum", "classes", "image_size")},
         **{key: found[key] for key in ("images", "near_duplicates", "gallery", "possible", "draws")},
         "scores": scores,
@@ -111,8 +115,11 @@ def measure(encoder: Encoder, data: ImageData, machine: Machine) -> Card:
 
 
 class Adapter(nn.Module):
-    """An encoder in place of a method, with one latent ``h``; images come by the mean and std of ``data``, and are given
-    on by the encoder's own, so that all encoders meet the same cues."""
+    """An encoder in place of a method, with one latent ``h``.
+
+    Images come normalized as ``data`` has it and leave by the encoder's own mean and std: all encoders meet the same
+    cues.
+    """
 
     halves = False
     scale: Tensor
@@ -135,8 +142,8 @@ class Adapter(nn.Module):
         except Exception as error:  # of a library, or of the user's code
             raise UserError(f"{self.name} fails on images {list(images.shape)}: {one_line(error)[:300]}") from error
         if features.ndim != 2 or len(features) != len(images) or not features.shape[1]:
-            shape = list(features.shape)
-            raise UserError(f"{self.name} returns {shape} of {len(images)} images; allowed: [{len(images)}, D] features")
+            shape, count = list(features.shape), len(images)
+            raise UserError(f"{self.name} returns {shape} of {count} images; allowed: features [{count}, D]")
         if not features.isfinite().all():
             raise UserError(f"{self.name} returns numbers that are not finite; give weights, or pixels, that fit it")
         return features
@@ -151,7 +158,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--images", required=True, help="a folder, zip or tar of class folders, as for dataset: images")
     parser.add_argument("--size", type=int, help="pixels of the square that images become; default: the encoder's own")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="of timm or torchvision; else freshly initialized")
-    parser.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="of pixels in 0..1, for the encoder")
+    parser.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="of RGB in 0..1")
     parser.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"))
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="default: cards/<encoder>")
     options = parser.parse_args(arguments)

@@ -1,6 +1,6 @@
 """Encoders from anywhere as one kind of function: timm, torchvision, a file of ours, ONNX, or a user's own function.
 
-Nothing is fetched from a hub, and no file is unpickled: weights are safetensors, or a torch file that holds tensors alone.
+Nothing is fetched from a hub, and nothing unpickled: weights are safetensors, or a torch file of tensors alone.
 """
 
 import importlib
@@ -27,8 +27,7 @@ SEED = 0  # of the weights that are drawn here
 class Encoder:
     """``encode`` takes float32 [B, 3, S, S], RGB in 0..1 less ``mean`` over ``std``, and returns [B, D].
 
-    ``weights`` says in words where they are from; ``fresh``: they are drawn here. ``size``: the S that it is made for, or
-    None.
+    ``weights`` says in words where they are from; ``fresh``: they are drawn here. ``size``: the S that it is made for.
     """
 
     encode: Callable[[Tensor], Any]
@@ -64,7 +63,7 @@ def _timm(name: str, model_name: str, weights: Path | None) -> Encoder:
     timm: Any = _package("timm", name)
     plain, _, tag = model_name.partition(".")
     if not timm.is_model(plain):
-        raise UserError(f"timm has no model {shown(plain)}{nearest(plain, timm.list_models())}; allowed: one of its names")
+        raise UserError(f"timm has no model {shown(plain)}{nearest(plain, timm.list_models())}; name another")
     if tag and not weights:
         how = f"give them as --weights FILE, or name timm:{plain} for freshly initialized ones"
         raise UserError(f"{name}: the weights {tag} are on a hub, and nothing is fetched; {how}")
@@ -94,7 +93,7 @@ def _torchvision(name: str, model_name: str, weights: Path | None) -> Encoder:
 LIBRARIES = {"timm": _timm, "torchvision": _torchvision}
 
 
-def _built(build: Callable[[], nn.Module], name: str) -> nn.Module:
+def _built(build: Callable[[], Any], name: str) -> Any:
     """A model with the same fresh weights in every call, in eval mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
@@ -161,7 +160,9 @@ def _ours(path: Path) -> Encoder:
         raise UserError(f"{path} is no encoder of data/encoders; {how}") from None
     method, about = load_method(path)
     data = about["data"]
-    return Encoder(_MainLatent(method), str(path), "weights of its training", data["mean"], data["std"], data["image_size"])
+    return Encoder(
+        _MainLatent(method), str(path), "weights of its training", data["mean"], data["std"], data["image_size"]
+    )
 
 
 class _MainLatent(nn.Module):

@@ -1,6 +1,6 @@
 """A trained encoder for other libraries: ``python -m lib export simclr`` (docs/export.md).
 
-Writes model.safetensors, the encoder's weights; model.onnx, from normalized images to latents; for a ResNet config.json,
+Writes model.safetensors, the encoder's weights; model.onnx, from normalized images to latents; of a ResNet config.json,
 from which timm builds it; and README.md, the model card (`lib.takeaway.model_card`).
 """
 
@@ -58,7 +58,9 @@ def export_encoder(variant: str, folder: Path) -> list[str]:
     write_text(folder / CARD, model_card(method, about, torchvision_names, figures(variant)))
     lines = [f"written: {folder / name}, {size((folder / name).stat().st_size)}" for name in written]
     if not torchvision_names:
-        lines.append(f"left out: {CONFIG}, because timm and torchvision have no network like {method.encoder.name}")
+        lines.append(
+            f"left out: {CONFIG}, since timm and torchvision have no network like this one ({method.encoder.name})"
+        )
     return lines
 
 
@@ -87,8 +89,9 @@ def onnx_network(method: Method, about: dict[str, Any]) -> bytes:
         raise UserError(f"export needs the package {error.name}: pip install onnx onnxscript") from None
 
     def stable_sort(values: Any, stable: bool = False, dim: int = -1, descending: bool = False) -> Any:
+        count: Any = [values.shape[dim]]
         # torch.onnx has none, and binary codes need one; ONNX gives the first of equal values first, too
-        return onnxscript.opset18.TopK(values, [values.shape[dim]], axis=dim, largest=int(descending))
+        return onnxscript.opset18.TopK(values, count, axis=dim, largest=int(descending))
 
     example = fixed_images(method.params.image_size)
     # The patches of many images go through their network in parts, which would bound B: here they go at once.
@@ -106,7 +109,7 @@ def onnx_network(method: Method, about: dict[str, Any]) -> bytes:
         )
     proto = program.model_proto
     if not proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
-        raise UserError(f"{about['variant']}: its latents cannot be exported for any number of images, but of some alone")
+        raise UserError(f"the latents of {about['variant']} become ONNX for one number of images alone")
     known = {"variant": about["variant"], **{key: json.dumps(about["data"][key]) for key in ("mean", "std")}}
     onnx.helper.set_model_props(proto, known)
     return proto.SerializeToString()

@@ -20,18 +20,20 @@ STAGES = {
     "linear": (
         "metrics/{}.json",
         "data/scores/{}.json",
-        "top1 is percent of {images[test]} test images, read once, by `linear.mode: {linear[mode]}` (a probe is a logistic "
-        "regression on frozen, standardized latents; {images[validation]} validation images choose its L2 strength); knn "
-        "is by the {knn[k]} nearest of {images[train]} training images in cosine. study_top1 is the study's protocol, "
-        "whose best epoch the test images choose.",
+        """\
+`top1` is percent of {images[test]} test images, read once, by `linear.mode: {linear[mode]}` (a probe is a logistic
+regression on frozen, standardized latents, whose L2 strength {images[validation]} validation images choose); `knn` is
+by the {knn[k]} nearest of {images[train]} training images in cosine. `study_top1` is the study's own protocol, whose
+best epoch the test images choose.""",
     ),
     "memory": (
         "metrics/memory/{}.json",
         "data/memory/{}.json",
-        "Bits are what a memory of {images[stored]} training images tells of {images[cued]} degraded test images: which of "
-        "its class it was (episode_bits, at most {possible[episode_bits]}) and its class (concept_bits, at most "
-        "{possible[concept_bits]}); first under the augmentation of training, {draws} draws each, then by cues that no "
-        "training has. recall21 is the share nearer to their own image than to its 20 nearest look-alikes.",
+        """\
+Bits are what a memory of {images[stored]} training images tells of {images[cued]} degraded test images: which of its
+class it was (`episode_bits`, at most {possible[episode_bits]}), and its class (`concept_bits`, at most
+{possible[concept_bits]}); first under the augmentation of training, {draws} draws each, then by cues that no training
+has. `recall21` is the share of cues that are nearer to their own image than to its 20 nearest look-alikes.""",
     ),
 }
 STEM = "model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()"
@@ -127,7 +129,7 @@ def model_card(method: Method, about: Mapping[str, Any], torchvision_names: bool
         name, first = next(iter(latents.items()))
         whole = pool(encoder(fixed_images(method.params.image_size)))
         same = first.shape == whole.shape and torch.allclose(first, whole, atol=1e-5)
-        features = f"the latent `{name}`" if same else "the mean of the encoder's whole map, which is none of the latents"
+        features = f"the latent `{name}`" if same else "the mean of the whole map, which is none of the latents"
         use = RESNET.format(architecture=encoder.name, features=features) + use
     options = ", ".join(f"{key}: {value}" for key, value in params["options"].items())
     rest = {key: value for key, value in params.items() if key not in ("variant", "options")}
@@ -179,7 +181,7 @@ def _md5(path: Path) -> str:
 
 def _table(values: Mapping[str, Any]) -> str:
     """Names and values, those of blocks by name.key; what is None is left out."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, Mapping) else {name: value}
     lines = [f"| {name} | {value} |" for name, value in flat.items() if value is not None]

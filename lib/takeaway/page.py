@@ -27,57 +27,55 @@ PAGE = """\
 
 {headline}
 
-{pictures}: {cued} of {test} test images are cues, each among the {smallest} to {largest} of its half of its class; \
-{stored} images are stored. {duplicates} test images were left out as near-duplicates.
+{pictures}. {cued} of {test} test images are cues, each among {gallery} of its class; {stored} images are stored.
+{duplicates} test images were left out as near-duplicates.
 
 ![Bits by cue, by how much is hidden and by how alike the competitors look](card.png)
 
-{table}
+{tables}
 
 - **Episode bits**: what the features tell of *which* image of its class a degraded image was.{concept}
 - **8x8 pixels** are the same memory of the images themselves, reduced: a landmark, neither floor nor goal.
-- **Look-alikes**: bits on whether the cue's own image or one other was meant, by how alike the pixels of the two are,
-  rank 1 being the most alike. Features that separate similar images lose little towards rank 1.
-- Numbers depend on how many images there are: compare cards of the same images, of one size.
+- **Look-alikes**: bits on whether the cue's own image or one other was meant, by how alike the pixels of the two are;
+  rank 1 is the most alike. Features that separate similar images lose little towards rank 1.
+- Bits depend on how many images there are: compare cards of the same images, in one size.
 
 Features: {width} numbers. The encoder saw pixels in 0..1 less ({mean}), over ({std}). Cues: SimCLR's augmentation
 (crops from 8 % of the area, flips, colors, gray), {draws} draws of each, and five that it does not have.{protocol}
-Measured with torch {torch}. All numbers: card.json. Pixels and labels (sha256): `{checksum}`.
+Measured with torch {torch}; all numbers are in card.json. sha256 of pixels and labels: `{checksum}`.
 """
 CONCEPT = """
 - **Concept bits**: what they tell of its *class*, by the stored images of each."""
 PROTOCOL = """
 Probe: logistic regression on standardized features, its L2 strength chosen on a tenth of the training images. kNN: the
-{k} nearest in cosine. Both on test images that were read once."""
+{k} nearest in cosine. Both are of the test images, which were read once."""
 FRESH = "**Freshly initialized weights (seed 0), not trained ones**: a floor for those of the same network."
-
-
-def write_card(folder: Path, found: Mapping[str, Any]) -> list[str]:
-    """Write what `lib.takeaway.card.card` found; returns lines that say so."""
-    write_json(folder / "card.json", found)
-    save_figure(folder / "card.png", card_figure, found)
-    write_text(folder / "card.md", page(found))
-    lines = [line for line in table(found).splitlines()[2:]]
-    return [*lines, *(f"written: {folder / name}, {size((folder / name).stat().st_size)}" for name in FILES)]
-
-
 FILES = ("card.md", "card.png", "card.json")
 
 
+def write_card(folder: Path, found: Mapping[str, Any]) -> list[str]:
+    """Write what `lib.takeaway.card.card` found as three files; returns the numbers as lines, and what was written."""
+    write_json(folder / "card.json", found)
+    save_figure(folder / "card.png", card_figure, found)
+    write_text(folder / "card.md", page(found))
+    written = [f"written: {folder / name}, {size((folder / name).stat().st_size)}" for name in FILES]
+    return [*tables(found).splitlines(), *written]
+
+
 def page(found: Mapping[str, Any]) -> str:
-    encoder, data, images = found["encoder"], found["data"], found["images"]
-    side, labeled = data["image_size"], found["scores"]
-    kinds = f"{len(data['classes'])} classes" if labeled else "no classes, so that probe, kNN and concept bits are left out"
+    encoder, data, sizes = found["encoder"], found["data"], [*dict.fromkeys(found["gallery"].values())]
+    side, scores = data["image_size"], found["scores"]
+    kinds = f"{len(data['classes'])} classes" if scores else "without classes: no probe, no kNN, no concept bits"
     return PAGE.format(
         name=encoder["name"],
         headline=FRESH if encoder["fresh"] else f"{encoder['weights']}.".capitalize(),
         pictures=f"Images: {data['source']}, {side} x {side} pixels, {kinds}",
-        **images,
-        **found["gallery"],
+        **found["images"],
+        gallery=" to ".join(map(str, sizes)),
         duplicates=sum(found["near_duplicates"].values()),
-        table=table(found),
-        concept=CONCEPT if labeled else "",
-        protocol=PROTOCOL.format(**labeled) if labeled else "",
+        tables=tables(found),
+        concept=CONCEPT if scores else "",
+        protocol=PROTOCOL.format(**scores) if scores else "",
         width=encoder["width"],
         mean=", ".join(f"{value:.4g}" for value in encoder["mean"]),
         std=", ".join(f"{value:.4g}" for value in encoder["std"]),
@@ -87,23 +85,24 @@ def page(found: Mapping[str, Any]) -> str:
     )
 
 
-def table(found: Mapping[str, Any]) -> str:
-    """Markdown: every measure of the encoder and of 8x8 pixels, and what is possible or chance."""
-    scores, own, pixels = found["scores"], found["memory"]["cues"], found["pixels"]["cues"]
-    rows = []
+def tables(found: Mapping[str, Any]) -> str:
+    """Accuracies in a line, and a Markdown table of bits by cue: of the encoder and of 8x8 pixels."""
+    scores, records, asked = found["scores"], (found["memory"], found["pixels"]), questions(found)
+    lines = []
     if scores:
-        chance = f"chance {scores['chance']:g}"
-        rows += [("probe top-1, %", f"{scores['top1']:.1f}", "", chance), ("kNN top-1, %", f"{scores['knn']:.1f}", "", chance)]
-    for key, name in questions(found).items():
-        most = f"at most {found['possible'][key]:.2f}"
-        rows += [
-            (f"{name[0]}, {words}", f"{own[cue][key]:.2f}", f"{pixels[cue][key]:.2f}", most) for cue, words in CUES.items()
-        ]
-    if "recall21" in own["trained"]:
-        both = (f"{cues['trained']['recall21']:.3f}" for cues in (own, pixels))
-        rows.append(("nearer than 20 look-alikes, share", *both, "chance 0.048"))
-    lines = ["| | encoder | 8x8 pixels | |", "|---|---:|---:|---|", *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n".join(lines)
+        accuracies = f"Probe top-1 {scores['top1']:.1f} %, kNN top-1 {scores['knn']:.1f} %"
+        lines += [f"{accuracies}, where chance is {scores['chance']:g} %.", ""]
+    if "recall21" in records[0]["cues"]["trained"]:
+        own, pixels = (record["cues"]["trained"]["recall21"] for record in records)
+        nearer = f"Nearer to their own image than to its 20 nearest look-alikes: {own:.1%} of the cues"
+        lines += [f"{nearer} (8x8 pixels {pixels:.1%}, chance 4.8 %).", ""]
+    heads = [head for name, *_ in asked.values() for head in (name, "8x8 pixels")]
+    lines += [f"| cue | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
+    for kind, words in CUES.items():
+        values = [f"{record['cues'][kind][key]:.2f}" for key in asked for record in records]
+        lines.append(f"| {words} | {' | '.join(values)} |")
+    most = [f"{found['possible'][key]:.2f}" for key in asked for _ in records]
+    return "\n".join([*lines, f"| all there are | {' | '.join(most)} |"])
 
 
 def questions(found: Mapping[str, Any]) -> dict[str, tuple[str, str, str]]:
