@@ -50,8 +50,10 @@ def test_the_numbers_are_those_of_the_stages():
     found = measure(Encoder(encode, mean=data.mean.tolist(), std=data.std.tolist()), data, CPU)
     theirs = measure_memory(method, tiny_about(), data, Augment(), Memory(), CPU).record
     assert found["memory"] == theirs["latents"]["h"] and found["possible"] == theirs["possible"]
-    scores = evaluate(method, tiny_about(), data, Linear(study_epochs=0), Knn(k=135), CPU).record["latents"]["h"]
-    assert {key: found["scores"][key] for key in scores} == scores and found["scores"]["k"] == 135 == len(data.fitting)
+    scores = evaluate(method, tiny_about(), data, Linear(study_epochs=0), Knn(k=2), CPU).record["latents"]["h"]
+    assert {key: found["scores"][key] for key in scores} == scores and found["scores"]["k"] == 2 == len(
+        data.fitting
+    ) // 50
     assert found["pixels"] == pixel_landmark(data, Augment(), Memory(), CPU)
 
 
@@ -76,7 +78,11 @@ def test_without_labels_there_is_no_probe_and_no_class(tmp_path):
     found = card(flat, *arrays(labeled=False), machine=CPU)
     assert found["scores"] is None and found["images"]["cued"] == 24
     text = page(found)
-    assert "without classes: no probe, no kNN, no concept bits" in text and "oncept bits**" not in text
+    assert (
+        "without classes: no probe, no kNN, no concept bits" in text
+        and "oncept bits**" not in text
+        and "of its class" not in text
+    )
     assert "| cue | episode bits | 8x8 pixels |\n" in text and "Probe" not in text
     write_card(tmp_path, found)
     assert (tmp_path / "card.png").stat().st_size > 10_000
@@ -339,6 +345,13 @@ def test_the_command_writes_a_page_a_picture_and_the_numbers(tmp_path, monkeypat
     found, text = read_json(written / "card.json"), (written / "card.md").read_text()
     assert text == page(found) and "{" not in text and len(text.splitlines()) < 45
     assert f"Probe top-1 {found['scores']['top1']:.1f} %" in text and "folder photos, 8 x 8 pixels, 3 classes" in text
+    (folder / "class0/bad.png").touch()
+    for place, words in (
+        ("none", "--images is 'none', where"),
+        (str(folder), "; mend or remove them, or set --on-bad-image"),
+    ):
+        with pytest.raises(UserError, match=words):
+            main(["some_encoder.py:encode", "--images", place, "--size", "8"])
     main(["some_encoder.py:encode", "--images", str(pictures(tmp_path / "one", 1)), "--size", "8", "--to", "there"])
     assert "without classes" in Path("there/card.md").read_text()
 
@@ -355,4 +368,4 @@ def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/card.md").read_text(), re.DOTALL)
     exec(compile(example, "docs/card.md", "exec"), {})
     top1, bits = map(float, capsys.readouterr().out.splitlines()[-1].split())
-    assert top1 > 80 and bits > 1 and json.loads(Path("cards/means/card.json").read_text())["scores"]["top1"] == top1
+    assert top1 > 80 and bits > 0.3 and json.loads(Path("cards/means/card.json").read_text())["scores"]["top1"] == top1

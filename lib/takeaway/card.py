@@ -6,6 +6,7 @@ concept bits by cue, by how much is hidden and by how alike the competitors look
 
 import argparse
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,10 @@ from lib.takeaway.page import write_card
 
 PIXELS = 2**22  # given to an encoder at a time: 4,096 images of 32 pixels, 83 of 224
 SIZES = (8, 512)  # pixels
+SHARE = 50  # images for each neighbor that votes, of sets where the 200 of CIFAR-10 would be most of a class
+# what the reader of images says of params.yaml, which is not read here
+SAID = (("images_path", "--images"), ("on_bad_image: skip in params.yaml", "--on-bad-image skip"))
+SAID += (("image_size in params.yaml", "--size"),)
 
 Card = dict[str, Any]
 
@@ -98,7 +103,7 @@ def measure(encoder: Encoder, data: ImageData, machine: Machine) -> Card:
     found = measure_memory(adapter, about, data, augment, memory, machine).record
     scores = None
     if len(data.classes) > 1:
-        knn = Knn(k=min(Knn().k, len(data.fitting)))
+        knn = Knn(k=max(1, min(Knn().k, len(data.fitting) // SHARE)))
         measured = evaluate(adapter, about, data, Linear(study_epochs=0), knn, machine).record
         scores = {**measured["latents"]["h"], "k": knn.k, "chance": round(100 / len(data.classes), 2)}
     own: dict[str, Any] = {key: getattr(encoder, key) for key in ("name", "weights", "fresh")}
@@ -157,6 +162,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("encoder", help=ALLOWED)
     parser.add_argument("--images", required=True, help="a folder, zip or tar of class folders, as for dataset: images")
     parser.add_argument("--size", type=int, help="pixels of the square that images become; default: the encoder's own")
+    parser.add_argument("--on-bad-image", choices=("refuse", "skip"), default="refuse")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="of timm or torchvision; else freshly initialized")
     parser.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="of RGB in 0..1")
     parser.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"))
@@ -168,6 +174,9 @@ def main(arguments: list[str]) -> None:
     size = options.size or encoder.size
     if size is None or not SIZES[0] <= size <= SIZES[1]:
         raise UserError(f"--size is {size}; allowed: {SIZES[0]} to {SIZES[1]}, the pixels that {encoder.name} takes")
-    data = image_data(read_folders(options.images, size))
+    try:
+        raw = read_folders(options.images, size, options.on_bad_image)
+    except UserError as error:
+        raise UserError(functools.reduce(lambda text, words: text.replace(*words), SAID, str(error))) from None
     folder = options.to or Path("cards") / encoder.name.replace("/", "_").replace(":", "_")
-    print("\n".join(write_card(folder, measure(encoder, data, machine))))
+    print("\n".join(write_card(folder, measure(encoder, image_data(raw), machine))))

@@ -23,8 +23,8 @@ STAGES = {
         """\
 `top1` is percent of {images[test]} test images, read once, by `linear.mode: {linear[mode]}` (a probe is a logistic
 regression on frozen, standardized latents, whose L2 strength {images[validation]} validation images choose); `knn` is
-by the {knn[k]} nearest of {images[train]} training images in cosine. `study_top1` is the study's own protocol, whose
-best epoch the test images choose.""",
+by the {knn[k]} nearest of {images[train]} training images in cosine. `study_top1`, if it is there, is the study's own
+protocol, whose best epoch the test images choose.""",
     ),
     "memory": (
         "metrics/memory/{}.json",
@@ -33,7 +33,8 @@ best epoch the test images choose.""",
 Bits are what a memory of {images[stored]} training images tells of {images[cued]} degraded test images: which of its
 class it was (`episode_bits`, at most {possible[episode_bits]}), and its class (`concept_bits`, at most
 {possible[concept_bits]}); first under the augmentation of training, {draws} draws each, then by cues that no training
-has. `recall21` is the share of cues that are nearer to their own image than to its 20 nearest look-alikes.""",
+has. `recall21` is the share of cues that are nearer to their own image than to its 20 nearest look-alikes.
+`whitened` is a control in another metric, and what begins with `z` is of the projection.""",
     ),
 }
 STEM = "model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()"
@@ -168,21 +169,25 @@ def figures(variant: str) -> str:
         entry = stages.get(f"{stage}@{variant}", {})
         known = {each["path"]: each["md5"] for each in (*entry.get("deps", ()), *entry.get("outs", ()))}
         if all(known.get(path.as_posix()) == _md5(path) for path in (encoder_file(variant), *files)):
-            rows |= read_json(files[0])
+            rows |= _flat(read_json(files[0]))
             protocols.append(protocol.format(**read_json(files[1])))
         else:
             protocols.append(f"What {stage} measures is not known of these weights: dvc repro {stage}@{variant}.")
-    return "\n\n".join([_table(rows), *protocols] if rows else protocols)
+    return "\n\n".join([*[_table(rows)] * bool(rows), *protocols])
 
 
 def _md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest() if path.is_file() else "missing"
 
 
-def _table(values: Mapping[str, Any]) -> str:
-    """Names and values, those of blocks by name.key; what is None is left out."""
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, Mapping) else {name: value}
-    lines = [f"| {name} | {value} |" for name, value in flat.items() if value is not None]
+    return flat
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    """Of names and values, those of blocks by name.key; what is None is left out."""
+    lines = [f"| {name} | {value} |" for name, value in _flat(values).items() if value is not None]
     return "\n".join(["| | |", "|---|---:|", *lines])

@@ -21,20 +21,21 @@ CUES = {
 # of an encoder filled and joined, of pixels hollow and dashed
 QUESTIONS = {"episode_bits": ("episode bits", COLORS[0], "o"), "concept_bits": ("concept bits", COLORS[1], "s")}
 OF_RANKS = {"trained": (COLORS[2], "^"), "occlusion_25": (COLORS[3], "D")}
+DODGE = {"episode_bits": -0.13, "concept_bits": 0.13}  # rows apart, so that points of equal bits are both seen
 PIXELS: Any = {"linestyle": "--", "markerfacecolor": "white", "linewidth": 1.2}
 PAGE = """\
 # Memory card: {name}
 
 {headline}
 
-{pictures}. {cued} of {test} test images are cues, each among {gallery} of its class; {stored} images are stored.
+{pictures}. {cued} of {test} test images are cues, each among {gallery}{of_class}; {stored} images are stored.
 {duplicates} test images were left out as near-duplicates.
 
 ![Bits by cue, by how much is hidden and by how alike the competitors look](card.png)
 
 {tables}
 
-- **Episode bits**: what the features tell of *which* image of its class a degraded image was.{concept}
+- **Episode bits**: what the features tell of *which* image{of_class} a degraded image was.{concept}
 - **8x8 pixels** are the same memory of the images themselves, reduced: a landmark, neither floor nor goal.
 - **Look-alikes**: bits on whether the cue's own image or one other was meant, by how alike the pixels of the two are;
   rank 1 is the most alike. Features that separate similar images lose little towards rank 1.
@@ -74,6 +75,7 @@ def page(found: Mapping[str, Any]) -> str:
         gallery=" to ".join(map(str, sizes)),
         duplicates=sum(found["near_duplicates"].values()),
         tables=tables(found),
+        of_class=" of its class" if scores else "",
         concept=CONCEPT if scores else "",
         protocol=PROTOCOL.format(**scores) if scores else "",
         width=encoder["width"],
@@ -144,8 +146,9 @@ def _draw_cues(panel: Axes, found: Mapping[str, Any]) -> None:
     for record, label, style in ((found["memory"], "{}", {}), (found["pixels"], "{}, 8x8 pixels", PIXELS)):
         for key, (name, color, marker) in questions(found).items():
             values = [record["cues"][kind][key] for kind in CUES]
+            places = [row + DODGE[key] for row in range(len(CUES))]
             look = {"color": color, "marker": marker, **style, "linestyle": ""}
-            panel.plot(values, range(len(CUES)), label=label.format(name), **look)
+            panel.plot(values, places, label=label.format(name), **look)
     panel.set_yticks(range(len(CUES)), [*CUES.values()])
     panel.invert_yaxis()
     panel.axvline(0, color="0.35", linewidth=0.8)
