@@ -34,8 +34,11 @@ PIXELS = 2**22  # given to an encoder at a time: 4,096 images of 32 pixels, 83 o
 SIZES = (8, 512)  # pixels
 SHARE = 50  # images for each neighbor that votes, of sets where the 200 of CIFAR-10 would be most of a class
 # what the reader of images says of params.yaml, which is not read here
-SAID = (("images_path", "--images"), ("on_bad_image: skip in params.yaml", "--on-bad-image skip"))
-SAID += (("image_size in params.yaml", "--size"),)
+SAID = {
+    "images_path": "--images",
+    "on_bad_image: skip in params.yaml": "--on-bad-image skip",
+    "image_size in params.yaml": "--size",
+}
 
 Card = dict[str, Any]
 
@@ -177,6 +180,6 @@ def main(arguments: list[str]) -> None:
     try:
         raw = read_folders(options.images, size, options.on_bad_image)
     except UserError as error:
-        raise UserError(functools.reduce(lambda text, words: text.replace(*words), SAID, str(error))) from None
+        raise UserError(functools.reduce(lambda text, words: text.replace(*words), SAID.items(), str(error))) from None
     folder = options.to or Path("cards") / encoder.name.replace("/", "_").replace(":", "_")
     print("\n".join(write_card(folder, measure(encoder, image_data(raw), machine))))

@@ -156,7 +156,7 @@ def _ours(path: Path) -> Encoder:
     try:
         read_about(path)
     except UserError:
-        how = "name the network of these weights, as in timm:resnet18 --weights FILE"
+        how = "name the network of these weights, as in timm:resnet18 --weights FILE, or the model.onnx of an export"
         raise UserError(f"{path} is no encoder of data/encoders; {how}") from None
     method, about = load_method(path)
     data = about["data"]

@@ -150,7 +150,7 @@ def _draw_cues(panel: Axes, found: Mapping[str, Any]) -> None:
             look = {"color": color, "marker": marker, **style, "linestyle": ""}
             panel.plot(values, places, label=label.format(name), **look)
     panel.set_yticks(range(len(CUES)), [*CUES.values()])
-    panel.invert_yaxis()
+    panel.set_ylim(len(CUES) - 0.5, -0.5)
     panel.axvline(0, color="0.35", linewidth=0.8)
     panel.set(xlabel="bits", title="By cue")
     panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8)
