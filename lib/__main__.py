@@ -14,6 +14,8 @@ COMMANDS = {
     "record": ("lib.report.record", "keep a finished run under docs/results"),
     "verdict": ("lib.report.verdict", "the verdict on the hypotheses, from a folder of runs"),
     "willshaw": ("lib.report.willshaw", "what a Willshaw memory recalls of a variant's binary codes"),
+    "export": ("lib.takeaway.export", "a trained encoder for torchvision, timm and ONNX, with its model card"),
+    "card": ("lib.takeaway.card", "measure the memory of any encoder, on any images"),
     "prune": ("lib.core.checkpoint", "remove the checkpoints of finished trainings"),
     "offline-plots": ("lib.offline_plots", "make dvc plots show work without internet"),
 }
