@@ -52,9 +52,10 @@ def evaluate(
     params = Pretraining.from_json(about["pretraining"])
     splits = data.train_images, data.test_images
     print(f"{params.variant}: latents of {len(splits[0])} training and {len(splits[1])} test images", flush=True)
+    title = f"{params.variant}: latents"
     tuned = linear.mode == "finetune"
     train, test = (
-        extract_with_projections(method, images, data.mean, data.std, machine, not tuned) for images in splits
+        extract_with_projections(method, images, data.mean, data.std, machine, not tuned, title) for images in splits
     )
     latents, projections = Numbers(), Numbers()
     predictions: Named = {}

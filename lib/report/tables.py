@@ -172,7 +172,7 @@ def with_deviation(row: pandas.Series, key: str, form: str) -> str:
     return f"{row[key]:{form}}" + ("" if pandas.isna(deviation) else f" ± {deviation:{form.removeprefix('+')}}")
 
 
-def accuracy_table(table: pandas.DataFrame, order: Iterable[str]) -> pandas.DataFrame:
+def accuracy_table(table: pandas.DataFrame, order: Iterable[str], colors: Mapping[str, str]) -> pandas.DataFrame:
     """The bars of ``dvc plots show``: `summary` with a row per measure, groups in ``order``, ``value`` in percent."""
     parts = []
     for key, measure in measures(table).items():
@@ -181,6 +181,7 @@ def accuracy_table(table: pandas.DataFrame, order: Iterable[str]) -> pandas.Data
         parts.append(part.rename(columns={key: "value", f"{key}_sd": "sd"}).round(4))
     places = {name: place for place, name in enumerate(order)}
     bars = pandas.concat(parts).astype({"n": int})
+    bars["color"] = bars["group"].map(colors)
     return bars.sort_values("group", key=lambda names: names.map(places), kind="stable")
 
 
