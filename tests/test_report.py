@@ -185,7 +185,8 @@ def test_projections_have_a_section_and_no_place_in_pictures(tmp_path):
     assert "| simclr | " in page[: page.index("## Projections")] and page.count("simclr · z") == 1
     write_results(SimpleNamespace(variants={"simclr": None}), tmp_path)
     assert pandas.read_csv(tmp_path / "plots/accuracy.csv")["model"].unique().tolist() == ["simclr"]
-    assert "simclr · z" in show(tmp_path / "metrics/results.csv")
+    page, shown = tmp_path / "metrics/results.csv", "simclr · z"
+    assert shown in show(page, every=True) and shown not in show(page)
 
 
 @pytest.mark.parametrize(("epochs", "shown"), [(0, False), (5, False), (50, True)])
@@ -343,7 +344,7 @@ def test_the_plane_has_a_point_for_each_group_and_a_sentence_of_what_it_says(tmp
     bits["dual"] = 2.0, 3.0
     said = plane.plane_sentence(plane_of(tmp_path, {name: PLANE[name] for name in ("simclr", "dual")}, bits)[1])
     assert said == (
-        "Which image a degraded one was, dual tells best (2.00 bits); and its class too (3.00 bits). "
+        "Which image a degraded one was, dual tells best (2.00 bits), and its class too (3.00 bits). "
         "One seed each: a small difference may be the seed's."
     )
 
@@ -363,7 +364,9 @@ def test_the_dose_has_a_picture_only_where_a_variant_has_one(tmp_path):
     term = {"joint": {"gamma": 0.01, "options": PULL, "parts": PARTS}, "simclr": {}, "vicreg": {"method": "vicreg"}}
     written(tmp_path, term)
     dosed = pandas.read_csv(tmp_path / "plots/dose/dose.csv")
-    assert dosed["group"].tolist() == ["simclr", "joint"] and dosed["dose"].tolist() == pytest.approx([0, 14.38], abs=0.01)
+    assert dosed["group"].tolist() == ["simclr", "joint"] and dosed["dose"].tolist() == pytest.approx(
+        [0, 14.38], abs=0.01
+    )
     assert (tmp_path / "plots/dose/dose.png").stat().st_size
     written(tmp_path, {"simclr": {}})
     assert pandas.read_csv(tmp_path / "plots/dose/dose.csv").empty and not (tmp_path / "plots/dose/dose.png").exists()
@@ -410,13 +413,23 @@ def test_names_are_drawn_or_spelled(tmp_path):
 def test_show_has_probe_and_knn_first_and_drops_the_last_columns_where_it_is_narrow(root):
     lines = show(root / "metrics/results.csv").splitlines()
     assert lines[0].startswith("cifar10: encoder small; 12 epochs;") and lines[0].endswith("seed 0, 1, 2")
-    assert len({len(line) for line in lines[3:]}) == 1 and len(lines) == 3 + 3 + 1 + 11 and "Study" in lines[3]
+    end = lines.index("", 3)
+    assert (
+        len({len(line) for line in lines[3:end]}) == 1 and end == 3 + 3 + 1 + 5 + 3 and "(published)" in lines[end - 1]
+    )
+    assert lines[3].endswith("Study protocol") and re.findall(r"\w+ top-1", lines[5]) == ["Probe top-1", "kNN top-1"]
+    assert lines[end + 1].startswith("Which image") and lines[-1].startswith("More: 3 latents and projections")
+    every = show(root / "metrics/results.csv", every=True).splitlines()
+    assert every.index("", 3) == end + 3 and every[-1] == "More: all in metrics/results.md."
     narrow = show(root / "metrics/results.csv", width=40).splitlines()
-    assert max(map(len, narrow[:-1])) <= 40 and "Study" not in "".join(narrow) and "Probe top-1" in "".join(narrow)
-    assert narrow[-1] == "7 more in a wider terminal, or in metrics/results.md"
+    assert max(map(len, narrow)) <= 40 and "Study" not in "".join(narrow) and "Probe top-1" in "".join(narrow)
+    assert "(published)" not in "".join(narrow) and "More: 6 columns in a wider terminal, 3" in narrow
 
 
-@pytest.mark.parametrize(("encoding", "words"), [("ascii", ("dual . upper", "+-")), ("utf-8", ("dual · upper", "±"))])
+@pytest.mark.parametrize(
+    ("encoding", "words"),
+    [("ascii", ("dual . upper", "+-", "Dose lambda")), ("utf-8", ("dual · upper", "±", "Dose λ"))],
+)
 def test_show_in_a_pipe_is_plain_in_its_encoding_and_silent_when_it_closes(root, encoding, words):
     command = [sys.executable, "-c", "from lib.report.show import main; main([])"]
     more = {"PYTHONPATH": os.getcwd(), "PYTHONIOENCODING": encoding, "FORCE_COLOR": "1"}

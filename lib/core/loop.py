@@ -48,7 +48,10 @@ def pretrain(trainer: Pretrainer, store: CheckpointStore, curve: Path, monitor: 
         _write_curve(curve, position.history)  # DVC has removed it, and a resumed training has its beginning
         print(f"{trainer.params.variant}: {_what_follows(trainer, store, saved is not None)}", flush=True)
     done = position.epoch * trainer.steps_per_epoch + position.step
-    with StepProgress(f"pretrain {trainer.params.variant}", trainer.steps, done, silent=not main) as progress, Watchdog() as watchdog:
+    with (
+        StepProgress(f"pretrain {trainer.params.variant}", trainer.steps, done, silent=not main) as progress,
+        Watchdog() as watchdog,
+    ):
         while position.epoch < epochs:
             _epoch(trainer, store, progress, watchdog, main)
             _close_epoch(trainer, monitor, progress)
@@ -81,9 +84,7 @@ def _untrained(trainer: Pretrainer, monitor: Monitor) -> dict[str, Any]:
     return {**row, **dict.fromkeys(TIMES), "device": trainer.setting}
 
 
-def _epoch(
-    trainer: Pretrainer, store: CheckpointStore, progress: StepProgress, watchdog: Watchdog, main: bool
-) -> None:
+def _epoch(trainer: Pretrainer, store: CheckpointStore, progress: StepProgress, watchdog: Watchdog, main: bool) -> None:
     """The rest of the current epoch, with a checkpoint whenever the last one is old."""
     position, device = trainer.position, trainer.machine.device
     order = trainer.order(position.epoch)

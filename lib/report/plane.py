@@ -86,13 +86,13 @@ def plane_sentence(table: pandas.DataFrame) -> str:
     """What the plane of `lib.report.tables.summary` says: who tells most of either kind, and where the floor lies."""
     rows = main_rows(table).dropna(subset=["group", *BITS])
     episode, concept = (rows.loc[rows[key].idxmax()] for key in BITS)
-    parts = [f"Which image a degraded one was, {episode['group']} tells best ({episode['episode_bits']:.2f} bits)"]
+    said = f"Which image a degraded one was, {episode['group']} tells best ({episode['episode_bits']:.2f} bits)"
     if episode["group"] == concept["group"]:
-        parts.append(f"and its class too ({concept['concept_bits']:.2f} bits)")
+        said += f", and its class too ({concept['concept_bits']:.2f} bits)"
     else:
         bits = f"{concept['concept_bits']:.2f} bits, and {concept['episode_bits']:.2f} of the image"
-        parts.append(f"its class, {concept['group']} ({bits})")
+        said += f"; its class, {concept['group']} ({bits})"
     for _, floor in rows[rows["epochs"] == 0][:1].iterrows():
-        parts.append(f"{floor['group']}, which did not train, {floor['episode_bits']:.2f} and {floor['concept_bits']:.2f}")
+        said += f"; {floor['group']}, which did not train, {floor['episode_bits']:.2f} and {floor['concept_bits']:.2f}"
     seeds = "" if rows["n"].max() > 1 else " One seed each: a small difference may be the seed's."
-    return "; ".join(parts) + "." + seeds
+    return f"{said}.{seeds}"
