@@ -9,9 +9,9 @@ import torch
 from lib.report.record import BEGIN, END, LARGEST, PICTURES, write_record
 from lib.report.records import read_record
 from lib.report.tables import markdown, result_rows
-from lib.trace import main, trace
 from lib.runtime.errors import UserError
 from lib.runtime.files import write_table, write_tensors, write_text
+from lib.trace import main, trace
 from tests.report_runs import write_run
 
 PARAMS = """\
