@@ -9,6 +9,7 @@ from lib.runtime.errors import UserError
 COMMANDS = {
     "repro": ("lib.repro", "dvc repro, with the number of each stage and without DVC's hints"),
     "plan": ("lib.plan", "what a change would rerun, why, and about how long"),
+    "experiments": ("lib.experiments", "DVC's experiments: what changed, and one measure per variant"),
     "preset": ("lib.preset", "copy a preset to params.yaml"),
     "show": ("lib.report.show", "the table, in the terminal"),
     "trace": ("lib.trace", "where an output comes from"),

@@ -11,7 +11,15 @@ from tests.examples import ROOT
 LAYERS = [
     ["stages"],
     ["lib/__main__.py"],
-    ["lib/resolve.py", "lib/plan.py", "lib/preset.py", "lib/repro.py", "lib/trace.py", "lib/offline_plots.py"],
+    [
+        "lib/resolve.py",
+        "lib/plan.py",
+        "lib/preset.py",
+        "lib/repro.py",
+        "lib/experiments.py",
+        "lib/trace.py",
+        "lib/offline_plots.py",
+    ],
     ["lib/report"],
     ["lib/evaluate", "lib/verdict"],
     ["lib/core"],
