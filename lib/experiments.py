@@ -42,7 +42,8 @@ def rows_of(shown: list[dict[str, Any]], measure: str) -> list[Row]:
         after = _params(revision)
         changed = [f"{key}={value}" for key, value in after.items() if before.get(key, after) != value]
         changed += [f"no {key}" for key in before if after and key not in after]
-        metrics, values = (revision["data"] or {}).get("metrics", {}), {}
+        metrics = (revision["data"] or {}).get("metrics", {})
+        values: dict[str, float] = {}
         for variant in dict.fromkeys(key.split(".")[1] for key in after if key.startswith("variants.")):
             numbers = metrics.get(FILES[measure].format(variant), {}).get("data") or {}
             values |= {variant: numbers[measure]} if measure in numbers else {}

@@ -237,6 +237,21 @@ def test_the_columns_are_those_that_tell_something(tmp_path, settings, header):
     assert f"\n| Model | {' | '.join(header)} |\n" in page and "±" not in page.split("\n| Model")[1]
 
 
+def test_shares_of_the_labels_have_a_table_where_they_were_asked_for(tmp_path, root):
+    """The mean over seeds of means and of deviations over draws."""
+    runs = {f"simclr_{seed}": {"seed": seed} for seed in (0, 1)} | {"floor": {"epochs": 0}}
+    for number, (name, settings) in enumerate(runs.items()):
+        few = {"0.01": {"top1": 30.0 + number, "sd": 2.0 + number}, "0.1": {"top1": 50.0, "sd": 1.0}}
+        write_run(tmp_path, name, few=few, dataset="digits", **settings)
+    page = tables.markdown(tables.result_rows([read_record(name, tmp_path) for name in runs]))
+    top1 = tables.summary(tables.result_rows([read_record("floor", tmp_path)]))["top1"][0]
+    section = page[page.index("## Shares of the training labels") : page.index("## Runs")]
+    assert "| Model | 1 % | 10 % | 100 % |" in section and "| simclr_0 | 30.50 ± 2.50 | 50.00 ± 1.00 | " in section
+    assert f"| floor | 32.00 ± 4.00 | 50.00 ± 1.00 | {top1:.2f} |" in section
+    assert "Shares" not in (root / "metrics/results.md").read_text()
+    assert "labels" not in (root / "metrics/results.csv").read_text().splitlines()[0]
+
+
 def test_binary_codes_have_a_table_of_their_own(tmp_path, root):
     page = page_of(tmp_path, code=CODE)
     probe = f"{read_json(tmp_path / 'data/scores/simclr.json')['latents']['h']['top1']:.2f}"

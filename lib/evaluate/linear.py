@@ -12,6 +12,7 @@ from lib.evaluate.codes import is_binary
 from lib.evaluate.features import extract_with_projections, latent_names, one_latent, without_logits
 from lib.evaluate.finetune import finetuned_logits
 from lib.evaluate.knn import knn_scores
+from lib.evaluate.labels import few_labels
 from lib.evaluate.probe import Probe, fit_probe
 from lib.evaluate.record import origin, write_measured
 from lib.evaluate.scores import accuracy
@@ -65,7 +66,9 @@ def evaluate(
         if tuned:
             logits = finetuned_logits(method, name, probe, data, params, linear, machine)
         latents[name] = {**_accuracies(logits, data), **numbers}
-        predictions = predictions or {name: logits.argmax(1)}
+        if not predictions:  # of the main latent
+            predictions = {name: logits.argmax(1)}
+            few = few_labels(method, name, *features, data, params, linear, machine)
     for name, values in without_logits(train["projections"], about["supervised"], len(data.classes)).items():
         features = values, test["projections"][name]
         numbers, _, logits = _score(*features, data, knn, machine.device, f"{params.variant}: {name}, probe")
@@ -74,6 +77,9 @@ def evaluate(
     scores = {"main": next(iter(latents)), "latents": latents, "projections": projections, "study": study}
     theirs = study if linear.study_epochs == STUDY_EPOCHS else None
     metrics = _metrics(latents, projections, theirs, len(data.classes))
+    if few:  # who did not ask has the files as they were
+        scores["few_labels"] = few
+        metrics["labels"] = {share: found["top1"] for share, found in few.items()}
     return Evaluation(metrics, _record(about, data, linear, knn) | scores, predictions)
 
 
@@ -135,6 +141,6 @@ def _record(about: dict[str, Any], data: ImageData, linear: Linear, knn: Knn) ->
         **origin(about, data),
         "classes": data.classes,
         "images": {name: len(images) for name, images in splits.items()} | {"test": len(data.test_labels)},
-        "linear": asdict(linear),
+        "linear": {key: value for key, value in asdict(linear).items() if key != "labels"},
         "knn": asdict(knn),
     }

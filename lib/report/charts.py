@@ -111,9 +111,11 @@ def accuracy_figure(groups: Groups, table: pandas.DataFrame) -> Figure:
     for key, name in measures(table).items():
         marker, filling = SHAPES[key]
         shape: dict[str, Any] = {"marker": marker, "fillstyle": filling, "markersize": 5.5, "linestyle": ""}
-        for place, row in rows[rows[key].notna()].iterrows():
+        for y, (_, row) in enumerate(rows.iterrows()):
+            if pandas.isna(row[key]):
+                continue
             deviation, color = numpy.nan_to_num(row[f"{key}_sd"]), styles[row["group"]]["color"]
-            axes.errorbar(row[key], place, xerr=deviation, color=color, elinewidth=1.5, **shape)
+            axes.errorbar(row[key], y, xerr=deviation, color=color, elinewidth=1.5, **shape)
         axes.plot([], [], color="0.25", label=name, **shape)  # for the legend
     beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8}
     for place, row in rows[rows["top1"].notna()].iterrows():

@@ -85,7 +85,9 @@ def _draw_points(axes: Axes, groups: Groups, rows: pandas.DataFrame, x: str, y: 
 def plane_sentence(table: pandas.DataFrame) -> str:
     """What the plane of `lib.report.tables.summary` says: who tells most of either kind, and where the floor lies."""
     rows = main_rows(table).dropna(subset=["group", *BITS])
-    episode, concept = (rows.loc[rows[key].idxmax()] for key in BITS)
+    if rows.empty:
+        return ""
+    episode, concept = (rows.iloc[rows[key].argmax()] for key in BITS)
     said = f"Which image a degraded one was, {episode['group']} tells best ({episode['episode_bits']:.2f} bits)"
     if episode["group"] == concept["group"]:
         said += f", and its class too ({concept['concept_bits']:.2f} bits)"
