@@ -37,11 +37,14 @@ install: check
 
 demo: install
 	@python -m lib preset demo
-	@dvc repro
+	@python -m lib repro
+	@echo
 	@python -m lib show
-	@echo "The table: metrics/results.md. Pictures: plots/tsne/overview.png, plots/curves.png, plots/accuracy.png. All of it"
-	@echo "in a browser: . $(VENV)/bin/activate; dvc plots show --open. Back to the study's settings: python -m lib preset study;"
-	@echo "without the demo's results, unless you have committed them: git clean -fdq metrics plots dvc.lock"
+	@echo
+	@echo "That plane: plots/plane.png. Further pictures: plots/accuracy.png, curves.png, tsne/overview.png; in a browser:"
+	@echo "    . $(VENV)/bin/activate; dvc plots show --open"
+	@echo "Back to the study's settings, without the demo's results unless you have committed them:"
+	@echo "    python -m lib preset study; git clean -fdq metrics plots dvc.lock"
 
 plan: install
 	@python -m lib plan $(S:%=-S %)

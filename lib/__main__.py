@@ -7,10 +7,12 @@ from importlib import import_module
 from lib.runtime.errors import UserError
 
 COMMANDS = {
+    "repro": ("lib.repro", "dvc repro, with the number of each stage and without DVC's hints"),
     "plan": ("lib.plan", "what a change would rerun, why, and about how long"),
+    "experiments": ("lib.experiments", "DVC's experiments: what changed, and one measure per variant"),
     "preset": ("lib.preset", "copy a preset to params.yaml"),
     "show": ("lib.report.show", "the table, in the terminal"),
-    "trace": ("lib.report.trace", "where a metrics file comes from"),
+    "trace": ("lib.trace", "where an output comes from"),
     "record": ("lib.report.record", "keep a finished run under docs/results"),
     "verdict": ("lib.report.verdict", "the verdict on the hypotheses, from a folder of runs"),
     "willshaw": ("lib.report.willshaw", "what a Willshaw memory recalls of a variant's binary codes"),

@@ -20,7 +20,6 @@ from typing import Any
 from lib.params.experiment import Experiment, parse_experiment
 from lib.params.spec import PARAMS_FILE, load_yaml, read_yaml
 from lib.preset import add_settings, differences, with_settings
-from lib.resolve import VARIANTS, resolve
 from lib.runtime.errors import UserError
 from lib.runtime.files import overlap, read_json
 from lib.runtime.progress import duration
@@ -69,6 +68,8 @@ def _filled(entries: list[Any], slots: Mapping[str, str]) -> list[str]:
 
 def plan(raw: dict[str, Any], experiment: Experiment) -> tuple[list[Stage], list[str]]:
     """The stages that ``dvc repro`` would run with a loaded params.yaml, in its order; and the variants that stay."""
+    from lib.resolve import VARIANTS, resolve  # with torch, for which `lib.repro` would wait too
+
     variants, stages = resolve(experiment), stages_of(load_yaml(Path("dvc.yaml")), raw)
     recorded = load_yaml(Path("dvc.lock"))["stages"] if Path("dvc.lock").is_file() else {}
     status = _dvc_status()

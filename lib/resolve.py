@@ -105,6 +105,9 @@ def check_against_data(experiment: Experiment, about: dict[str, Any], processes:
         problems.append(f"transfer.source is {source}, where no file is; allowed: a file that the stage transfer wrote")
     if max(counts["per_class"]["test"]) < 2:
         problems.append("every class has one test image at most; allowed: a class with two, which a memory tells apart")
+    share = min(experiment.linear.labels)
+    if share < 1 and (most := max(counts["per_class"]["train"])) * share < 1.5:  # of which one is for the strength
+        problems.append(f"linear.labels has {share:.4g}; allowed: at least {1.5 / most:.2g}, two images of a class")
     points = min(experiment.tsne.points, counts["test"])
     if (perplexity := experiment.tsne.perplexity) >= points:
         problems.append(f"tsne.perplexity is {perplexity:g}; allowed: below {points}, the test images drawn")

@@ -36,6 +36,7 @@ def write_run(
     mode: str = "probe",
     supervised: bool = False,
     code: dict[str, float] | None = None,
+    few: dict[str, dict] | None = None,
     **pretraining: Any,
 ) -> None:
     """``wrong``: the share of test images that the main latent's probe gets wrong; ``study``: the protocol's epochs."""
@@ -58,7 +59,7 @@ def write_run(
         "projections": {name: numbers[name] for name in projections},
         "study": {"top1": numbers[latents[0]]["top1"] - 4, "top5": 98.0} if study else None,
     }
-    write_json(root / f"data/scores/{variant}.json", scores)
+    write_json(root / f"data/scores/{variant}.json", scores | ({"few_labels": few} if few else {}))
     bits = {"cues": {"trained": {"episode_bits": 5.0 + seed, "concept_bits": 1.25}}}
     spaces = {"latents": latents, "projections": projections}
     write_json(root / f"data/memory/{variant}.json", {key: dict.fromkeys(names, bits) for key, names in spaces.items()})

@@ -1,13 +1,18 @@
 """Numbers that break stop a training before they are learned; embeddings that collapse are reported meanwhile."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
+from lib.core import health
 from lib.core.checkpoint import CheckpointStore
 from lib.core.health import COLLAPSED, Guard, embedding_std
 from lib.runtime.errors import UserError
-from tests.examples import directions, trainer
+from tests.examples import ROOT, directions, trainer
 from tests.test_core import run, same, times_of_their_own  # noqa: F401 (a fixture for every test here)
 
 
@@ -69,15 +74,69 @@ def test_the_embedding_std_at_its_corners():
     assert embedding_std(7 * rows).item() == pytest.approx(embedding_std(rows).item(), abs=1e-6)
 
 
-def test_collapse_of_what_a_method_has_watched_is_reported_in_the_epoch_in_which_it_is_there(tmp_path, capsys):
+def test_collapse_of_what_a_method_has_watched_is_reported_where_it_begins_and_at_the_end(tmp_path, capsys):
     training = trainer()
     run(tmp_path / "healthy", training)
     assert "collapse" not in capsys.readouterr().out
     assert all(row["embedding_std"] > COLLAPSED for row in training.position.history)
-    training = trainer()
+    training = trainer(epochs=4)
     training.method.watched = lambda embeddings: {"all alike": torch.ones(4, 3)}
     run(tmp_path / "watched", training)
     lines = [line for line in capsys.readouterr().out.splitlines() if "collapse" in line]
     assert "collapse: the embeddings all alike of all images are nearly the same" in lines[0]
-    assert "embedding_std 0.000, below 0.05" in lines[0] and len(lines) == training.params.epochs
+    assert "embedding_std 0.000, below 0.05" in lines[0]
+    assert len(lines) == 2
     assert all(row["embedding_std"] < 1e-3 for row in training.position.history)
+
+
+HANGS = """
+import ctypes, sys
+from lib.core import health
+from tests.test_core import run, trainer
+from pathlib import Path
+
+health.STUCK_SECONDS = 5
+training = trainer(epochs=3)
+plain = training.step
+
+def step(epoch, number, indices):
+    if (epoch, number) == (1, 3):
+        print("stuck", flush=True)
+        ctypes.PyDLL(None).sleep(60)  # keeps the interpreter's lock, as a deadlock within torch does
+    return plain(epoch, number, indices)
+
+training.step = step
+run(Path(sys.argv[1]), training)
+"""
+
+
+def test_a_training_without_a_step_says_where_it_stands_and_ends(tmp_path):
+    command = [sys.executable, "-c", HANGS, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "stuck" in done.stdout and "epoch 1 of 3" in done.stdout
+    assert done.stderr.startswith("Timeout (0:00:0") and "loop.py" in done.stderr and "in _epoch" in done.stderr
+
+
+def test_the_watchdog_rests_in_first_steps_and_between_epochs_and_watches_the_others(tmp_path, monkeypatch):
+    training, timers, watched = trainer(epochs=2), [], []
+    monkeypatch.setattr(health.faulthandler, "dump_traceback_later", lambda seconds, **_: timers.append(seconds))
+    monkeypatch.setattr(health.faulthandler, "cancel_dump_traceback_later", timers.clear)
+    plain = training.step
+
+    def step(epoch, number, indices):
+        watched.append(bool(timers))
+        return plain(epoch, number, indices)
+
+    training.step = step
+    run(tmp_path, training, lambda method: watched.append(bool(timers)) or 50.0)
+    assert watched == [False, False, True, True, False] * 2 and not timers
+
+
+def test_a_training_that_a_terminal_stops_is_not_ended(monkeypatch):
+    signals = []
+    monkeypatch.setattr(health.os, "kill", lambda process, kind: signals.append(kind))
+    with health.Watchdog() as watchdog:
+        watchdog.stepped(), watchdog.stepped()
+        signal.raise_signal(signal.SIGTSTP)
+        assert signals == [signal.SIGSTOP] and not watchdog.last
+    assert signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL

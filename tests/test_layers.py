@@ -11,7 +11,10 @@ from tests.examples import ROOT
 LAYERS = [
     ["stages"],
     ["lib/__main__.py"],
-    ["lib/resolve.py", "lib/plan.py", "lib/preset.py", "lib/offline_plots.py", "lib/takeaway"],
+    [
+        *(f"lib/{name}.py" for name in ("resolve", "plan", "preset", "repro", "experiments", "trace", "offline_plots")),
+        "lib/takeaway",
+    ],
     ["lib/report"],
     ["lib/evaluate", "lib/verdict"],
     ["lib/core"],

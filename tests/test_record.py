@@ -9,9 +9,9 @@ import torch
 from lib.report.record import BEGIN, END, LARGEST, PICTURES, write_record
 from lib.report.records import read_record
 from lib.report.tables import markdown, result_rows
-from lib.report.trace import main, trace
 from lib.runtime.errors import UserError
 from lib.runtime.files import write_table, write_tensors, write_text
+from lib.trace import main, trace
 from tests.report_runs import write_run
 
 PARAMS = """\
@@ -131,13 +131,16 @@ stages:
 """
 
 
+PRETRAINED = {"encoder": "small", "epochs": 3, "seed": 3}
+
+
 @pytest.fixture
 def project(tmp_path):
     """resolve, pretrain and linear of one variant, one after the other, linear of another, and results of both."""
     encoder, metrics = tmp_path / "data/encoders/a.safetensors", tmp_path / "metrics/a.json"
-    about = {"data": {"dataset": "digits", "checksum": "c0ffee"}, "versions": {"torch": "2"}, "pretraining": {"e": 3}}
+    about = {"data": {"dataset": "digits", "checksum": "c0ffee"}, "versions": {"torch": "2"}, "pretraining": PRETRAINED}
     write_tensors(encoder, {"w": torch.ones(2)}, about)
-    write_text(metrics, "{}\n")
+    write_text(metrics, '{"top1": 62.5, "knn": 50, "study_top1": null}\n')
     sums = {path.parent.name: hashlib.md5(path.read_bytes()).hexdigest() for path in (encoder, metrics)}
     write_text(tmp_path / "dvc.lock", LOCK.format(encoder=sums["encoders"], metrics=sums["metrics"]))
     return tmp_path
@@ -145,14 +148,43 @@ def project(tmp_path):
 
 def test_a_metrics_file_leads_to_code_parameters_seed_data_and_versions(project, monkeypatch, capsys):
     monkeypatch.chdir(project)
-    main(["metrics/a.json"])
+    main(["metrics/a.json", "--all"])
     lines = capsys.readouterr().out.splitlines()
     told = [line for line in lines if line[0] != " "]
     assert told == ["linear@a: linear a", "pretrain@a: pretrain a", "resolve: run"]
     assert {
         *("  read  lib/x.py  md5 34", "  read  lib/core  md5 12.dir", "  gamma = 0.5", "  seed = 3"),
-        *("  data: digits, checksum c0ffee", '  versions: {"torch": "2"}', '  pretraining: {"e": 3}'),
+        *(
+            "  data: digits, checksum c0ffee",
+            '  versions: {"torch": "2"}',
+            '  pretraining: {"encoder": "small", "epochs": 3, "seed": 3}',
+        ),
     } <= set(lines)
+
+
+def test_a_trace_begins_with_eight_lines(project, monkeypatch, capsys):
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("DVC_ROOT", ".")
+    write_tensors(
+        project / "data/images.safetensors", {"w": torch.ones(2)}, {"dataset": "digits", "checksum": "c0ffee"}
+    )
+    for name, gamma in (("far", 2), ("near", 0.1)):
+        write_text(project / f"presets/{name}.yaml", f"seed: {2 + (name == 'near')}\ngamma: {gamma}\n")
+    write_text(project / ".times/linear@a.json", '{"seconds": 12.3, "ended": "2026-11-30T18:00:00+00:00"}')
+    write_text(project / ".times/a.csv", "epoch,device\n1,cpu x1\n")
+    main(["metrics/a.json"])
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [line.split(maxsplit=1) for line in lines] == [
+        ["metrics/a.json", "top1 62.5, knn 50"],
+        ["data", "digits, sha256 c0ffee"],
+        ["encoder", "small"],
+        ["epochs", "3"],
+        ["seed", "3"],
+        ["settings", "preset near, but gamma 0.1 -> 0.5"],
+        ["code", "of no commit"],
+        ["run", "2026-11-30 18:00:00+00:00, 12 s; training on cpu x1"],
+    ]
+    assert "--all" in last
 
 
 def test_a_folder_that_a_stage_reads_leads_to_all_that_wrote_into_it(project):

@@ -15,9 +15,9 @@ import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
-from lib.report import charts, tables
+from lib.report import charts, plane, tables
 from lib.report.dose import relative_pull
-from lib.report.figures import readable, save_figure
+from lib.report.figures import COLORS, GRAY, readable, save_figure
 from lib.report.figures_tsne import overview_figure
 from lib.report.records import Groups, confusion_counts, ranked, read_record, replicates
 from lib.report.results import write_results
@@ -38,8 +38,8 @@ RUNS = {
     "supervised": {"method": "supervised", "supervised": True, "parts": ("cross_entropy",), "loss": 1.5, "wrong": 0.1},
     "vicreg": {"method": "vicreg", "parts": ("invariance",), "loss": 22.0, "wrong": 0.2},
 }
-WRITTEN = ["metrics/results.csv", "metrics/results.md", "plots/tsne/overview.png"]
-WRITTEN += [f"plots/{name}.{suffix}" for name in ("accuracy", "confusion", "curves") for suffix in ("csv", "png")]
+WRITTEN = ["metrics/results.csv", "metrics/results.md", "plots/tsne/overview.png", "plots/dose/dose.csv"]
+WRITTEN += [f"plots/{name}.{end}" for name in ("accuracy", "confusion", "curves", "plane") for end in ("csv", "png")]
 
 
 def written(root: Path, runs: dict[str, dict]) -> Path:
@@ -185,7 +185,8 @@ def test_projections_have_a_section_and_no_place_in_pictures(tmp_path):
     assert "| simclr | " in page[: page.index("## Projections")] and page.count("simclr · z") == 1
     write_results(SimpleNamespace(variants={"simclr": None}), tmp_path)
     assert pandas.read_csv(tmp_path / "plots/accuracy.csv")["model"].unique().tolist() == ["simclr"]
-    assert "simclr · z" in show(tmp_path / "metrics/results.csv")
+    page, shown = tmp_path / "metrics/results.csv", "simclr · z"
+    assert shown in show(page, every=True) and shown not in show(page)
 
 
 @pytest.mark.parametrize(("epochs", "shown"), [(0, False), (5, False), (50, True)])
@@ -236,6 +237,21 @@ def test_the_columns_are_those_that_tell_something(tmp_path, settings, header):
     assert f"\n| Model | {' | '.join(header)} |\n" in page and "±" not in page.split("\n| Model")[1]
 
 
+def test_shares_of_the_labels_have_a_table_where_they_were_asked_for(tmp_path, root):
+    """The mean over seeds of means and of deviations over draws."""
+    runs = {f"simclr_{seed}": {"seed": seed} for seed in (0, 1)} | {"floor": {"epochs": 0}}
+    for number, (name, settings) in enumerate(runs.items()):
+        few = {"0.01": {"top1": 30.0 + number, "sd": 2.0 + number}, "0.1": {"top1": 50.0, "sd": 1.0}}
+        write_run(tmp_path, name, few=few, dataset="digits", **settings)
+    page = tables.markdown(tables.result_rows([read_record(name, tmp_path) for name in runs]))
+    top1 = tables.summary(tables.result_rows([read_record("floor", tmp_path)]))["top1"][0]
+    section = page[page.index("## Shares of the training labels") : page.index("## Runs")]
+    assert "| Model | 1 % | 10 % | 100 % |" in section and "| simclr_0 | 30.50 ± 2.50 | 50.00 ± 1.00 | " in section
+    assert f"| floor | 32.00 ± 4.00 | 50.00 ± 1.00 | {top1:.2f} |" in section
+    assert "Shares" not in (root / "metrics/results.md").read_text()
+    assert "labels" not in (root / "metrics/results.csv").read_text().splitlines()[0]
+
+
 def test_binary_codes_have_a_table_of_their_own(tmp_path, root):
     page = page_of(tmp_path, code=CODE)
     probe = f"{read_json(tmp_path / 'data/scores/simclr.json')['latents']['h']['top1']:.2f}"
@@ -266,7 +282,8 @@ def test_confusions_of_replicates_are_summed_against_a_loop_and_shown_in_order(g
 def test_plot_tables_have_a_row_for_every_point_and_bar(groups, frame):
     curves = tables.curves_table(groups)
     assert len(curves) == 6 * 12 + 1 and curves[curves["variant"] == "simclr_2"]["group"].eq("simclr").all()
-    bars = tables.accuracy_table(tables.summary(frame), ranked(groups))
+    colors = dict.fromkeys(groups, "#000000")
+    bars = tables.accuracy_table(tables.summary(frame), ranked(groups), colors)
     assert list(bars["group"].unique()) == list(ranked(groups)) and len(bars) == 5 * 3 + 3 * 2
     assert bars[bars["sd"].notna()]["group"].unique().tolist() == ["simclr"] and bars["n"].max() == 3
 
@@ -289,9 +306,85 @@ def test_the_accuracy_chart_is_sorted_and_has_the_deviations(groups, frame):
     first = ("trained with labels", "supervised, same views", "trained without labels", "vicreg", "simclr")
     labels = [tick.get_text() for tick in axes.get_yticklabels()]
     assert labels == [*first, *(f"dual · {name}" for name in HALVES), *("untrained",) * 2]
-    bars = next(lines for lines in axes.collections if isinstance(lines, LineCollection)).get_segments()
-    left, right = bars[2][:, 0]  # of simclr
+    bars = [lines.get_segments()[0] for lines in axes.collections if isinstance(lines, LineCollection)]
+    left, right = next(bar[:, 0] for bar in bars if bar[0, 1] == 4)  # the probe of simclr, in its row
     assert right - left == pytest.approx(2 * table.iloc[0]["top1_sd"])
+
+
+def test_a_group_has_one_color_in_every_picture_whatever_its_results(root, groups, frame):
+    """By the order of params.yaml; what did not train is gray and takes none."""
+    colors = {name: look["color"] for name, look in charts.looks(groups).items()}
+    assert list(colors.values()) == [*COLORS[:4], GRAY] and list(colors)[-1] == "untrained"
+    for file in ("accuracy", "plane"):
+        table = pandas.read_csv(root / f"plots/{file}.csv")
+        assert dict(zip(table["group"], table["color"])) == colors, file
+    drawn = {line.get_label(): line.get_color() for panel in charts.curves_figure(groups).axes for line in panel.lines}
+    assert {name: drawn[name] for name in list(colors)[:-1]} == dict(list(colors.items())[:-1])
+
+
+PLANE = {"simclr": {}, "simclr_1": {"seed": 1}, "floor": {"epochs": 0}, "dual": {"latents": HALVES, "gamma": 0.5}}
+
+
+def plane_of(folder: Path, runs: dict[str, dict], bits: dict[str, tuple[float, float]]):
+    """Groups, `summary` and `plane_table` of made-up runs, with their episode and concept bits."""
+    for variant, settings in runs.items():
+        write_run(folder, variant, **settings)
+        memory = read_json(folder / f"data/memory/{variant}.json")
+        for latent in memory["latents"].values():
+            latent["cues"]["trained"] = dict(zip(("episode_bits", "concept_bits"), bits[variant]))
+        write_json(folder / f"data/memory/{variant}.json", memory)
+    records = [read_record(variant, folder) for variant in runs]
+    groups, table = replicates(records), tables.summary(tables.result_rows(records))
+    return groups, table, plane.plane_table(groups, table)
+
+
+def test_the_plane_has_a_point_for_each_group_and_a_sentence_of_what_it_says(tmp_path):
+    bits = {"simclr": (1.0, 2.0), "simclr_1": (1.2, 2.4), "floor": (0.25, 0.5), "dual": (1.5, 1.75)}
+    groups, table, points = plane_of(tmp_path, PLANE, bits)
+    assert points[["group", "episode_bits", "concept_bits", "n"]].values.tolist() == [
+        ["simclr", 1.1, 2.2, 2],
+        ["floor", 0.25, 0.5, 1],
+        ["dual", 1.5, 1.75, 1],
+    ]
+    assert points["episode_bits_sd"][0] == pytest.approx(0.02**0.5, abs=1e-4)
+    axes = plane.plane_figure(groups, points).axes
+    assert len(axes) == 1 and [text.get_text() for text in axes[0].texts] == ["floor"]
+    handles, names = axes[0].get_legend_handles_labels()
+    assert names == ["dual (1)", "simclr (2)", "floor (1)"], "by height"
+    assert [float(handle[0].get_xdata()[0]) for handle in handles] == [1.75, 2.2, 0.5]
+    assert plane.plane_sentence(table) == (
+        "Which image a degraded one was, dual tells best (1.50 bits); its class, simclr (2.20 bits, and 1.10 of the "
+        "image); floor, which did not train, 0.25 and 0.50."
+    )
+    bits["dual"] = 2.0, 3.0
+    said = plane.plane_sentence(plane_of(tmp_path, {name: PLANE[name] for name in ("simclr", "dual")}, bits)[1])
+    assert said == (
+        "Which image a degraded one was, dual tells best (2.00 bits), and its class too (3.00 bits). "
+        "One seed each: a small difference may be the seed's."
+    )
+
+
+def test_of_many_points_those_without_labels_have_a_panel_of_their_own(tmp_path):
+    runs = {f"joint_{number}": {"gamma": number / 100} for number in range(45)}
+    runs |= {"floor": {"epochs": 0}, "ceiling": {"method": "supervised", "supervised": True}}
+    groups, _, points = plane_of(tmp_path, runs, {name: (number / 10, 1.0) for number, name in enumerate(runs)})
+    figure = plane.plane_figure(groups, points)
+    counts = [len(axes.get_legend_handles_labels()[1]) for axes in figure.axes]
+    assert counts == [47, 45] and max(figure.get_size_inches()) <= 10
+    looks = [(look["color"], look["marker"]) for look in charts.looks(groups).values()]
+    assert len(set(looks)) == 47
+
+
+def test_the_dose_has_a_picture_only_where_a_variant_has_one(tmp_path):
+    term = {"joint": {"gamma": 0.01, "options": PULL, "parts": PARTS}, "simclr": {}, "vicreg": {"method": "vicreg"}}
+    written(tmp_path, term)
+    dosed = pandas.read_csv(tmp_path / "plots/dose/dose.csv")
+    assert dosed["group"].tolist() == ["simclr", "joint"] and dosed["dose"].tolist() == pytest.approx(
+        [0, 14.38], abs=0.01
+    )
+    assert (tmp_path / "plots/dose/dose.png").stat().st_size
+    written(tmp_path, {"simclr": {}})
+    assert pandas.read_csv(tmp_path / "plots/dose/dose.csv").empty and not (tmp_path / "plots/dose/dose.png").exists()
 
 
 def test_pictures_of_25_variants_fit_on_a_page(tmp_path):
@@ -335,13 +428,23 @@ def test_names_are_drawn_or_spelled(tmp_path):
 def test_show_has_probe_and_knn_first_and_drops_the_last_columns_where_it_is_narrow(root):
     lines = show(root / "metrics/results.csv").splitlines()
     assert lines[0].startswith("cifar10: encoder small; 12 epochs;") and lines[0].endswith("seed 0, 1, 2")
-    assert len({len(line) for line in lines[3:]}) == 1 and len(lines) == 3 + 3 + 1 + 11 and "Study" in lines[3]
+    end = lines.index("", 3)
+    assert (
+        len({len(line) for line in lines[3:end]}) == 1 and end == 3 + 3 + 1 + 5 + 3 and "(published)" in lines[end - 1]
+    )
+    assert lines[3].endswith("Study protocol") and re.findall(r"\w+ top-1", lines[5]) == ["Probe top-1", "kNN top-1"]
+    assert lines[end + 1].startswith("Which image") and lines[-1].startswith("More: 3 latents and projections")
+    every = show(root / "metrics/results.csv", every=True).splitlines()
+    assert every.index("", 3) == end + 3 and every[-1] == "More: all in metrics/results.md."
     narrow = show(root / "metrics/results.csv", width=40).splitlines()
-    assert max(map(len, narrow[:-1])) <= 40 and "Study" not in "".join(narrow) and "Probe top-1" in "".join(narrow)
-    assert narrow[-1] == "7 more in a wider terminal, or in metrics/results.md"
+    assert max(map(len, narrow)) <= 40 and "Study" not in "".join(narrow) and "Probe top-1" in "".join(narrow)
+    assert "(published)" not in "".join(narrow) and "More: 6 columns in a wider terminal, 3" in narrow
 
 
-@pytest.mark.parametrize(("encoding", "words"), [("ascii", ("dual . upper", "+-")), ("utf-8", ("dual · upper", "±"))])
+@pytest.mark.parametrize(
+    ("encoding", "words"),
+    [("ascii", ("dual . upper", "+-", "Dose lambda")), ("utf-8", ("dual · upper", "±", "Dose λ"))],
+)
 def test_show_in_a_pipe_is_plain_in_its_encoding_and_silent_when_it_closes(root, encoding, words):
     command = [sys.executable, "-c", "from lib.report.show import main; main([])"]
     more = {"PYTHONPATH": os.getcwd(), "PYTHONIOENCODING": encoding, "FORCE_COLOR": "1"}

@@ -12,6 +12,7 @@ from dvc_render.html import HTML
 from dvc_render.vega import VegaRenderer
 
 from lib.offline_plots import LIBRARY_FILE, VEGA_LITE
+from lib.report.figures import COLORS
 
 TEMPLATES = Path(".dvc/plots")
 PAGE = Path(".dvc/plots.html")
@@ -61,14 +62,39 @@ def test_bars_say_their_value_and_their_deviation_over_seeds(revisions):
         ("dual · upper", "probe top-1", "69.0", ""),
     )
     keys = ("model", "measure", "value", "sd")
-    rows = [{**dict(zip(keys, bar)), "n": "1", "rev": revision} for revision in revisions for bar in bars]
+    beside = {"n": "1", "color": COLORS[2]}
+    rows = [{**dict(zip(keys, bar)), **beside, "rev": revision} for revision in revisions for bar in bars]
     svg = draw("bars_by_measure", rows, "value", "model")
-    assert svg.count('aria-roledescription="bar"') == len(rows)
+    marks = re.findall(r'aria-roledescription="bar"[^>]*?fill="([^"]*)"(?: opacity="([^"]*)")?', svg)
+    assert [color for color, _ in marks] == [COLORS[2]] * len(rows)
+    assert len({opacity for _, opacity in marks}) == len(revisions)
     deviations = re.findall(r'aria-label="value: ([\d.]+);[^"]*high: ([\d.]+);[^>]*"rule mark"', svg)
     assert sorted(deviations) == sorted([("59.5", "61"), ("71", "74")] * len(revisions))
     shown = words(svg)
     assert [shown.count(text) for text in ("72.50", "60.25", "69.00")] == [len(revisions)] * 3
     assert shown.index("probe top-1") < shown.index("kNN top-1")
+
+
+def test_what_did_not_train_is_a_dotted_line_and_has_no_part_in_the_colors():
+    """Colors go by the order in which the groups come, as `lib.report.charts.looks` gives them."""
+    floor = {"group": "floor", "variant": "floor", "epoch": "0", "loss": "", "knn": "33", "rev": "workspace"}
+    rows = [floor, *curve_rows(("workspace",))]
+    for column in ("loss", "knn"):
+        svg = draw("curves_by_variant", rows, "epoch", column)
+        assert svg.count('aria-roledescription="rule mark"') == (column == "knn") and "floor" not in words(svg)
+        lines = re.findall(r'aria-roledescription="line mark"[^>]*? stroke="([^"]*)"', svg)
+        assert list(dict.fromkeys(lines)) == list(COLORS[: len(VARIANTS)])
+
+
+def test_points_have_their_names_colors_and_deviations_in_each_revision():
+    keys = ("group", "concept_bits", "concept_bits_sd", "episode_bits", "episode_bits_sd", "n", "color", "rev")
+    values = (("simclr", "2.3", "0.2", "1.4", "0.1", "3", COLORS[0]), ("joint", "2.0", "", "1.5", "", "1", COLORS[1]))
+    rows = [dict(zip(keys, (*each, revision))) for revision in ("workspace", "HEAD") for each in values]
+    svg = draw("points", rows, "concept_bits", "episode_bits")
+    points = re.findall(r'aria-roledescription="point"[^>]*? d="([^"]*)" fill="([^"]*)"', svg)
+    assert [color for _, color in points] == list(COLORS[:2]) * 2 and len({shape for shape, _ in points}) == 2
+    assert [words(svg).count(name) for name in ("simclr", "joint", "workspace", "HEAD")] == [2, 2, 1, 1]
+    assert svg.count("concept_bits: 2.1; episode_bits: 1.4; right: 2.5") == 2
 
 
 def test_confusion_has_one_matrix_per_group_in_their_order():

@@ -1,13 +1,57 @@
-"""What must be seen while a training runs: numbers that break, embeddings that collapse, memory that grows."""
+"""What must be seen while a training runs: numbers that break, embeddings that collapse, steps that do not end."""
 
+import faulthandler
+import os
 import resource
+import signal
 import sys
+import time
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 COLLAPSED = 0.05  # embedding_std; the mean cosine of two different images is then above 0.9975
+
+STUCK_SECONDS = 120.0  # without a step, or `SLOWER` times as long as a step takes: nothing moves any more
+SLOWER = 20
+
+
+class Watchdog:
+    """Ends the process with status 1, and the line at which each of its threads stands, when no step is made for long.
+
+    The timer is in C: it needs no Python thread, and works where the interpreter's lock is never given back. What
+    compiles, the first step, and what comes between two epochs may take its time: `rest`; so may a terminal's Ctrl-Z.
+    """
+
+    def __init__(self) -> None:
+        self.limit, self.last, self.renewed = 0.0, 0.0, 0.0  # seconds; 0: not known yet, at rest
+
+    def __enter__(self) -> "Watchdog":
+        self.before = signal.signal(signal.SIGTSTP, self._pause)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.rest()
+        signal.signal(signal.SIGTSTP, self.before)
+
+    def _pause(self, *_: object) -> None:
+        self.rest()
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def stepped(self) -> None:
+        """A step has been made after another: the next must come in time."""
+        now = time.monotonic()
+        if self.last:
+            self.limit = self.limit or max(STUCK_SECONDS, SLOWER * (now - self.last))
+            if now - self.renewed > 1:  # a timer takes longer to set than a fast step does
+                self.renewed = now
+                faulthandler.dump_traceback_later(self.limit, exit=True, file=2)  # of stderr
+        self.last = now
+
+    def rest(self) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        self.last = self.renewed = 0.0
 
 
 class Guard:

@@ -11,7 +11,7 @@ import torch
 from lib.core import processes
 from lib.core.calibration import calibrate_batchnorm
 from lib.core.checkpoint import CheckpointStore
-from lib.core.health import COLLAPSED, forget_peak, peak_memory
+from lib.core.health import COLLAPSED, Watchdog, forget_peak, peak_memory
 from lib.core.trainer import Pretrainer
 from lib.methods.base import Method
 from lib.runtime.errors import UserError
@@ -48,9 +48,12 @@ def pretrain(trainer: Pretrainer, store: CheckpointStore, curve: Path, monitor: 
         _write_curve(curve, position.history)  # DVC has removed it, and a resumed training has its beginning
         print(f"{trainer.params.variant}: {_what_follows(trainer, store, saved is not None)}", flush=True)
     done = position.epoch * trainer.steps_per_epoch + position.step
-    with StepProgress(f"pretrain {trainer.params.variant}", trainer.steps, done, silent=not main) as progress:
+    with (
+        StepProgress(f"pretrain {trainer.params.variant}", trainer.steps, done, silent=not main) as progress,
+        Watchdog() as watchdog,
+    ):
         while position.epoch < epochs:
-            _epoch(trainer, store, progress, main)
+            _epoch(trainer, store, progress, watchdog, main)
             _close_epoch(trainer, monitor, progress)
             if main:
                 _write_curve(curve, position.history)
@@ -81,7 +84,7 @@ def _untrained(trainer: Pretrainer, monitor: Monitor) -> dict[str, Any]:
     return {**row, **dict.fromkeys(TIMES), "device": trainer.setting}
 
 
-def _epoch(trainer: Pretrainer, store: CheckpointStore, progress: StepProgress, main: bool) -> None:
+def _epoch(trainer: Pretrainer, store: CheckpointStore, progress: StepProgress, watchdog: Watchdog, main: bool) -> None:
     """The rest of the current epoch, with a checkpoint whenever the last one is old."""
     position, device = trainer.position, trainer.machine.device
     order = trainer.order(position.epoch)
@@ -97,6 +100,8 @@ def _epoch(trainer: Pretrainer, store: CheckpointStore, progress: StepProgress, 
         if at_rest or progress.estimates_next or torch.device(device).type == "cpu":
             _require_finite(trainer, store)
         progress.advance()
+        if processes.world_size() == 1:  # a process among several has a limit of its own on waiting for the others
+            watchdog.rest() if at_rest else watchdog.stepped()
         if at_rest:
             position.sums = sums.tolist()
             position.seconds = before + time.monotonic() - started
@@ -123,7 +128,8 @@ def _close_epoch(trainer: Pretrainer, monitor: Monitor, progress: StepProgress) 
     position.epoch, position.step, position.seconds, position.sums = done, 0, 0.0, []
     knn = "" if row["knn"] is None else f", validation kNN {row['knn']:.2f} %"
     progress.note(f"epoch {done} of {params.epochs}: loss {row['loss']:.4f}{knn}, {speed:.0f} images/s")
-    if row["embedding_std"] < COLLAPSED:
+    begins = done == 1 or position.history[-2]["embedding_std"] >= COLLAPSED
+    if row["embedding_std"] < COLLAPSED and (begins or done == params.epochs):
         closest = min(trainer.embedding_stds, key=lambda name: trainer.embedding_stds[name].item())
         progress.note(
             f"collapse: the embeddings {closest} of all images are nearly the same "

@@ -14,7 +14,7 @@ def embed_test(method: Method, data: ImageData, machine: Machine) -> dict[str, n
     ``labels`` and ``indices`` (the row in the split) are int64 [M]; ``classes`` are names; ``latents`` and
     ``projections`` name the arrays that are one or the other.
     """
-    found = extract_with_projections(method, data.test_images, data.mean, data.std, machine)
+    found = extract_with_projections(method, data.test_images, data.mean, data.std, machine, title="latents")
     arrays = {name: values.numpy() for tensors in found.values() for name, values in tensors.items()}
     return {
         **arrays,

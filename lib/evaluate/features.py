@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lib.methods.base import Method, Named
 from lib.runtime.errors import UserError
 from lib.runtime.machine import Machine
+from lib.runtime.progress import StepProgress
 from lib.views.augment import normalize
 
 BATCH = 512  # images
@@ -44,11 +45,21 @@ def extract(method: Method, images: Tensor, mean: Tensor, std: Tensor, machine: 
 
 
 def extract_with_projections(
-    method: Method, images: Tensor, mean: Tensor, std: Tensor, machine: Machine, project: bool = True
+    method: Method, images: Tensor, mean: Tensor, std: Tensor, machine: Machine, project: bool = True, title: str = ""
 ) -> dict[str, Named]:
-    """As `extract`, and the projections of the same forward pass: {"latents": ..., "projections": ...}."""
-    batches = (normalize(part.to(machine.device), mean, std) for part in images.split(BATCH))
-    return embed_views(method, batches, len(images), machine, project)
+    """As `extract`, and the projections of the same forward pass: {"latents": ..., "projections": ...}.
+
+    With a ``title`` progress is shown under it.
+    """
+    parts = images.split(BATCH)
+
+    def batches(progress: StepProgress) -> Iterator[Tensor]:
+        for part in parts:
+            yield normalize(part.to(machine.device), mean, std)
+            progress.advance()
+
+    with StepProgress(title, len(parts), silent=not title) as progress:
+        return embed_views(method, batches(progress), len(images), machine, project)
 
 
 def embed_views(

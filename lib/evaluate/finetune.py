@@ -24,8 +24,9 @@ from lib.runtime.progress import EpochLines
 
 
 def finetuned_logits(
-    method: Method, latent: str, probe: Probe, data: ImageData, params: Pretraining, linear: Linear, machine: Machine
-) -> Tensor:
+    method: Method, latent: str, probe: Probe, data: ImageData, params: Pretraining, linear: Linear, machine: Machine,
+    label: str = "",
+) -> Tensor:  # fmt: skip
     """Logits [M, C] of the test images from a copy of ``method`` trained on all training images.
 
     The layer reads ``latent``, one of `latent_names`. Crops, flips and seed are those of the pretraining ``params``.
@@ -46,7 +47,7 @@ def finetuned_logits(
     config = replace(params.augment, crop_pixels=0, jitter=0.0, grayscale=0.0, blur=0.0, solarize=0.0)
     images = data.train_images, data.train_labels, data.mean, data.std
     batches = augmented_batches(images, config, machine.device, batch_size, params.seed, "finetune")
-    lines = EpochLines(f"{params.variant}: {latent}, fine-tuning", epochs)
+    lines = EpochLines(f"{label or f'{params.variant}: {latent}'}, fine-tuning", epochs)
     for epoch, loss in train(network, logits, optimizer, batches, epochs, after_step=schedule.step):
         lines.epoch(epoch, loss=loss)
     features = one_latent(extract(network, data.test_images, data.mean, data.std, machine), latent)

@@ -12,6 +12,7 @@ from lib.evaluate.codes import is_binary
 from lib.evaluate.features import extract_with_projections, latent_names, one_latent, without_logits
 from lib.evaluate.finetune import finetuned_logits
 from lib.evaluate.knn import knn_scores
+from lib.evaluate.labels import few_labels
 from lib.evaluate.probe import Probe, fit_probe
 from lib.evaluate.record import origin, write_measured
 from lib.evaluate.scores import accuracy
@@ -52,9 +53,10 @@ def evaluate(
     params = Pretraining.from_json(about["pretraining"])
     splits = data.train_images, data.test_images
     print(f"{params.variant}: latents of {len(splits[0])} training and {len(splits[1])} test images", flush=True)
+    title = f"{params.variant}: latents"
     tuned = linear.mode == "finetune"
     train, test = (
-        extract_with_projections(method, images, data.mean, data.std, machine, not tuned) for images in splits
+        extract_with_projections(method, images, data.mean, data.std, machine, not tuned, title) for images in splits
     )
     latents, projections = Numbers(), Numbers()
     predictions: Named = {}
@@ -64,7 +66,9 @@ def evaluate(
         if tuned:
             logits = finetuned_logits(method, name, probe, data, params, linear, machine)
         latents[name] = {**_accuracies(logits, data), **numbers}
-        predictions = predictions or {name: logits.argmax(1)}
+        if not predictions:  # of the main latent
+            predictions = {name: logits.argmax(1)}
+            few = few_labels(method, name, *features, data, params, linear, machine)
     for name, values in without_logits(train["projections"], about["supervised"], len(data.classes)).items():
         features = values, test["projections"][name]
         numbers, _, logits = _score(*features, data, knn, machine.device, f"{params.variant}: {name}, probe")
@@ -73,6 +77,9 @@ def evaluate(
     scores = {"main": next(iter(latents)), "latents": latents, "projections": projections, "study": study}
     theirs = study if linear.study_epochs == STUDY_EPOCHS else None
     metrics = _metrics(latents, projections, theirs, len(data.classes))
+    if few:  # who did not ask has the files as they were
+        scores["few_labels"] = few
+        metrics["labels"] = {share: found["top1"] for share, found in few.items()}
     return Evaluation(metrics, _record(about, data, linear, knn) | scores, predictions)
 
 
@@ -134,6 +141,6 @@ def _record(about: dict[str, Any], data: ImageData, linear: Linear, knn: Knn) ->
         **origin(about, data),
         "classes": data.classes,
         "images": {name: len(images) for name, images in splits.items()} | {"test": len(data.test_labels)},
-        "linear": asdict(linear),
+        "linear": {key: value for key, value in asdict(linear).items() if key != "labels"},
         "knn": asdict(knn),
     }

@@ -20,6 +20,7 @@ from lib.methods.base import Method, Named
 from lib.params.evaluation import Memory
 from lib.params.pretraining import Augment
 from lib.runtime.machine import Machine
+from lib.runtime.progress import StepProgress
 
 UNSEEN_CUES = 2000  # images that are asked for their class by cues that no variant trains on: it costs most
 SHORT = ("episode_bits", "concept_bits")
@@ -88,7 +89,10 @@ def measure_galleries(
     """
     print(f"{label}: latents of {len(data.train_images)} training and {len(data.test_images)} test images", flush=True)
     splits = data.train_images, data.test_images
-    train, test = (extract_with_projections(method, images, data.mean, data.std, machine) for images in splits)
+    train, test = (
+        extract_with_projections(method, images, data.mean, data.std, machine, title=f"{label}: latents")
+        for images in splits
+    )
 
     def measured(kind: str, name: str) -> Measured:
         store, images = partial(one_latent, train[kind], name), one_latent(test[kind], name)
@@ -104,9 +108,10 @@ def measure_galleries(
     latents = {name: measured("latents", name) for name in latent_names(train["latents"], method.halves)}
     shown = without_logits(train["projections"], supervised, len(data.classes))
     projections = {name: measured("projections", name) for name in shown}
-    for kind in (TRAINED, *UNSEEN, *(kind for kind in CURVE if kind not in UNSEEN)):
-        for number in range(memory.draws if kind == TRAINED else 1):
-            print(f"{label}: cues {kind}{f', draw {number + 1}' if kind == TRAINED else ''}", flush=True)
+    others = (*UNSEEN, *(kind for kind in CURVE if kind not in UNSEEN))
+    asked = [*((TRAINED, number) for number in range(memory.draws)), *((kind, 0) for kind in others)]
+    with StepProgress(f"{label}: cues", len(asked)) as progress:
+        for kind, number in asked:
             views = cues(kind, data.test_images, galleries.images, augment, data.mean, data.std, number, machine.device)
             if kind == CURVE[0]:  # nothing is hidden, so that these latents are at hand
                 found = {"latents": {name: rows[galleries.images] for name, rows in test["latents"].items()}}
@@ -119,6 +124,7 @@ def measure_galleries(
                     each.whitened.read(kind, units)
             for name, each in projections.items() if kind == TRAINED else ():
                 each.plain.read(kind, found["projections"][name])
+            progress.advance()
     return latents, projections
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lib.evaluate.scores import accuracy
+from lib.runtime.progress import StepProgress
 
 STRENGTHS = (10.0, 1.7, 0.28, 0.046, 7.7e-3, 1.3e-3, 2.2e-4, 3.6e-5, 6e-6, 1e-6)  # a factor of 6 apart
 TOLERANCE = 1e-5  # of the largest entry of the gradient, as a share of the objective at the start
@@ -74,11 +75,13 @@ def fit_probe(
     covariance = _covariance(inputs)
     weight, bias = inputs.new_zeros(classes, inputs.shape[1]), inputs.new_zeros(classes)
     strengths, merits, path = sorted(strengths, reverse=True), [], []
-    for strength in strengths:
-        weight, bias = solve(inputs, labels[fitting], strength, weight, bias, covariance)
-        logits = functional.linear(held_out, weight, bias)
-        merits.append((accuracy(logits, answers), -functional.cross_entropy(logits, answers).item()))
-        path.append((weight, bias))
+    with StepProgress(label, len(strengths)) as progress:
+        for strength in strengths:
+            weight, bias = solve(inputs, labels[fitting], strength, weight, bias, covariance)
+            logits = functional.linear(held_out, weight, bias)
+            merits.append((accuracy(logits, answers), -functional.cross_entropy(logits, answers).item()))
+            path.append((weight, bias))
+            progress.advance()
     chosen = merits.index(max(merits))
     strength, top1, at_end = strengths[chosen], merits[chosen][0], chosen in (0, len(strengths) - 1)
     end = f", an end of the path from {strengths[0]:g} to {strengths[-1]:g}" if at_end else ""

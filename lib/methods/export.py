@@ -42,7 +42,7 @@ def save_method(path: Path, method: Method, params: Pretraining, data: dict[str,
     """Write the method's whole state; ``data`` is the record of the images that it was trained on.
 
     The code's version is not in the file: an edit that changes no number leaves the same bytes, so that
-    nothing after it runs again. dvc.lock holds the version (`lib.report.trace`).
+    nothing after it runs again. dvc.lock holds the version (`lib.trace`).
     """
     encoder: Any = method.encoder
     about = {

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from lib.params.spec import param
 
+LABEL_DRAWS = 5  # of each share of the labels
 STUDY_EPOCHS = 50  # of the study's own protocol: the best of fewer is another number, and no table shows it
 
 
@@ -11,10 +12,12 @@ STUDY_EPOCHS = 50  # of the study's own protocol: the best of fewer is another n
 class Linear:
     """The linear probe, which has no settings of its own, or fine-tuning, which has three.
 
+    ``labels``: shares of the training labels; below 1 the main latent has `LABEL_DRAWS` draws of each in a table apart.
     ``study_epochs: 0`` leaves out the study's own protocol; tables show it for `STUDY_EPOCHS` alone.
     """
 
     mode: str = param("probe", choices=("probe", "finetune"))
+    labels: tuple[float, ...] = param((1.0,), above=0, high=1)
     finetune_epochs: int = param(50, low=1)
     finetune_batch_size: int = param(256, low=1)
     finetune_lr: float = param(1e-4, above=0, high=1)

@@ -87,6 +87,8 @@ def _check(experiment: Experiment) -> None:
     for key in ("images_path", "on_bad_image") if dataset.dataset != "images" else ():
         where = f"dataset {dataset.dataset}"
         require_default(key, getattr(dataset, key), getattr(Dataset, key), where, "set dataset to images")
+    if 1.0 not in linear.labels:
+        raise not_allowed("linear.labels", list(linear.labels), "a list with 1.0, all labels, among its shares")
     for key in FINETUNE if linear.mode != "finetune" else ():
         where, remedy = f"linear.mode {linear.mode}", "set linear.mode to finetune"
         require_default(f"linear.{key}", getattr(linear, key), getattr(Linear, key), where, remedy)

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ LARGEST_WHOLE = 2**31 - 1
 LONGEST_KEY = 60  # characters that an error repeats
 SMALLEST, LARGEST = 1e-37, 1e37  # sizes of numbers that single precision holds
 TYPES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+NUMBERS = tuple[float, ...]
 T = TypeVar("T")
 
 
@@ -146,7 +148,15 @@ def _value(field: dataclasses.Field, raw: Any, where: str) -> Any:
     rule, bound = field.metadata, ""
     if dataclasses.is_dataclass(kind):
         return parse(kind, raw, where)  # type: ignore[arg-type]
-    if isinstance(raw, (int, float) if kind is float else kind) and (kind is bool or not isinstance(raw, bool)):
+    if kind == NUMBERS and isinstance(raw, list) and raw and len(set(map(str, raw))) == len(raw):
+        each = copy(field)
+        each.type = float
+        return tuple(_value(each, item, where) for item in raw)
+    if (
+        kind != NUMBERS
+        and isinstance(raw, (int, float) if kind is float else kind)
+        and (kind is bool or not isinstance(raw, bool))
+    ):
         if kind is int and abs(raw) > LARGEST_WHOLE:
             bound = f" (and at most {LARGEST_WHOLE:,})"
         elif kind is float and raw and not SMALLEST <= abs(raw) <= LARGEST:
@@ -170,6 +180,7 @@ def _allowed(field: dataclasses.Field) -> str:
     if rule["choices"] is not None:
         return ", ".join(repr(choice) for choice in rule["choices"])
     words = {"above": "above", "low": "at least", "high": "at most"}
-    shape = "g" if kind is float else ","
+    shape = "," if kind is int else "g"
     bounds = [f"{word} {rule[name]:{shape}}" for name, word in words.items() if rule[name] is not None]
-    return " ".join([TYPES[kind], " and ".join(bounds)]).strip()
+    name = "a list, each once, of numbers" if kind == NUMBERS else TYPES[kind]
+    return " ".join([name, " and ".join(bounds)]).strip()

@@ -9,15 +9,26 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.report.figures import COLORS, draw_line, grid, readable
+from lib.report.figures import GRAY, draw_line, grid, look, readable
 from lib.report.records import Groups, Record, confusion_counts, percent_of_actual, ranked
 from lib.report.tables import measures, with_deviation
 
-LOOKS = {"top1": ("#0072B2", "o"), "knn": ("#56B4E9", "s"), "study_top1": ("#E69F00", "^")}
+SHAPES = {"top1": ("o", "full"), "knn": ("s", "none"), "study_top1": ("^", "none")}  # marker and filling of a measure
 LINES = 5  # curves that one panel tells apart
 PAGE = 11.5  # inches
 ROW = 0.2  # inches of a row of the accuracy chart
 CONFUSION_LABELS = 20  # with more classes their names would overlap
+
+
+def looks(groups: Groups) -> dict[str, dict[str, Any]]:
+    """One color, marker and dash for each group in every picture, by their order in params.yaml: results change none.
+
+    Untrained encoders are gray and take no color from the others.
+    """
+    trained = [name for name, members in groups.items() if members[0].pretraining.epochs]
+    floors = [name for name in groups if name not in trained]
+    gray = {name: look(number) | {"color": GRAY} for number, name in enumerate(floors)}
+    return {name: look(number) for number, name in enumerate(trained)} | gray
 
 
 def curves_figure(groups: Groups) -> Figure:
@@ -28,6 +39,7 @@ def curves_figure(groups: Groups) -> Figure:
     """
     curves = {name: _mean_curve(members) for name, members in ranked(groups).items()}
     trained = [name for name in curves if groups[name][0].pretraining.epochs]
+    styles = looks(groups)
     panels_of = _families({name: groups[name][0] for name in trained})
     # one pair of panels in a row where there are few, else two, so that twelve pairs fit on a page
     across = 1 if len(panels_of) <= 3 else 2
@@ -38,7 +50,7 @@ def curves_figure(groups: Groups) -> Figure:
     for number, (title, family, shown) in enumerate(panels_of):
         loss, knn = panels[number // across, 2 * (number % across) :][:2]
         for panel, column, behind in ((loss, "loss", family), (knn, "knn", trained)):
-            _draw_curves(panel, {name: curves[name][column] for name in behind}, shown)
+            _draw_curves(panel, {name: curves[name][column] for name in behind}, shown, styles)
         if math.isfinite(floor):
             knn.axhline(floor, color="0.35", linestyle=":", linewidth=1.2, label="untrained")
         # accuracies can be compared across panels, losses of different objectives cannot
@@ -76,15 +88,15 @@ def _families(firsts: dict[str, Record]) -> list[tuple[str, list[str], list[str]
     return parts
 
 
-def _draw_curves(panel: Axes, curves: dict[str, pandas.DataFrame], shown: Sequence[str]) -> None:
+def _draw_curves(panel: Axes, curves: dict[str, pandas.DataFrame], shown: Sequence[str], styles: dict) -> None:
     for name, curve in curves.items():
         if name not in shown:
             panel.plot(curve["mean"], color="0.85", linewidth=1, zorder=1)
-    for number, name in enumerate(shown):
+    for name in shown:
         mean, deviation = curves[name]["mean"], curves[name]["std"]
-        draw_line(panel, mean.index, mean, number, name)
-        color = COLORS[number % len(COLORS)]
-        panel.fill_between(mean.index, mean - deviation, mean + deviation, color=color, alpha=0.2, linewidth=0)
+        draw_line(panel, mean.index, mean, styles[name], name)
+        band = {"color": styles[name]["color"], "alpha": 0.2, "linewidth": 0}
+        panel.fill_between(mean.index, mean - deviation, mean + deviation, **band)
 
 
 def accuracy_figure(groups: Groups, table: pandas.DataFrame) -> Figure:
@@ -95,14 +107,19 @@ def accuracy_figure(groups: Groups, table: pandas.DataFrame) -> Figure:
     rows = _accuracy_rows(groups, table)
     figure = Figure(figsize=(9, 1.2 + ROW * len(rows)))
     axes = figure.subplots()
+    styles = looks(groups)
     for key, name in measures(table).items():
-        points = rows[rows[key].notna()]
-        color, marker = LOOKS[key]
-        look: dict[str, Any] = {"color": color, "marker": marker, "markersize": 5.5, "linestyle": "", "elinewidth": 1.5}
-        axes.errorbar(points[key], points.index, xerr=points[f"{key}_sd"].fillna(0), label=name, **look)
+        marker, filling = SHAPES[key]
+        shape: dict[str, Any] = {"marker": marker, "fillstyle": filling, "markersize": 5.5, "linestyle": ""}
+        for y, (_, row) in enumerate(rows.iterrows()):
+            if pandas.isna(row[key]):
+                continue
+            deviation, color = numpy.nan_to_num(row[f"{key}_sd"]), styles[row["group"]]["color"]
+            axes.errorbar(row[key], y, xerr=deviation, color=color, elinewidth=1.5, **shape)
+        axes.plot([], [], color="0.25", label=name, **shape)  # for the legend
     beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8}
     for place, row in rows[rows["top1"].notna()].iterrows():
-        axes.annotate(with_deviation(row, "top1", ".1f"), (1.01, place), color=LOOKS["top1"][0], **beside)
+        axes.annotate(with_deviation(row, "top1", ".1f"), (1.01, place), **beside)
     chance = 100 / table["classes"].max()
     axes.axvline(chance, color="0.35", linestyle=":", linewidth=1.2, label=f"chance ({chance:.3g} %)")
     axes.set_yticks(rows.index, rows["model"])

@@ -3,7 +3,7 @@
 import functools
 import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from lib.runtime.files import write_bytes
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.2, 1.2, 1.2)))
+GRAY = "#7F7F7F"  # of what was not trained
 MARKED = 25  # markers on a long line
+POINT: Any = {"markersize": 6.5, "elinewidth": 1.3, "capsize": 2}  # with its interval
 # Fonts that have what matplotlib's own lacks, of which those that are installed are used.
 FALLBACK_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Hiragino Sans", "Microsoft YaHei")
 STYLE: Any = {
@@ -74,10 +76,14 @@ def grid(count: int, in_one_line: int = 1) -> tuple[int, int]:
     return -(-count // columns), columns
 
 
-def draw_line(panel: Axes, x: Any, y: Any, number: int, label: str) -> None:
+def look(number: int) -> dict[str, Any]:
+    """Color, marker and dash of the curve or point of this number; 49 pairs of color and marker differ."""
+    marker = MARKERS[(number + number // len(COLORS)) % len(MARKERS)]
+    return {"color": COLORS[number % len(COLORS)], "marker": marker, "linestyle": DASHES[number % len(DASHES)]}
+
+
+def draw_line(panel: Axes, x: Any, y: Any, look: Mapping[str, Any], label: str) -> None:
     """A curve that color, marker and dash tell from the others."""
-    look: Any = {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
-    look |= {"linestyle": DASHES[number % len(DASHES)], "markevery": max(1, len(x) // MARKED)}
-    panel.plot(x, y, label=label, linewidth=1.8, markersize=4.5, **look)
+    panel.plot(x, y, label=label, linewidth=1.8, markersize=4.5, markevery=max(1, len(x) // MARKED), **look)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.grid(alpha=0.25)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy
 from matplotlib.figure import Figure
 
-from lib.report.figures import draw_line
+from lib.report.figures import draw_line, look
 
 ACROSS = 16  # filters in a line
 
@@ -18,7 +18,7 @@ def transfer_figure(rows: Sequence[dict[str, Any]], variant: str) -> Figure:
     for number, arm in enumerate(dict.fromkeys(row["arm"] for row in rows)):
         points = [(row["epoch"], row["validation_top1"]) for row in rows if row["arm"] == arm]
         epochs, accuracies = zip(*points)
-        draw_line(axes, epochs, accuracies, number, arm)
+        draw_line(axes, epochs, accuracies, look(number), arm)
     axes.set_title(f"Classifiers by their first layer ({variant})", loc="left")
     axes.set_xlabel("epoch")
     axes.set_ylabel("accuracy on validation images, %")

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.params.verdict import Rule
-from lib.report.figures import COLORS, DASHES, MARKERS
+from lib.report.figures import COLORS, DASHES, MARKERS, POINT
 
 WIDTH = 7.0  # inches
 STUDY = {"study, first": -0.32, "study, as run": 0.14}  # the study's own doses lambda (docs/study.md)
@@ -16,7 +16,6 @@ BLUE, ORANGE, GREEN, PINK, AMBER, SKY, BLACK = COLORS
 ARMS = (ORANGE, GREEN, PINK, AMBER, SKY)
 
 FRONTIER = "#7fb8d8"  # a paler blue, behind the points
-POINT: Any = {"markersize": 6.5, "elinewidth": 1.3, "capsize": 2}
 CURVE: Any = {"markersize": 4.5, "linewidth": 1.3, "elinewidth": 1.1, "capsize": 2}
 LEGEND: Any = {"handlelength": 2.6, "title": "arm (seeds)", "title_fontsize": 8}
 ABOVE: Any = {"fontsize": 7.5, "ha": "center", "va": "bottom", "color": "0.35"}

@@ -18,6 +18,7 @@ SPACES = ("latent", "projection")  # what a row of numbers is of
 STUDY = ("study_top1", "study_top5", "study_epochs")
 KINDS = ("trained with labels", "trained without labels", "untrained")  # ceilings, what is compared, floors
 # of binary codes
+FEW = "labels_"  # and the share: a column
 BITS = ("episode_bits", "concept_bits")
 CODE = ("active", "probe_raw", "centroid", "centroid_code", "usage_entropy", "pattern_entropy", "unused")
 
@@ -86,7 +87,7 @@ def read_record(variant: str, root: Path = Path()) -> Record:
             for space in SPACES
             for name, numbers in scores[f"{space}s"].items()
         ]
-        rows[0] |= _study(scores)
+        rows[0] |= _study(scores) | _few_labels(scores)
         # a floor whose batch norms were not calibrated is none of those that are
         network = (rows[0]["encoder"], about["parameters"]["encoder"], params.calibrate_batchnorm)
         kind = KINDS[2 if not params.epochs else 0 if about["supervised"] else 1]
@@ -121,6 +122,12 @@ def _study(scores: Any) -> dict[str, Any]:
     if epochs != STUDY_EPOCHS:
         return {}
     return {"study_top1": study["top1"], "study_top5": study["top5"], "study_epochs": epochs}
+
+
+def _few_labels(scores: Any) -> dict[str, float]:
+    """Top-1 of the main latent by share of the training labels, and its deviation over draws, where asked for."""
+    few = scores.get("few_labels", {}).items()
+    return {f"{FEW}{share}{end}": found[key] for share, found in few for end, key in (("", "top1"), ("_sd", "sd"))}
 
 
 def _run(scores: Any, about: Any, params: Pretraining) -> dict[str, Any]:

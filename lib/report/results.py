@@ -1,17 +1,20 @@
 """All variants' results: the tables and pictures that the stage ``results`` writes."""
 
 from pathlib import Path
+from typing import Any
 
 from lib.params.experiment import Experiment
-from lib.report import charts, tables
+from lib.report import charts, plane, tables
 from lib.report.figures import save_figure
 from lib.report.figures_tsne import overview_figure
 from lib.report.records import ranked, read_record, replicates
 from lib.runtime.files import read_arrays, write_table, write_text
+from lib.runtime.progress import StepProgress
 
 
 def write_results(experiment: Experiment, root: Path = Path()) -> None:
-    """metrics/results.{csv,md}, plots/{curves,accuracy,confusion}.{csv,png} and plots/tsne/overview.png."""
+    """metrics/results.{csv,md}, plots/{plane,curves,accuracy,confusion}.{csv,png}, plots/dose/ and
+    plots/tsne/overview.png; plots/dose/dose.png only where a variant has a dose."""
     records = [read_record(variant, root) for variant in experiment.variants]
     groups = replicates(records)
     frame = tables.result_rows(records)
@@ -20,11 +23,26 @@ def write_results(experiment: Experiment, root: Path = Path()) -> None:
     write_text(root / "metrics/results.md", tables.markdown(frame))
     plots = root / "plots"
     write_table(plots / "curves.csv", tables.curves_table(groups))
-    write_table(plots / "accuracy.csv", tables.accuracy_table(table, ranked(groups)))
+    points = plane.plane_table(groups, table)
+    dosed = plane.dose_table(groups, points)
+    colors = dict(zip(points["group"], points["color"]))
+    write_table(plots / "plane.csv", points)
+    write_table(plots / "dose/dose.csv", dosed)
+    write_table(plots / "accuracy.csv", tables.accuracy_table(table, ranked(groups), colors))
     write_table(plots / "confusion.csv", tables.confusion_table(groups))
-    save_figure(plots / "curves.png", charts.curves_figure, groups)
-    save_figure(plots / "accuracy.png", charts.accuracy_figure, groups, table)
-    save_figure(plots / "confusion.png", charts.confusion_figure, groups)
-    # a plane has no mean: of replicates the first is shown
-    planes = {name: read_arrays(root / f"data/tsne/{name}.npz") for name in ranked(groups)}
-    save_figure(plots / "tsne/overview.png", overview_figure, planes)
+    # a 2-D embedding has no mean: of replicates the first is shown
+    embedded = {name: read_arrays(root / f"data/tsne/{name}.npz") for name in ranked(groups)}
+    pictures: list[tuple[str, Any, Any]] = [
+        ("plane", plane.plane_figure, (groups, points)),
+        ("accuracy", charts.accuracy_figure, (groups, table)),
+        ("curves", charts.curves_figure, (groups,)),
+        ("confusion", charts.confusion_figure, (groups,)),
+        ("tsne/overview", overview_figure, (embedded,)),
+    ]
+    (plots / "dose/dose.png").unlink(missing_ok=True)
+    if len(dosed):
+        pictures.append(("dose/dose", plane.dose_figure, (groups, dosed)))
+    with StepProgress("pictures", len(pictures)) as progress:
+        for name, draw, arguments in pictures:
+            save_figure(plots / f"{name}.png", draw, *arguments)
+            progress.advance()

@@ -9,54 +9,69 @@ from pathlib import Path
 
 import pandas
 
-from lib.report.tables import accuracy_columns, cells, read_results, summary, title
+from lib.report.plane import plane_sentence
+from lib.report.tables import accuracy_columns, cells, main_rows, read_results, summary, title
 
 RESULTS = Path("metrics/results.csv")
-HEADER = 14  # characters of a header's line
-SPELLED = str.maketrans({"±": "+-", "·": "."})  # where the terminal has no such characters
+HEADER, PROSE = 14, 100  # characters of a line of a header, and of sentences in a pipe
+SPELLED = str.maketrans({"±": "+-", "·": ".", "Δ": "minus", "λ": "lambda"})  # where a terminal lacks a character
+UNTOLD = ("validation_top1", "study_top5")  # in metrics/results.md
 
 
-def show(path: Path = RESULTS, width: int | None = None) -> str:
-    """The table of results.csv as aligned text; the last columns are left out where ``width`` has no room for them."""
+def show(path: Path = RESULTS, width: int | None = None, every: bool = False, encoding: str = "utf-8") -> str:
+    """The table of results.csv as aligned text, and what the plane of bits says.
+
+    Main latents alone, unless ``every``; the last columns are left out where ``width`` has no room for them.
+    """
     frame = read_results(path)
     table = summary(frame)
-    columns = accuracy_columns(table)
-    columns.pop("study_top5", None)
-    every, rows = len(columns), _aligned(table, columns)
+    shown = table if every else main_rows(table)
+    columns = {key: name for key, name in accuracy_columns(shown).items() if key not in UNTOLD}
+    wanted, rows = len(columns), _aligned(shown, columns, encoding)
     while width and len(rows[0]) > width and len(columns) > 2:
         columns.popitem()
-        rows = _aligned(table, columns)
-    lines = [textwrap.fill(title(frame), width or 1000), "percent of test images", "", *rows]
-    if len(columns) < every:
-        lines.append(f"{every - len(columns)} more in a wider terminal, or in metrics/results.md")
-    return "\n".join(lines)
+        if "study_top1" not in columns:  # all that was published
+            shown = shown.dropna(subset=["group"])
+        rows = _aligned(shown, columns, encoding)
+    more = f"{wanted - len(columns)} columns in a wider terminal, " if len(columns) < wanted else ""
+    hidden = 0 if every else len(table) - len(main_rows(table))
+    latents = f"{hidden} latents and projections with --all, " if hidden else ""
+    lines = [title(frame), "percent of test images, and bits", "", *rows, ""]
+    lines += [plane_sentence(table), f"More: {more}{latents}all in metrics/results.md."]
+    return "\n".join(line if line in rows else textwrap.fill(line, width or PROSE) for line in lines)
 
 
-def _aligned(table: pandas.DataFrame, columns: dict[str, str]) -> list[str]:
+def _aligned(table: pandas.DataFrame, columns: dict[str, str], encoding: str) -> list[str]:
     """Headers of several lines, a rule, and the rows; names to the left, numbers to the right."""
     heads = [textwrap.wrap(name, HEADER) for name in columns.values()]
     height = max(map(len, heads))
     lines = [[""] * (height - len(head)) + head for head in heads]
-    rows = [*map(list, zip(*lines)), *cells(table, columns)]
+    rows = [[spelled(text, encoding) for text in row] for row in (*zip(*lines), *cells(table, columns))]
     widths = [max(map(len, column)) for column in zip(*rows)]
     text = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     return [*text[:height], "-" * len(text[0]), *text[height:]]
 
 
-def say(text: str) -> None:
-    """Print, whatever the encoding of the other end, and without a word if it has been closed."""
-    encoding = sys.stdout.encoding or "ascii"
+def spelled(text: str, encoding: str) -> str:
+    """``text`` in characters that an encoding has."""
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
-        text = text.translate(SPELLED).encode(encoding, "backslashreplace").decode(encoding)
+        return text.translate(SPELLED).encode(encoding, "backslashreplace").decode(encoding)
+    return text
+
+
+def say(text: str) -> None:
+    """Print, whatever the encoding of the other end, and without a word if it has been closed."""
     try:
-        print(text, flush=True)
+        print(spelled(text, sys.stdout.encoding or "ascii"), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
 
 
 def main(arguments: list[str]) -> None:
     about = "The accuracies of the finished run. What the columns mean: docs/reading-the-table.md"
-    argparse.ArgumentParser(prog="python -m lib show", description=about).parse_args(arguments)
-    say(show(width=shutil.get_terminal_size().columns if sys.stdout.isatty() else None))
+    parser = argparse.ArgumentParser(prog="python -m lib show", description=about)
+    parser.add_argument("--all", action="store_true", help="further latents and projections too")
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    say(show(width=width, every=parser.parse_args(arguments).all, encoding=sys.stdout.encoding or "ascii"))

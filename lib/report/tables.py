@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy
 import pandas
 
-from lib.params.evaluation import MANY_CLASSES
+from lib.params.evaluation import LABEL_DRAWS, MANY_CLASSES
 from lib.report import published
 from lib.report.compare import CONFIDENCE, baseline, delta, floor
-from lib.report.records import BITS, CODE, Groups, Record, confusion_counts, percent_of_actual, replicates
+from lib.report.records import BITS, CODE, FEW, Groups, Record, confusion_counts, percent_of_actual, replicates
 from lib.runtime.errors import UserError
 from lib.runtime.files import require_file
 from lib.verdict.judge import half_interval
@@ -73,6 +73,8 @@ def summary(frame: pandas.DataFrame) -> pandas.DataFrame:
     table, measured = grouped.first(), grouped[list(MEASURED)]
     table[list(MEASURED)] = measured.mean()
     table = table.join(measured.std().add_suffix("_sd"))
+    few = [key for key in map(str, frame) if key.startswith(FEW)]
+    table[few] = grouped[few].mean()  # and the mean of the deviations over draws
     pairs = grouped["delta_simclr"].count()
     table["delta_simclr"] = table["delta_simclr"].where(pairs > 1)
     table["delta_simclr_sd"] = half_interval(table["delta_simclr_sd"], pairs.clip(2), CONFIDENCE)
@@ -139,6 +141,7 @@ def markdown(frame: pandas.DataFrame) -> str:
         f"[What each column means](../{LEGEND}).",
         markdown_table(latents, accuracy_columns(latents)),
         *(["## Projections", markdown_table(projections, accuracy_columns(projections))] if len(projections) else []),
+        *_few_labels(runs),
         "## Runs",
         markdown_table(runs.assign(model=runs["group"].fillna(runs["model"])), RUN),
     ]
@@ -148,9 +151,21 @@ def markdown(frame: pandas.DataFrame) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _few_labels(runs: pandas.DataFrame) -> list[str]:
+    """A section, where shares of the labels were asked for."""
+    shares = [key for key in map(str, runs) if key.startswith(FEW) and not key.endswith("_sd")]
+    few = {key: f"{100 * float(key.removeprefix(FEW)):.4g} %" for key in shares}
+    if not few:
+        return []
+    word = "Fine-tuned" if (runs["mode"] == "finetune").any() else "Probe"
+    about = f"{word} top-1 of the main latent; ± is the standard deviation over {LABEL_DRAWS} stratified draws"
+    rows, columns = runs.dropna(subset=[*few]), {"model": "Model", **few, "top1": "100 %"}
+    return ["## Shares of the training labels", f"{about}, of all labels over seeds.", markdown_table(rows, columns)]
+
+
 def markdown_table(table: pandas.DataFrame, columns: Mapping[str, str]) -> str:
     """Columns of numbers are aligned to the right."""
-    numbers = {*MEASURED, *WHOLE, "n", "gamma", "floor_top1"}
+    numbers = {*MEASURED, *WHOLE, "n", "gamma", "floor_top1", *(key for key in columns if key.startswith(FEW))}
     lines = [columns.values(), ["---:" if key in numbers else "---" for key in columns], *cells(table, columns)]
     return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
 
@@ -161,7 +176,7 @@ def cells(table: pandas.DataFrame, columns: Iterable[str]) -> list[list[str]]:
 
 
 def _cell(row: pandas.Series, key: str) -> str:
-    two = key in (*PERCENT, *BITS, "floor_top1", "probe_raw", "centroid", "centroid_code")
+    two = key.startswith(FEW) or key in (*PERCENT, *BITS, "floor_top1", "probe_raw", "centroid", "centroid_code")
     form = SIGNED.get(key, ".2f" if two else ".3g" if isinstance(row[key], float) else "")
     return "-" if pandas.isna(row[key]) else with_deviation(row, key, ",.0f" if key in WHOLE else form)
 
@@ -172,7 +187,7 @@ def with_deviation(row: pandas.Series, key: str, form: str) -> str:
     return f"{row[key]:{form}}" + ("" if pandas.isna(deviation) else f" ± {deviation:{form.removeprefix('+')}}")
 
 
-def accuracy_table(table: pandas.DataFrame, order: Iterable[str]) -> pandas.DataFrame:
+def accuracy_table(table: pandas.DataFrame, order: Iterable[str], colors: Mapping[str, str]) -> pandas.DataFrame:
     """The bars of ``dvc plots show``: `summary` with a row per measure, groups in ``order``, ``value`` in percent."""
     parts = []
     for key, measure in measures(table).items():
@@ -181,6 +196,7 @@ def accuracy_table(table: pandas.DataFrame, order: Iterable[str]) -> pandas.Data
         parts.append(part.rename(columns={key: "value", f"{key}_sd": "sd"}).round(4))
     places = {name: place for place, name in enumerate(order)}
     bars = pandas.concat(parts).astype({"n": int})
+    bars["color"] = bars["group"].map(colors)
     return bars.sort_values("group", key=lambda names: names.map(places), kind="stable")
 
 

@@ -13,6 +13,8 @@ QUIET_SECONDS = 5.0  # between lines about epochs
 class StepProgress:
     """Counts steps, and estimates after the second what is left; ``note`` prints a line that stays.
 
+    Without a terminal a computation of some seconds says nothing of its steps.
+
     Use as a context manager. The first step, in which libraries set themselves up, is not counted into an estimate:
     `advance` is called when the work of a step is done, at the first two at least.
     """
@@ -25,7 +27,7 @@ class StepProgress:
         if sys.stdout.isatty() and not silent:
             done_of = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
             times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-            self.bar = Progress(*done_of, *times, console=Console())
+            self.bar = Progress(*done_of, *times, console=Console(), transient=True)
             self.task = self.bar.add_task(title, total=total, completed=done)
 
     def __enter__(self) -> "StepProgress":
@@ -48,7 +50,7 @@ class StepProgress:
             self.started = time.monotonic()
         if self.bar:
             self.bar.advance(self.task)
-        elif not self.silent and (self.done == self.first + 1 or time.monotonic() - self.last_line > PLAIN_SECONDS):
+        elif not self.silent and self._due():
             self._line(f"step {self.done} of {self.total}")
 
     def note(self, text: str) -> None:
@@ -59,13 +61,21 @@ class StepProgress:
         else:
             self._line(text)
 
+    def _due(self) -> bool:
+        """At the first estimate, and then some time after the last line."""
+        long = self._left() > QUIET_SECONDS
+        return long and (self.done == self.first + 1 or time.monotonic() - self.last_line > PLAIN_SECONDS)
+
+    def _left(self) -> float:
+        """Seconds; 0 where nothing is left, or known of it."""
+        if not self.first < self.done < self.total:
+            return 0.0
+        return (time.monotonic() - self.started) / (self.done - self.first) * (self.total - self.done)
+
     def _line(self, text: str) -> None:
         self.last_line = time.monotonic()
-        left = ""
-        if self.first < self.done < self.total:
-            seconds = (time.monotonic() - self.started) / (self.done - self.first) * (self.total - self.done)
-            left = f", about {duration(seconds)} left"
-        print(f"{self.title}: {text}{left}", flush=True)
+        left = self._left()
+        print(f"{self.title}: {text}" + (f", about {duration(left)} left" if left else ""), flush=True)
 
 
 class EpochLines:

@@ -1,0 +1,106 @@
+"""DVC's experiments by what they change, with one measure per variant: ``python -m lib experiments``.
+
+``dvc exp show`` has a column for every parameter and every number; this has those that differ, in `WIDTH` characters.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lib.params.spec import PARAMS_FILE
+from lib.preset import flat
+from lib.report.show import say
+from lib.runtime.errors import UserError
+
+WIDTH = 100  # characters
+FILES = {"top1": "metrics/{}.json", "knn": "metrics/{}.json"}
+FILES |= dict.fromkeys(("episode_bits", "concept_bits"), "metrics/memory/{}.json")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One state of the project: ``changed`` against the last commit, and the measure by variant."""
+
+    name: str
+    changed: str
+    values: dict[str, float]
+
+
+def rows_of(shown: list[dict[str, Any]], measure: str) -> list[Row]:
+    """From what ``dvc exp show --json`` prints: the last commit, the workspace, the commit's experiments."""
+    workspace, commit = shown[:2]
+    revisions = [run["revs"][0] | {"name": run["name"]} for run in commit["experiments"] or ()]
+    before = _params(commit)
+    named = [("last commit", commit), ("workspace", workspace), *((each["name"], each) for each in revisions)]
+    rows = []
+    for name, revision in named:
+        after = _params(revision)
+        changed = [f"{key}={value}" for key, value in after.items() if before.get(key, after) != value]
+        changed += [f"no {key}" for key in before if after and key not in after]
+        metrics = (revision["data"] or {}).get("metrics", {})
+        values: dict[str, float] = {}
+        for variant in dict.fromkeys(key.split(".")[1] for key in after if key.startswith("variants.")):
+            numbers = metrics.get(FILES[measure].format(variant), {}).get("data") or {}
+            values |= {variant: numbers[measure]} if measure in numbers else {}
+        rows.append(Row(name, ", ".join(changed) or ("" if revision["data"] else "did not end"), values))
+    return rows
+
+
+def _params(revision: dict[str, Any]) -> dict[str, Any]:
+    found = (revision["data"] or {}).get("params", {}).get(str(PARAMS_FILE), {})
+    return dict(flat(found.get("data") or {}))
+
+
+def table(rows: list[Row], width: int = WIDTH) -> Iterator[str]:
+    """Lines of at most ``width`` characters: variants that differ as columns, in several tables if need be; then those
+    whose value is one in all rows."""
+    values = {name: [row.values.get(name) for row in rows] for name in dict.fromkeys(n for r in rows for n in r.values)}
+    equal = {name: found[0] for name, found in values.items() if len(set(found)) == 1}
+    columns = {name: [_text(value) for value in found] for name, found in values.items() if name not in equal}
+    first = [f"{'experiment':{max(len(row.name) for row in rows)}}", *(row.name for row in rows)]
+    second = ["changed", *(textwrap.shorten(row.changed, width // 3, placeholder=" ...") for row in rows)]
+    left = _beside(first, second)
+    while True:
+        lines = left
+        for name in list(columns):
+            wider = _beside(lines, [name, *columns[name]], str.rjust)
+            if lines is not left and len(wider[0]) > width:
+                break
+            lines = wider
+            del columns[name]
+        yield from (*(line.rstrip() for line in lines), "")
+        if not columns:
+            break
+    same = ", ".join(f"{key} {_text(value)}" for key, value in equal.items())
+    yield from textwrap.wrap(f"the same in all: {same}" if same else "", width)
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _beside(left: list[str], right: list[str], place: Any = str.ljust) -> list[str]:
+    """Two columns of lines, each as wide as its longest."""
+    widths = max(map(len, left)), max(map(len, right))
+    return [f"{one.ljust(widths[0])}  {place(other, widths[1])}" for one, other in zip(left, right)]
+
+
+def main(arguments: list[str]) -> None:
+    about = "What experiments changed, and one measure of each variant's main latent."
+    parser = argparse.ArgumentParser(prog="python -m lib experiments", description=about)
+    parser.add_argument("measure", nargs="?", choices=list(FILES), default="top1", help="probe top-1 unless given")
+    measure = parser.parse_args(arguments).measure
+    done = subprocess.run([sys.executable, "-m", "dvc", "exp", "show", "--json"], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(" ".join(done.stderr.split()).removeprefix("ERROR: ") or "dvc exp show failed")
+    shown = json.loads(done.stdout[done.stdout.index("[") :])
+    if len(shown) < 2:
+        raise UserError(
+            "this repository has no commit, which experiments are held against; git commit, then dvc exp run"
+        )
+    say("\n".join([measure, "", *table(rows_of(shown, measure))]))

@@ -1,0 +1,146 @@
+"""Where an output comes from: ``python -m lib trace metrics/joint.json``.
+
+Follows dvc.lock, which git keeps, from the file back through the stages that made it: eight lines that sum it up, and
+with ``--all`` parameters, code and data, each by its checksum. What is not as dvc.lock records it is an error.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import re
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lib.params.spec import PARAMS_FILE, load_yaml
+from lib.preset import FOLDER, differences, preset_names
+from lib.report.show import say
+from lib.runtime.errors import UserError
+from lib.runtime.files import overlap, read_about, read_json
+from lib.runtime.progress import duration
+from lib.runtime.stage import times_folder
+
+LOCK = Path("dvc.lock")
+ENCODER = re.compile(r"data/encoders/\w+\.safetensors")
+
+
+def trace(path: str, root: Path = Path()) -> list[str]:
+    """Lines that tell the history of one output of the pipeline.
+
+    A UserError says that no stage wrote it, or that it or one of its sources is not what dvc.lock records.
+    """
+    if not (root / LOCK).is_file():
+        raise UserError(f"{LOCK} does not exist: no stage has run; dvc repro")
+    stages = load_yaml(root / LOCK)["stages"]
+    names = _writers(stages, path)
+    if not names:
+        how = "name an output as dvc.yaml has it, for example metrics/simclr.json"
+        raise UserError(f"{LOCK} knows no stage that wrote {path}; {how}")
+    lines = []
+    for name in names:  # grows by the stages before
+        stage = stages[name]
+        lines.append(f"{name}: {stage['cmd']}")
+        for written in stage.get("outs", []):
+            file = root / written["path"]
+            # one that is only in DVC's cache may be absent
+            if file.is_file() and hashlib.md5(file.read_bytes()).hexdigest() != written["md5"]:
+                why = "it was changed by hand, or the stage's run was not finished: dvc repro"
+                raise UserError(f"{written['path']} is not what {name} wrote by {LOCK}; {why}")
+            lines += [f"  wrote {written['path']}  md5 {written['md5']}", *_about(file)]
+        for dep in stage.get("deps", []):
+            lines.append(f"  read  {dep['path']}  md5 {dep['md5']}")
+            names += [writer for writer in _writers(stages, dep["path"]) if writer not in names]
+        for values in stage.get("params", {}).values():
+            lines += [f"  {key} = {json.dumps(value)}" for key, value in sorted(values.items())]
+    return lines
+
+
+def in_short(path: str, root: Path = Path()) -> list[str]:
+    """What a file is, of which data, network, training and settings, and by which code, when and where: eight lines."""
+    stages = load_yaml(root / LOCK)["stages"]
+    writers = _writers(stages, path)
+    names = list(writers)
+    for name in names:  # grows by the stages before
+        reads = [dep["path"] for dep in stages[name].get("deps", [])]
+        names += [writer for read in reads for writer in _writers(stages, read) if writer not in names]
+    encoders = [root / out["path"] for name in names for out in stages[name]["outs"] if ENCODER.fullmatch(out["path"])]
+    abouts = [read_about(file) for file in sorted(encoders) if file.is_file()]
+    trained = [about["pretraining"] for about in abouts]
+    recorded = stages.get("resolve", {}).get("params", {}).get(str(PARAMS_FILE), {})
+    images = root / "data/images.safetensors"
+    data = read_about(images) if images.is_file() else {"dataset": recorded.get("dataset"), "checksum": "not here"}
+    facts = {
+        path: _numbers(root / path) or f"written by {', '.join(writers)}",
+        "data": f"{data['dataset']}, sha256 {data['checksum'][:12]}",
+        "encoder": _distinct(about.get("encoder") or values.get("encoder") for about, values in zip(abouts, trained)),
+        "epochs": _distinct(values["epochs"] for values in trained),
+        "seed": _distinct(values["seed"] for values in trained),
+        "settings": _settings(recorded),
+        "code": _code(root),
+        "run": _run(root, writers[0]),
+    }
+    return [f"{key:{max(map(len, facts))}}  {value}" for key, value in facts.items()]
+
+
+def _distinct(values: Iterable[object]) -> str:
+    return ", ".join(dict.fromkeys(map(str, values))) or "none"
+
+
+def _numbers(path: Path) -> str:
+    """The numbers of a file of metrics."""
+    values = read_json(path).items() if path.suffix == ".json" and path.is_file() else ()
+    return ", ".join(f"{key} {value:g}" for key, value in values if isinstance(value, int | float))
+
+
+def _settings(recorded: dict[str, Any]) -> str:
+    """What the recorded params.yaml has other than the preset that is most like it."""
+    each = {name: differences(load_yaml(FOLDER / f"{name}.yaml"), recorded) for name in preset_names()}
+    name = min(each, key=lambda name: len(each[name]))
+    return f"preset {name}" + (f", but {'; '.join(each[name])}" if each[name] else "")
+
+
+def _code(root: Path) -> str:
+    command = ["git", "log", "-1", "--format=commit %h of %cs", "--", "lib", "stages", "dvc.yaml"]
+    changes = ["git", "status", "--porcelain", "--", "lib", "stages", "dvc.yaml"]
+    last, changed = (
+        subprocess.run(line, cwd=root, capture_output=True, text=True).stdout for line in (command, changes)
+    )
+    return (last.strip() or "of no commit") + (", and changes since that no commit has" if changed else "")
+
+
+def _run(root: Path, stage: str) -> str:
+    """When, for how long and on which device a stage ran, as far as this machine knows."""
+    note = times_folder() / f"{stage}.json"
+    if not note.is_file():
+        return "not on this machine"
+    times, curve = read_json(note), times_folder() / f"{stage.partition('@')[2]}.csv"
+    devices = [row["device"] for row in csv.DictReader(curve.open())] if curve.is_file() else []
+    trained = f"; training on {devices[-1]}" if devices else ""
+    return f"{times['ended'].replace('T', ' ')}, {duration(times['seconds'])}{trained}"
+
+
+def _writers(stages: dict[str, Any], path: str) -> list[str]:
+    """The stages that wrote ``path``, the folder that it is in, or something in it."""
+    outs = {name: [out["path"] for out in stage.get("outs", [])] for name, stage in stages.items()}
+    return [name for name, paths in outs.items() if any(overlap(path, out) for out in paths)]
+
+
+def _about(path: Path) -> list[str]:
+    """What a tensor file says of itself: data, versions, and what its training read."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return []
+    about = read_about(path)
+    data = about.get("data", about)
+    lines = [f"  data: {data.get('dataset')}, checksum {data.get('checksum')}"]
+    return lines + [f"  {key}: {json.dumps(about[key])}" for key in ("versions", "pretraining") if key in about]
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lib trace", description="Where an output comes from.")
+    parser.add_argument("path", help="an output of the pipeline, for example metrics/joint.json")
+    parser.add_argument("--all", action="store_true", help="every stage's parameters, code and data by checksum")
+    chosen = parser.parse_args(arguments)
+    whole = trace(chosen.path)  # which checks that files are as recorded, also where little of it is shown
+    say("\n".join(whole if chosen.all else [*in_short(chosen.path), "each stage, file and checksum: --all"]))

@@ -1,0 +1,49 @@
+"""``python -m lib experiments``: what differs, in a hundred characters, from what DVC says of its experiments."""
+
+from typing import Any
+
+from lib.experiments import WIDTH, rows_of, table
+
+
+def revision(name: str | None, top1: dict[str, float], **params: Any) -> dict[str, Any]:
+    """As ``dvc exp show --json`` has it."""
+    variants = {variant: {"method": "simclr"} for variant in top1}
+    metrics = {
+        f"metrics/{variant}.json": {"data": {"top1": value, "z": {"top1": 1}}} for variant, value in top1.items()
+    }
+    metrics |= {f"metrics/memory/{variant}.json": {"data": {"episode_bits": 2.0}} for variant in top1}
+    read = {"params.yaml": {"data": {**params, "variants": variants}}}
+    return {"name": name, "data": {"params": read, "metrics": metrics}}
+
+
+def experiments(*runs: dict[str, Any], here: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    head = revision("main", {"simclr": 60.0, "joint": 61.0}, gamma=0.01, optimizer={"lr": 0.001})
+    return [here or head, {**head, "experiments": [{"name": run["name"], "revs": [run]} for run in runs]}]
+
+
+def test_experiments_have_what_they_changed_and_the_variants_that_differ():
+    changed = revision("bold", {"simclr": 60.0, "joint": 63.5}, gamma=0.1, optimizer={"lr": 0.002})
+    added = revision("more", {"simclr": 60.0, "joint": 61.0, "push": 59.25}, gamma=0.01, optimizer={"lr": 0.001})
+    shown = experiments(changed, added, {"name": "broken", "data": None})
+    assert list(table(rows_of(shown, "top1"))) == [
+        "experiment   changed                        simclr  joint   push",
+        "last commit                                  60.00  61.00      -",
+        "workspace                                    60.00  61.00      -",
+        "bold         gamma=0.1, optimizer.lr=0.002   60.00  63.50      -",
+        "more         variants.push.method=simclr     60.00  61.00  59.25",
+        "broken       did not end                         -      -      -",
+        "",
+    ]
+    shown[1]["experiments"] = shown[1]["experiments"][:1]
+    lines = list(table(rows_of(shown, "episode_bits")))
+    assert lines[-1] == "the same in all: simclr 2.00, joint 2.00" and lines[0] == "experiment   changed"
+
+
+def test_many_variants_and_long_changes_keep_within_the_width():
+    names = [f"variant_number_{number}" for number in range(45)]
+    runs = [revision(f"sweep-{seed}", dict.fromkeys(names, float(seed)), seed=seed, note="x" * 90) for seed in range(4)]
+    lines = list(table(rows_of(experiments(*runs), "top1")))
+    assert max(map(len, lines)) <= WIDTH and all(any(f"{name}" in line for line in lines) for name in names)
+    assert (
+        sum(line.startswith("sweep-3") for line in lines) == sum(line.startswith("experiment ") for line in lines) > 5
+    )

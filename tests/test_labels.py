@@ -1,0 +1,104 @@
+"""Few labels: what a draw is, and the probe and fine-tuning on it."""
+
+import json
+from dataclasses import asdict, replace
+
+import numpy
+import pytest
+import torch
+
+from lib.evaluate import labels as few
+from lib.evaluate import linear as linear_stage
+from lib.evaluate.features import extract
+from lib.evaluate.linear import evaluate
+from lib.evaluate.probe import fit_probe
+from lib.params.evaluation import LABEL_DRAWS, Knn, Linear
+from lib.resolve import check_against_data
+from tests.examples import CPU, images, tiny_about, tiny_data, tiny_method
+from tests.faults.refusals import refused
+from tests.test_params import parsed
+
+PROBE, KNN = Linear(study_epochs=0), Knn(k=10)
+
+
+@pytest.fixture(autouse=True)
+def few_strengths(monkeypatch):
+    for module in (few, linear_stage):
+        monkeypatch.setattr(
+            module, "fit_probe", lambda *given, **more: fit_probe(*given, strengths=(0.1, 0.01), **more)
+        )
+
+
+def test_draws_are_stratified_differ_and_hold_smaller_ones():
+    data = tiny_data()
+    drawn = {}
+    for number in range(LABEL_DRAWS):
+        for share, each in ((0.1, 5), (0.5, 25)):
+            rows, part = few.label_draw(data, share, number)
+            drawn[number, share] = set(rows.tolist())
+            assert part.train_labels.bincount().tolist() == [each] * 3 and torch.equal(
+                part.train_labels, data.train_labels[rows]
+            )
+            assert torch.equal(part.train_images, data.train_images[rows])
+            held_out = part.train_labels[part.validation].bincount().tolist()
+            assert held_out == [max(1, int(each / 10 + 0.5))] * 3 and len(part.fitting) + len(part.validation) == len(
+                rows
+            )
+        assert drawn[number, 0.1] < drawn[number, 0.5]
+    assert len({frozenset(rows) for rows in drawn.values()}) == len(drawn)
+
+
+def test_the_probe_of_a_draw_sees_no_other_image_and_is_reported_with_its_spread(monkeypatch):
+    linear, method, data, given, fit = replace(PROBE, labels=(1.0, 0.1)), tiny_method(), tiny_data(), [], few.fit_probe
+    monkeypatch.setattr(few, "fit_probe", lambda *each: given.append(each) or fit(*each))
+    found = evaluate(method, tiny_about(), data, linear, KNN, CPU)
+    features = extract(method, data.train_images, data.mean, data.std, CPU)["h"]
+    for number, (inputs, labels, fitting, validation, *_) in enumerate(given):
+        rows, _ = few.label_draw(data, 0.1, number)
+        assert torch.equal(inputs, features[rows]) and torch.equal(labels, data.train_labels[rows])
+        assert sorted([*fitting.tolist(), *validation.tolist()]) == list(range(15))
+    numbers = found.record["few_labels"]["0.1"]
+    assert list(found.record["few_labels"]) == ["0.1"] and found.metrics["labels"] == {"0.1": numbers["top1"]}
+    assert numbers["images"] == 15 and len(numbers["draws"]) == LABEL_DRAWS and len(set(numbers["draws"])) > 1
+    assert numbers["top1"] == pytest.approx(numpy.mean(numbers["draws"]), abs=0.01)
+    assert numbers["sd"] == pytest.approx(numpy.std(numbers["draws"], ddof=1), abs=0.01)
+    assert 40 < numbers["top1"] < found.metrics["top1"]
+
+
+def test_who_does_not_ask_has_the_files_as_they_were():
+    found = evaluate(tiny_method(), tiny_about(), tiny_data(), PROBE, KNN, CPU)
+    assert "few_labels" not in found.record and "labels" not in found.metrics
+    assert list(found.record["linear"]) == [key for key in asdict(PROBE) if key != "labels"]
+    json.dumps(found.record, allow_nan=False)
+
+
+def test_fine_tuning_sees_the_draw_alone(monkeypatch):
+    seen, data = [], tiny_data()
+
+    def finetuned(method, latent, probe, part, *more):
+        seen.append(len(part.train_images))
+        return torch.eye(3)[data.test_labels]
+
+    monkeypatch.setattr(few, "finetuned_logits", finetuned)
+    monkeypatch.setattr(linear_stage, "finetuned_logits", finetuned)
+    linear = Linear(mode="finetune", study_epochs=0, labels=(0.1, 0.5, 1.0))
+    found = evaluate(tiny_method(), tiny_about(), data, linear, KNN, CPU)
+    assert seen == [150, *[15] * LABEL_DRAWS, *[75] * LABEL_DRAWS]
+    assert found.metrics["labels"] == {"0.1": 100.0, "0.5": 100.0} and found.record["few_labels"]["0.5"]["sd"] == 0
+
+
+def test_shares_are_a_list_with_all_labels_in_it_and_leave_a_class_two_images():
+    assert parsed(linear={"labels": [0.01, 1]}).linear.labels == (0.01, 1.0)
+    for labels, words in (
+        ([], "labels is []; allowed: a list, each once, of numbers above 0 and at most 1"),
+        ([1.0, 1.0], "a list, each once"),
+        (0.1, "labels is 0.1; allowed: a list"),
+        ([2.0, 1.0], "labels is 2.0; allowed: a number above 0"),
+        ([True, 1.0], "labels is True"),
+        ([0.1], "labels is [0.1]; allowed: a list with 1.0"),
+    ):
+        refused(lambda labels=labels: parsed(linear={"labels": labels}), words)
+    about = images(40).about
+    about["counts"]["per_class"]["train"] = [20, 20]
+    experiment = parsed(linear={"labels": [0.05, 1.0]}, batch_size=16)
+    refused(lambda: check_against_data(experiment, about), "linear.labels has 0.05; allowed: at least 0.075")
