@@ -1,0 +1,145 @@
+"""Puts the page together: headline, tables with legends, charts, and as many latents as its size allows."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pandas
+from bokeh.core.json_encoder import serialize_json
+from bokeh.document import Document
+from bokeh.models import BooleanFilter, CDSView, ColumnDataSource
+from bokeh.plotting import figure
+from bokeh.resources import Resources
+from bokeh.transform import factor_cmap, factor_mark
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from lib.params.experiment import Experiment
+from lib.report import tables
+from lib.report.page import charts, explorer
+from lib.report.records import read_record, replicates
+from lib.runtime.files import write_text
+
+MOST_BYTES = 8_000_000
+HERE = Path(__file__).parent
+
+
+def write_report(experiment: Experiment, images: numpy.ndarray, root: Path = Path()) -> list[str]:
+    """Write report.html; ``images``: the test split, uint8 [M, 3, S, S]. Returns the latents that did not fit."""
+    records = [read_record(variant, root) for variant in experiment.variants]
+    groups = replicates(records)
+    frame = tables.result_rows(records)
+    table = tables.summary(frame)
+    latents = tables.latent_rows(table)
+    chosen = explorer.all_latents(groups)
+    shown = explorer.shown_points(chosen, root)
+    points = {
+        "labels": explorer.encode(shown["labels"]),
+        "indices": explorer.encode(shown["indices"]),
+        "classes": explorer.class_looks(shown["classes"].tolist()),
+    }
+    sections = {
+        "plane": [charts.plane_chart(groups, latents)],
+        "accuracy": [charts.accuracy_chart(groups, latents)],
+        "dose": charts.dose_charts(groups, latents),
+        "curves": charts.curve_charts(groups),
+        "explorer": planes(points["classes"], len(shown["labels"])),
+    }
+    document = Document()
+    for chart in (chart for section in sections.values() for chart in section):
+        document.add_root(chart)
+    content: dict[str, Any] = {
+        "title": tables.title(frame),
+        "tables": sortable_tables(table),
+        "sections": {name: [f"chart-{chart.id}" for chart in section] for name, section in sections.items()},
+        "points": points,
+        "looks": explorer.MARKERS,
+        "sheet": explorer.thumbnails(images[shown["indices"]]),
+        "document": in_script(serialize_json(document.to_json(deferred=False))),
+        "bokeh": Markup(Resources(mode="inline", components=["bokeh"]).render_js()),
+        "script": Markup((HERE / "page.js").read_text()),
+    }
+    names = explorer.latent_names(chosen)
+    # the page without any latent, and with all names of those left out, is what the others have to fit beside
+    room = MOST_BYTES - len(render(**content, planes=[], left_out=names).encode())
+    fitting = []
+    for plane in explorer.planes(chosen, root):
+        room -= len(json.dumps(plane)) + len(", ")
+        if room < 0:
+            break
+        fitting.append(plane)
+    left_out = names[len(fitting) :]
+    write_text(root / "report.html", render(**content, planes=fitting, left_out=left_out))
+    return left_out
+
+
+def render(**content: Any) -> str:
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+                              trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    return environment.get_template("page.html").render(content)
+
+
+def in_script(text: str) -> Markup:
+    """JSON as it can stand in a script element."""
+    return Markup(text.replace("<", "\\u003c"))
+
+
+def planes(classes: list[dict[str, str]], count: int) -> list[figure]:
+    """The explorer's two charts, of one source without points as yet: page.js fills in the latents that are chosen."""
+    names, colors, markers = ([each[key] for each in classes] for key in ("name", "color", "marker"))
+    columns = ("x0", "y0", "x1", "y1")
+    source = ColumnDataSource({column: [] for column in (*columns, "class")}, name="points")
+    rings = ColumnDataSource({column: [] for column in (*columns, "marker", "size")}, name="rings")
+    view = CDSView(filter=BooleanFilter(name="classes"))
+    look = {"color": factor_cmap("class", colors, names), "marker": factor_mark("class", markers, names)}
+    both = []
+    for side in "01":
+        chart = figure(sizing_mode="stretch_width", aspect_ratio=1, x_range=(-0.03, 1.03), y_range=(-0.03, 1.03),
+                       tools="pan,wheel_zoom,box_select,lasso_select,hover,reset", active_drag="lasso_select",
+                       toolbar_location="above", name=f"plane{side}")  # fmt: skip
+        chart.axis.visible, chart.grid.visible = False, False
+        chart.background_fill_color = chart.border_fill_color = None  # type: ignore[assignment]
+        chart.toolbar.logo = None
+        chart.hover.tooltips = None
+        dots = {"size": 9 if count <= 1000 else 5, "line_color": None, "fill_alpha": 0.8, "nonselection_fill_alpha": 0.08}
+        points = chart.scatter(f"x{side}", f"y{side}", source=source, view=view, **look, **dots)
+        chart.hover.renderers = [points]
+        ring = {"fill_color": None, "line_color": "black", "line_width": 2}
+        chart.scatter(f"x{side}", f"y{side}", source=rings, marker="marker", size="size", **ring)
+        both.append(chart)
+    return both
+
+
+def sortable_tables(table: pandas.DataFrame) -> list[dict[str, Any]]:
+    """Results, projections and runs: for each its caption, columns with their legends, and rows of text and value."""
+    latents, projections, runs = tables.latent_rows(table), table[table["space"] == "projection"], tables.main_rows(table)
+    runs = runs.assign(model=runs["group"].fillna(runs["model"]))
+    parts = [("Results", latents, tables.accuracy_columns(latents))]
+    parts += [("Projections", projections, tables.accuracy_columns(projections))] if len(projections) else []
+    known = legends(Path(tables.LEGEND).read_text())
+    return [
+        {
+            "caption": caption,
+            "columns": [{"name": name, "legend": column_legend(name, known)} for name in columns.values()],
+            "rows": [
+                [{"text": text, "value": "" if pandas.isna(value) else value} for text, value in zip(texts, values)]
+                for texts, values in zip(tables.cells(rows, columns), rows[list(columns)].to_numpy(object))
+            ],
+        }
+        for caption, rows, columns in (*parts, ("Runs", runs, tables.RUN))
+    ]
+
+
+def legends(page: str) -> dict[str, str]:
+    """What a page says about each term that one of its list items begins with, as plain text."""
+    items = re.findall(r"^- \*\*(.+?)\*\*(?: \([^)]*\))?: (.+(?:\n  .+)*)", page, re.MULTILINE)
+    return {term: re.sub(r"\*\*|`|\[|\]\([^)]*\)", "", re.sub(r"\s+", " ", text)) for term, text in items}
+
+
+def column_legend(name: str, known: dict[str, str]) -> str:
+    """All that is known about a column's first and last words; an empty text if nothing is."""
+    low = {"n": "replicates"}.get(name, name.lower())
+    return " ".join(f"{term}: {text}" for term, text in known.items() if low.startswith(term.lower()) or low.endswith(term.lower()))
