@@ -14,13 +14,13 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 class Browser:
-    """One tab; ``errors`` are exceptions, console errors and refused loads since the page was opened."""
+    """One tab, ``size`` pixels large and zoomed by ``scale``; ``errors``: exceptions, console errors, refused loads."""
 
-    def __init__(self, folder: Path, width: int = 1280, height: int = 900, scale: float = 1, dark: bool = False) -> None:
+    def __init__(self, folder: Path, size: tuple[int, int] = (1280, 900), scale: float = 1, dark: bool = False) -> None:
         from websocket import create_connection
 
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={folder}"]
-        flags += ["--remote-debugging-port=0", f"--window-size={width},{height}"]
+        flags += ["--remote-debugging-port=0", f"--window-size={size[0]},{size[1]}"]
         environment = {**os.environ, "HOME": str(folder)}
         quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
         self.process = subprocess.Popen([str(CHROMIUM), *flags, "about:blank"], start_new_session=True, **quiet)
@@ -34,8 +34,9 @@ class Browser:
             self.session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
             for domain in ("Page", "Runtime", "Log"):
                 self(f"{domain}.enable")
-            size = {"width": round(width / scale), "height": round(height / scale), "deviceScaleFactor": scale}
-            self("Emulation.setDeviceMetricsOverride", mobile=False, **size)
+            width, height = (round(side / scale) for side in size)
+            metrics = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": False}
+            self("Emulation.setDeviceMetricsOverride", **metrics)
             scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
             self("Emulation.setEmulatedMedia", features=[scheme])
         except BaseException:

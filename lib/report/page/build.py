@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +9,7 @@ import numpy
 import pandas
 from bokeh.core.json_encoder import serialize_json
 from bokeh.document import Document
-from bokeh.models import BooleanFilter, CDSView, ColumnDataSource
-from bokeh.plotting import figure
 from bokeh.resources import Resources
-from bokeh.transform import factor_cmap, factor_mark
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -34,19 +30,19 @@ def write_report(experiment: Experiment, images: numpy.ndarray, root: Path = Pat
     frame = tables.result_rows(records)
     table = tables.summary(frame)
     latents = tables.latent_rows(table)
-    chosen = explorer.all_latents(groups)
-    shown = explorer.shown_points(chosen, root)
+    shown, coordinates = explorer.read_planes(groups, root)
+    classes = explorer.class_looks(shown["classes"].tolist())
     points = {
         "labels": explorer.encode(shown["labels"]),
         "indices": explorer.encode(shown["indices"]),
-        "classes": explorer.class_looks(shown["classes"].tolist()),
+        "classes": classes,
     }
     sections = {
         "plane": [charts.plane_chart(groups, latents)],
         "accuracy": [charts.accuracy_chart(groups, latents)],
         "dose": charts.dose_charts(groups, latents),
         "curves": charts.curve_charts(groups),
-        "explorer": planes(points["classes"], len(shown["labels"])),
+        "explorer": charts.explorer_charts(classes, len(shown["labels"])),
     }
     document = Document()
     for chart in (chart for section in sections.values() for chart in section):
@@ -62,11 +58,11 @@ def write_report(experiment: Experiment, images: numpy.ndarray, root: Path = Pat
         "bokeh": Markup(Resources(mode="inline", components=["bokeh"]).render_js()),
         "script": Markup((HERE / "page.js").read_text()),
     }
-    names = explorer.latent_names(chosen)
+    names = explorer.latent_names(coordinates)
     # the page without any latent, and with all names of those left out, is what the others have to fit beside
     room = MOST_BYTES - len(render(**content, planes=[], left_out=names).encode())
     fitting = []
-    for plane in explorer.planes(chosen, root):
+    for plane in explorer.planes(coordinates, shown["indices"], root):
         room -= len(json.dumps(plane)) + len(", ")
         if room < 0:
             break
@@ -87,35 +83,13 @@ def in_script(text: str) -> Markup:
     return Markup(text.replace("<", "\\u003c"))
 
 
-def planes(classes: list[dict[str, str]], count: int) -> list[figure]:
-    """The explorer's two charts, of one source without points as yet: page.js fills in the latents that are chosen."""
-    names, colors, markers = ([each[key] for each in classes] for key in ("name", "color", "marker"))
-    columns = ("x0", "y0", "x1", "y1")
-    source = ColumnDataSource({column: [] for column in (*columns, "class")}, name="points")
-    rings = ColumnDataSource({column: [] for column in (*columns, "marker", "size")}, name="rings")
-    view = CDSView(filter=BooleanFilter(name="classes"))
-    look = {"color": factor_cmap("class", colors, names), "marker": factor_mark("class", markers, names)}
-    both = []
-    for side in "01":
-        chart = figure(sizing_mode="stretch_width", aspect_ratio=1, x_range=(-0.03, 1.03), y_range=(-0.03, 1.03),
-                       tools="pan,wheel_zoom,box_select,lasso_select,hover,reset", active_drag="lasso_select",
-                       toolbar_location="above", name=f"plane{side}")  # fmt: skip
-        chart.axis.visible, chart.grid.visible = False, False
-        chart.background_fill_color = chart.border_fill_color = None  # type: ignore[assignment]
-        chart.toolbar.logo = None
-        chart.hover.tooltips = None
-        dots = {"size": 9 if count <= 1000 else 5, "line_color": None, "fill_alpha": 0.8, "nonselection_fill_alpha": 0.08}
-        points = chart.scatter(f"x{side}", f"y{side}", source=source, view=view, **look, **dots)
-        chart.hover.renderers = [points]
-        ring = {"fill_color": None, "line_color": "black", "line_width": 2}
-        chart.scatter(f"x{side}", f"y{side}", source=rings, marker="marker", size="size", **ring)
-        both.append(chart)
-    return both
-
-
 def sortable_tables(table: pandas.DataFrame) -> list[dict[str, Any]]:
     """Results, projections and runs: for each its caption, columns with their legends, and rows of text and value."""
-    latents, projections, runs = tables.latent_rows(table), table[table["space"] == "projection"], tables.main_rows(table)
+    latents, projections, runs = (
+        tables.latent_rows(table),
+        table[table["space"] == "projection"],
+        tables.main_rows(table),
+    )
     runs = runs.assign(model=runs["group"].fillna(runs["model"]))
     parts = [("Results", latents, tables.accuracy_columns(latents))]
     parts += [("Projections", projections, tables.accuracy_columns(projections))] if len(projections) else []
@@ -140,6 +114,7 @@ def legends(page: str) -> dict[str, str]:
 
 
 def column_legend(name: str, known: dict[str, str]) -> str:
-    """All that is known about a column's first and last words; an empty text if nothing is."""
-    low = {"n": "replicates"}.get(name, name.lower())
-    return " ".join(f"{term}: {text}" for term, text in known.items() if low.startswith(term.lower()) or low.endswith(term.lower()))
+    """All that is known about the words with which a column's name begins or ends; empty if nothing is."""
+    words = {"n": "replicates"}.get(name, name.lower())
+    told = [term for term in known if words.startswith(term.lower()) or words.endswith(term.lower())]
+    return " ".join(f"{term}: {known[term]}" for term in told)

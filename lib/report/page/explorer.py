@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,45 +24,39 @@ MARKERS = {"circle": "●", "square": "■", "triangle": "▲", "diamond": "◆"
 MARKERS |= {"inverted_triangle": "▼", "star": "★", "hex": "⬢", "plus": "✚"}
 
 
-def all_latents(groups: Groups) -> list[tuple[str, str]]:
-    """Variant and latent in the order of the page: main latents, best first, then further ones, then further seeds."""
-    places = [
-        ((seed, place, rank), (record.variant, row["latent"]))
-        for rank, members in enumerate(ranked(groups).values())
-        for seed, record in enumerate(members)
-        for place, row in enumerate(row for row in record.rows if row["space"] == "latent")
-    ]
-    return [latent for _, latent in sorted(places)]
+def read_planes(groups: Groups, root: Path) -> tuple[dict[str, numpy.ndarray], dict[tuple[str, str], numpy.ndarray]]:
+    """What all share, labels, rows of the test split and class names; and 2-D coordinates [P, 2] by variant and latent.
 
-
-def shown_points(latents: list[tuple[str, str]], root: Path) -> dict[str, numpy.ndarray]:
-    """Labels, rows of the test split and class names: the same for all variants, or the page cannot link them."""
+    Main latents come first, best first, then further ones, then those of further seeds.
+    """
     shown: dict[str, numpy.ndarray] = {}
-    for variant in dict.fromkeys(variant for variant, _ in latents):
-        arrays = read_arrays(root / f"data/tsne/{variant}.npz")
-        shown = shown or {name: arrays[name] for name in BESIDE}
-        if not numpy.array_equal(shown["indices"], arrays["indices"]):
-            raise UserError(f"data/tsne/{variant}.npz shows other images than {latents[0][0]}.npz; run dvc repro")
-    return shown
+    places = {}
+    for rank, members in enumerate(ranked(groups).values()):
+        for seed, record in enumerate(members):
+            arrays = read_arrays(root / f"data/tsne/{record.variant}.npz")
+            beside = {name: arrays.pop(name) for name in BESIDE}
+            shown = shown or beside
+            if not numpy.array_equal(shown["indices"], beside["indices"]):  # then no picture is the same in both
+                raise UserError(f"data/tsne/{record.variant}.npz shows other images than the rest; run dvc repro")
+            for place, (latent, coordinates) in enumerate(arrays.items()):
+                places[seed, place, rank] = (record.variant, latent), coordinates
+    return shown, dict(places[key] for key in sorted(places))
 
 
-def latent_names(latents: list[tuple[str, str]]) -> list[str]:
+def latent_names(latents: Collection[tuple[str, str]]) -> list[str]:
     """As the tables call them: the latent is named where its variant has several."""
     variants = [variant for variant, _ in latents]
     return [variant if variants.count(variant) == 1 else f"{variant} · {latent}" for variant, latent in latents]
 
 
-def planes(latents: list[tuple[str, str]], root: Path) -> Iterator[dict[str, Any]]:
-    """For each latent its name, a remark, 2-D coordinates [P, 2] and the nearest points [P, k] by cosine, encoded."""
-    for name, (variant, latent) in zip(latent_names(latents), latents):
-        arrays = read_arrays(root / f"data/tsne/{variant}.npz")
-        features = read_arrays(root / f"data/embeddings/{variant}.npz")[latent][arrays["indices"]]
-        yield {
-            "name": name,
-            "remark": remarks(arrays[latent], ()).strip(" -"),
-            "xy": encode(squared(arrays[latent])),
-            "near": encode(nearest(features, NEIGHBORS)),
-        }
+def planes(
+    coordinates: dict[tuple[str, str], numpy.ndarray], rows: numpy.ndarray, root: Path
+) -> Iterator[dict[str, Any]]:
+    """Each latent's name, a remark, its coordinates and the nearest of ``rows`` [P] by cosine [P, k], encoded."""
+    for name, ((variant, latent), plane) in zip(latent_names(coordinates), coordinates.items()):
+        features = read_arrays(root / f"data/embeddings/{variant}.npz")[latent][rows]
+        remark, near = remarks(plane, ()).strip(" -"), nearest(features, NEIGHBORS)
+        yield {"name": name, "remark": remark, "xy": encode(squared(plane)), "near": encode(near)}
 
 
 def squared(coordinates: numpy.ndarray) -> numpy.ndarray:

@@ -77,14 +77,15 @@ function explore(drawn, {points, planes, columns}) {
   function show(image) {
     current = image;
     const near = chosen.map((each) => each.near(image)), shared = near[0].filter((each) => near[1].includes(each));
-    const rows = near.map((images, side) => make("div", {className: "row"}, ...images.map((each) => make("button", {
+    const button = (each) => make("button", {
       type: "button", title: `${name(each)}, test image ${indices[each]}`, onclick: () => show(each),
       className: shared.includes(each) ? "both" : "",
-    }, tile(each, 2.8), name(each)))));
+    }, tile(each, 2.65), name(each));
+    const told = [`test image ${indices[image]}`, `${shared.length} of ${near[0].length} nearest in both`];
     by("picture").replaceChildren(
-      tile(image, 7), make("strong", {}, name(image)), make("small", {}, `test image ${indices[image]}`),
-      ...rows.flatMap((row, side) => [make("div", {}, `${"○□"[side]} Nearest in ${chosen[side].name}`), row]),
-      make("small", {}, `${shared.length} of ${near[0].length} are the same in both latents.`));
+      make("div", {}, tile(image, 7), make("strong", {}, name(image)), ...told.map((text) => make("small", {}, text))),
+      ...near.map((images, side) => make("div", {}, `${"○□"[side]} Nearest in ${chosen[side].name}`,
+        make("div", {className: "row"}, ...images.map(button)))));
     const marked = [image, ...near[0], ...near[1]];
     const marker = marked.map((_, place) => (place <= near[0].length ? "circle" : "square"));
     rings.data = {...columnsOf(marked), marker, size: marked.map((_, place) => (place ? 14 : 24))};
@@ -132,11 +133,27 @@ function explore(drawn, {points, planes, columns}) {
   by("next").addEventListener("click", () => step(1));
 }
 
+// Text, axes and grids in the page's own colors, light or dark; what is measured keeps its color.
+function paint(drawn) {
+  const style = getComputedStyle(document.documentElement), color = (name) => style.getPropertyValue(name).trim();
+  const inks = ["text", "title_text", "label_text", "axis_label_text", "major_label_text", "axis_line",
+                "major_tick_line", "minor_tick_line"].map((part) => [`${part}_color`, color("--ink")]);
+  for (const model of new Set(drawn.roots().flatMap((root) => [...root.references()]))) {
+    for (const [key, value] of [...inks, ["grid_line_color", color("--rule")]]) {
+      if (key in model.properties) model[key] = value;
+    }
+    if (model.data_source?.name === "rings") model.glyph.line_color = color("--ink");
+  }
+}
+
 (async () => {
   const charts = read("document"), roots = Object.fromEntries(charts.roots.map(({id}) => [id, `chart-${id}`]));
   for (const id of Object.keys(roots)) if (!by(roots[id])) delete roots[id];  // the explorer's, where no latent fits
   await Bokeh.embed.embed_items({report: charts}, [{docid: "report", roots, root_ids: Object.keys(roots)}]);
+  const drawn = Bokeh.documents[0], dark = matchMedia("(prefers-color-scheme: dark)");
+  paint(drawn);
+  dark.addEventListener("change", () => paint(drawn));
   const data = read("data");
-  if (data.planes.length) explore(Bokeh.documents[0], data);
+  if (data.planes.length) explore(drawn, data);
   document.body.dataset.ready = "true";
 })();
