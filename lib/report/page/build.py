@@ -109,12 +109,12 @@ def sortable_tables(table: pandas.DataFrame) -> list[dict[str, Any]]:
 
 def legends(page: str) -> dict[str, str]:
     """What a page says about each term that one of its list items begins with, as plain text."""
-    items = re.findall(r"^- \*\*(.+?)\*\*(?: \([^)]*\))?: (.+(?:\n  .+)*)", page, re.MULTILINE)
-    return {term: re.sub(r"\*\*|`|\[|\]\([^)]*\)", "", re.sub(r"\s+", " ", text)) for term, text in items}
+    items = re.findall(r"^- (\*\*(.+?)\*\*.+(?:\n  .+)*)", page, re.MULTILINE)
+    return {term: re.sub(r"\*\*|`|\[|\]\([^)]*\)", "", re.sub(r"\s+", " ", item)) for item, term in items}
 
 
 def column_legend(name: str, known: dict[str, str]) -> str:
     """All that is known about the words with which a column's name begins or ends; empty if nothing is."""
     words = {"n": "replicates"}.get(name, name.lower())
     told = [term for term in known if words.startswith(term.lower()) or words.endswith(term.lower())]
-    return " ".join(f"{term}: {known[term]}" for term in told)
+    return " ".join(known[term] for term in told)

@@ -94,7 +94,7 @@ def plane_chart(groups: Groups, table: pandas.DataFrame) -> figure:
     for kind, look in KIND_LOOKS.items():
         if (kinds == kind).any():
             draw(chart, rows[kinds == kind], x, y, kind, look)
-    labels = pandas.DataFrame(place_labels(rows[[x, y]].to_numpy(), rows["model"].tolist()))
+    labels = place_labels(rows[[x, y]].to_numpy(), rows["model"].tolist())
     chart.text("x", "y", "text", source=ColumnDataSource(labels), x_offset="dx", y_offset="dy", text_align="align",
                text_baseline="middle", text_font_size="12px")  # fmt: skip
     legend(chart, 3)
@@ -175,7 +175,7 @@ def _curves(title: str, column: str, groups: Mapping[str, Sequence[Record]]) -> 
     if column == "embedding_std":
         chart.y_range.start = 0
     for number, (name, curve) in enumerate(curves.items()):
-        source, told = ColumnDataSource(curve.assign(name=name)), number < LINES
+        source, told = ColumnDataSource(curve.assign(name=name).to_dict("list")), number < LINES
         look: dict[str, Any] = {"color": COLORS[number] if told else GRAY, "source": source}
         named = {"legend_label": name} if told else {}
         dash = DASHES[number % len(DASHES)] if told else "solid"
