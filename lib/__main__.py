@@ -10,6 +10,7 @@ COMMANDS = {
     "plan": ("lib.plan", "what a change would rerun, why, and about how long"),
     "preset": ("lib.preset", "copy a preset to params.yaml"),
     "show": ("lib.report.show", "the table, in the terminal"),
+    "explore": ("lib.report.explore", "a latent's points for Embedding Atlas and TensorBoard's projector"),
     "trace": ("lib.report.trace", "where a metrics file comes from"),
     "record": ("lib.report.record", "keep a finished run under docs/results"),
     "verdict": ("lib.report.verdict", "the verdict on the hypotheses, from a folder of runs"),

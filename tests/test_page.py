@@ -66,13 +66,14 @@ def page(root) -> str:
 def test_neighbors_are_those_of_highest_cosine_and_never_the_point_itself():
     features = numpy.random.default_rng(0).normal(size=(40, 6)).astype(numpy.float32)
     features[7] = 3 * features[5]
-    found = nearest(features, 4)
+    found, distances = nearest(features, 4)
     units = features / numpy.linalg.norm(features, axis=1, keepdims=True)
     for point in range(40):
         others = sorted((float(units[point] @ units[other]) for other in range(40) if other != point), reverse=True)
         assert numpy.allclose(units[found[point]] @ units[point], others[:4]) and point not in found[point]
+        assert numpy.allclose(1 - distances[point], others[:4], atol=1e-6)
     assert found[5, 0] == 7 and found[7, 0] == 5
-    assert nearest(features[:3], 5).shape == (3, 2)
+    assert nearest(features[:3], 5)[0].shape == (3, 2)
 
 
 def test_coordinates_keep_one_scale_and_a_collapsed_latent_stays_at_one_place():
@@ -95,9 +96,9 @@ def test_every_thumbnail_is_at_its_place_and_many_are_smaller(monkeypatch):
     images = numpy.broadcast_to(shades[:, None, None, None], (7, 3, 16, 16)).astype(numpy.uint8)
     for pixels, tile in ((10**6, 16), (7 * 8**2, 8)):
         monkeypatch.setattr(explorer, "SHEET_PIXELS", pixels)
-        sheet = explorer.thumbnails(images)
-        assert (sheet["tile"], sheet["columns"]) == (tile, 3)
-        picture = Image.open(io.BytesIO(base64.b64decode(sheet["uri"].partition(",")[2])))
+        sheet, size = explorer.thumbnails(images)
+        assert size == tile and sheet.size == (3 * tile, 3 * tile)
+        picture = Image.open(io.BytesIO(base64.b64decode(explorer.webp(sheet).partition(",")[2])))
         drawn = numpy.asarray(picture.convert("L")).reshape(3, tile, 3, tile).mean((1, 3)).ravel()
         assert numpy.abs(drawn[:7] - shades).max() < 4
 
@@ -109,7 +110,7 @@ def test_the_page_holds_every_latent_best_first_with_its_neighbors(root, page):
     assert decoded(data["points"]["labels"]).tolist() == shown["labels"].tolist()
     features = read_arrays(root / "data/embeddings/dual.npz")["lower"][shown["indices"]]
     plane = data["planes"][ORDER.index("dual · lower")]
-    assert decoded(plane["near"]).reshape(-1, 5).tolist() == nearest(features, 5).tolist()
+    assert decoded(plane["near"]).reshape(-1, 5).tolist() == nearest(features, 5)[0].tolist()
     assert decoded(plane["xy"]).reshape(-1, 2).tolist() == explorer.squared(shown["lower"]).astype(int).tolist()
 
 
@@ -145,9 +146,7 @@ def test_each_column_of_the_table_is_explained_by_the_page_that_has_the_legends(
     told = {name: build.column_legend(name, known) for name in names}
     assert not [name for name, text in told.items() if len(text) < 40 or re.search(r"\*\*|`|\]\(", text)]
     assert told["n"].startswith("Replicates: variants that differ in seed")
-    assert told["kNN top-1"].startswith(
-        "kNN: the k nearest training images"
-    )
+    assert told["kNN top-1"].startswith("kNN: the k nearest training images")
     assert "Top-5 with ten" in told["Probe top-5"] and "Top-5" not in told["Probe top-1"]
 
 

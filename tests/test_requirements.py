@@ -13,7 +13,9 @@ FILES = ("requirements", "requirements-test", "requirements-bench")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RANGES = {
     "requirements": PROJECT["dependencies"],
-    "requirements-test": PROJECT["optional-dependencies"]["test"] + PROJECT["optional-dependencies"]["lint"],
+    "requirements-test": [
+        need for extra in ("test", "lint", "explore") for need in PROJECT["optional-dependencies"][extra]
+    ],
     "requirements-bench": PROJECT["optional-dependencies"]["bench"],
 }
 

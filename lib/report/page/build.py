@@ -44,6 +44,7 @@ def write_report(experiment: Experiment, images: numpy.ndarray, root: Path = Pat
         "curves": charts.curve_charts(groups),
         "explorer": charts.explorer_charts(classes, len(shown["labels"])),
     }
+    sheet, tile = explorer.thumbnails(images[shown["indices"]])
     document = Document()
     for chart in (chart for section in sections.values() for chart in section):
         document.add_root(chart)
@@ -53,7 +54,7 @@ def write_report(experiment: Experiment, images: numpy.ndarray, root: Path = Pat
         "sections": {name: [f"chart-{chart.id}" for chart in section] for name, section in sections.items()},
         "points": points,
         "looks": explorer.MARKERS,
-        "sheet": explorer.thumbnails(images[shown["indices"]]),
+        "sheet": {"uri": explorer.webp(sheet), "columns": sheet.width // tile},
         "document": in_script(serialize_json(document.to_json(deferred=False))),
         "bokeh": Markup(Resources(mode="inline", components=["bokeh"]).render_js()),
         "script": Markup((HERE / "page.js").read_text()),

@@ -55,7 +55,7 @@ def planes(
     """Each latent's name, a remark, its coordinates and the nearest of ``rows`` [P] by cosine [P, k], encoded."""
     for name, ((variant, latent), plane) in zip(latent_names(coordinates), coordinates.items()):
         features = read_arrays(root / f"data/embeddings/{variant}.npz")[latent][rows]
-        remark, near = remarks(plane, ()).strip(" -"), nearest(features, NEIGHBORS)
+        remark, near = remarks(plane, ()).strip(" -"), nearest(features, NEIGHBORS)[0]
         yield {"name": name, "remark": remark, "xy": encode(squared(plane)), "near": encode(near)}
 
 
@@ -72,18 +72,22 @@ def encode(numbers: numpy.ndarray) -> dict[str, Any]:
     return {"bits": bits, "base64": base64.b64encode(numbers.astype(f"<u{bits // 8}").tobytes()).decode()}
 
 
-def thumbnails(images: numpy.ndarray) -> dict[str, Any]:
-    """One WebP picture of images uint8 [P, 3, S, S], row by row: its URI, ``columns``, and the size of a ``tile``."""
+def thumbnails(images: numpy.ndarray) -> tuple[Image.Image, int]:
+    """One picture of images uint8 [P, 3, S, S], row by row in ceil(sqrt(P)) columns, and the size of a tile in it."""
     count, size = len(images), images.shape[-1]
     tile, columns = min(size, math.isqrt(SHEET_PIXELS // count)), math.ceil(math.sqrt(count))
     sheet = Image.new("RGB", (columns * tile, -(-count // columns) * tile))
     for number, pixels in enumerate(images.transpose(0, 2, 3, 1)):
         picture = Image.fromarray(pixels).resize((tile, tile), Image.Resampling.BOX)
         sheet.paste(picture, (number % columns * tile, number // columns * tile))
+    return sheet, tile
+
+
+def webp(picture: Image.Image) -> str:
+    """A picture as the URI of itself."""
     file = io.BytesIO()
-    sheet.save(file, "WEBP", quality=70, method=4)
-    uri = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return {"uri": uri, "columns": columns, "tile": tile}
+    picture.save(file, "WEBP", quality=70, method=4)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def class_looks(classes: list[str]) -> list[dict[str, str]]:
