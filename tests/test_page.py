@@ -181,7 +181,7 @@ def test_doses_are_drawn_only_where_there_are_any(root):
         found = charts.dose_charts(replicates(chosen), tables.summary(tables.result_rows(chosen)))
         assert len(found) == drawn
         for chart in found:
-            doses = chart.select(name="measured")[0].data_source.data["dose"].tolist()
+            doses = chart.renderers[-1].data_source.data["dose"].tolist()
             assert doses[0] == 0 and doses[1] == pytest.approx(records["joint"].rows[0]["dose"])
 
 

@@ -42,25 +42,26 @@ def legend(chart: figure, columns: int) -> None:
         chart.add_layout(each, "below")
 
 
-def draw(chart: figure, rows: pandas.DataFrame, x: str, y: str, name: str, look: tuple[str, str]) -> None:
-    """Points of `summary`, each with its deviation over seeds and its numbers where the pointer is."""
+def draw(chart: figure, rows: pandas.DataFrame, x: str, y: str, name: str, look: tuple[str, str]) -> Any:
+    """Points of `summary` with their deviation over seeds, and their numbers where the pointer is; Bokeh's renderer."""
     numbers = [key for key in (x, y) if key != "model"]
-    data = {"model": rows["model"], "text": [_text(row, numbers) for _, row in rows.iterrows()]}
+    data = {"model": rows["model"], "text": [_text(row, numbers, name) for _, row in rows.iterrows()]}
     for key in numbers:
         deviation = rows[f"{key}_sd"]
         data |= {key: rows[key], f"{key}_low": rows[key] - deviation, f"{key}_high": rows[key] + deviation}
     source, (color, marker) = ColumnDataSource(data), look
-    points = chart.scatter(x, y, source=source, color=color, marker=marker, size=9, legend_label=name, name="measured")
+    points = chart.scatter(x, y, source=source, color=color, marker=marker, size=9, legend_label=name)
     for key, base, dimension in ((x, y, "width"), (y, x, "height")):
         if key in numbers:
             ends = {"lower": f"{key}_low", "upper": f"{key}_high", "base": base}
             chart.add_layout(Whisker(source=source, dimension=dimension, line_color=color, level="underlay", **ends))
     chart.add_tools(HoverTool(renderers=[points], tooltips="@model: @text"))
+    return points
 
 
-def _text(row: pandas.Series, keys: Sequence[str]) -> str:
-    names = {"top1": "probe top-1", "knn": "kNN top-1", "study_top1": "study protocol", "dose": "dose λ", **BIT_NAMES}
-    return ", ".join(f"{names[key]} {with_deviation(row, key, FORMS.get(key, '.2f'))}" for key in keys)
+def _text(row: pandas.Series, keys: Sequence[str], name: str) -> str:
+    names = {"dose": "dose λ", **BIT_NAMES}
+    return ", ".join(f"{names.get(key, name)} {with_deviation(row, key, FORMS.get(key, '.2f'))}" for key in keys)
 
 
 def accuracy_chart(groups: Groups, table: pandas.DataFrame) -> figure:
@@ -71,14 +72,15 @@ def accuracy_chart(groups: Groups, table: pandas.DataFrame) -> figure:
     chart = plot("Accuracy on the test images, %", 150 + 22 * len(rows), y_range=names)
     chance = 100 / table["classes"].max()
     chart.vspan(x=[chance], color=GRAY, line_dash="dotted", line_width=2, legend_label=f"chance ({chance:.3g} %)")
-    for key, name in measures(table).items():
-        draw(chart, rows[rows[key].notna()], key, "model", name, LOOKS[key])
+    shown = [
+        draw(chart, rows[rows[key].notna()], key, "model", name, LOOKS[key]) for key, name in measures(table).items()
+    ]
     floors = rows[rows["floor_top1"].notna()]
     if len(floors):
-        where = {"x": floors["floor_top1"].tolist(), "y": floors["model"].tolist(), "name": "measured"}
+        where = {"x": floors["floor_top1"].tolist(), "y": floors["model"].tolist()}
         look = {"marker": "x", "color": GRAY, "size": 9, "line_width": 2}
-        chart.scatter(**where, **look, legend_label="untrained encoder of its kind")
-    chart.x_range.renderers = list(chart.select(name="measured"))  # not down to chance, where all are far above it
+        shown.append(chart.scatter(**where, **look, legend_label="untrained encoder of its kind"))
+    chart.x_range.renderers = shown  # not down to chance, where all are far above it
     legend(chart, 3)
     return chart
 
@@ -132,7 +134,7 @@ def dose_charts(groups: Groups, table: pandas.DataFrame) -> list[figure]:
     if rows["dose"].eq(0).all():
         return []
     charts = []
-    for (key, name), color, marker in zip({"top1": "probe top-1, %", **BIT_NAMES}.items(), COLORS, MARKERS):
+    for (key, name), color, marker in zip({"top1": measures(table)["top1"], **BIT_NAMES}.items(), COLORS, MARKERS):
         # as high as all variants differ, so that a difference is seen for what it is
         low, high = main[key].min(), main[key].max()
         room = 0.05 * (high - low) or 1.0
