@@ -13,6 +13,7 @@ COMMANDS = {
     "preset": ("lib.preset", "copy a preset to params.yaml"),
     "show": ("lib.report.show", "the table, in the terminal"),
     "trace": ("lib.trace", "where an output comes from"),
+    "explore": ("lib.report.explore", "a latent's points for Embedding Atlas and TensorBoard's projector"),
     "record": ("lib.report.record", "keep a finished run under docs/results"),
     "verdict": ("lib.report.verdict", "the verdict on the hypotheses, from a folder of runs"),
     "willshaw": ("lib.report.willshaw", "what a Willshaw memory recalls of a variant's binary codes"),

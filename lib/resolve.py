@@ -30,7 +30,8 @@ OWN_CODE = ("lib/methods", "lib/encoders")  # digested for each variant; dvc.yam
 
 BY_VARIANT = ("pretrain", "linear", "memory", "embed", "tsne", "transfer")  # stages that a variant has for itself
 # of nothing but their outputs
-FOLDERS = ("data/variants", "data/encoders", "data/memory", "data/scores", "data/tsne", "plots/curves")
+FOLDERS = tuple(f"data/{name}" for name in ("variants", "encoders", "memory", "scores", "embeddings", "tsne"))
+FOLDERS += ("plots/curves",)
 
 
 def resolve(experiment: Experiment) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.project import Project, of, ran
 
-ALWAYS = {"resolve", "results"}
+ALWAYS = {"resolve", "results", "report"}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_outputs_hold_no_clock_times(project):
 
 def test_the_plan_tells_what_gamma_reruns_and_writes_nothing(project):
     text = project.run("python", "-m", "lib", "plan", "-S", "gamma=0.1")
-    lines = {line.split()[0]: line for line in text.splitlines() if "@" in line.split()[0] or line.startswith("res")}
+    lines = {line.split()[0]: line for line in text.splitlines() if "@" in line.split()[0] or line.startswith("re")}
     assert lines.keys() == ALWAYS | of("joint")
     assert "gamma 0.01 -> 0.1" in lines["pretrain@joint"] and "trained already: simclr" in text
     assert "up to date" in project.run("dvc", "status")

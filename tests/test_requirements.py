@@ -14,7 +14,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 RANGES = {
     "requirements": PROJECT["dependencies"],
     "requirements-test": [
-        each for extra in ("test", "lint", "export") for each in PROJECT["optional-dependencies"][extra]
+        each for extra in ("test", "lint", "export", "explore") for each in PROJECT["optional-dependencies"][extra]
     ],
     "requirements-bench": PROJECT["optional-dependencies"]["bench"],
 }

@@ -1,0 +1,98 @@
+"""A latent's points for other explorers: ``python -m lib explore simclr``.
+
+Embedding Atlas and Hugging Face's datasets read the Parquet file, TensorBoard's projector the folder. Neither is needed
+here.
+"""
+
+import argparse
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy
+from PIL import Image
+
+from lib.data.store import load_data
+from lib.evaluate.neighbors import nearest
+from lib.report.figures_tsne import BESIDE
+from lib.report.page.explorer import thumbnails
+from lib.runtime.errors import UserError
+from lib.runtime.files import read_arrays, write_bytes, write_text
+
+NEIGHBORS = 10
+PROJECTOR = """embeddings {{
+  tensor_name: "{name}"
+  tensor_path: "vectors.tsv"
+  metadata_path: "metadata.tsv"
+  sprite {{ image_path: "sprite.png" single_image_dim: {tile} single_image_dim: {tile} }}
+}}
+"""
+
+
+def explore(variant: str, latent: str | None, folder: Path, root: Path = Path()) -> int:
+    """Write points.parquet and the projector's files of one latent, by default the main one; returns their count."""
+    arrays = read_arrays(root / f"data/tsne/{variant}.npz")
+    latents = [name for name in arrays if name not in BESIDE]
+    latent = latent or latents[0]
+    if latent not in latents:
+        raise UserError(f"{variant} has no 2-D embedding of {latent}; latents: {', '.join(latents)}")
+    rows, classes = arrays["indices"], arrays["classes"][arrays["labels"]]
+    features = read_arrays(root / f"data/embeddings/{variant}.npz")[latent][rows]
+    images = load_data(root / "data/images.safetensors").test_images.numpy()[rows]
+    columns = {"image": rows, "class": classes}
+    write_parquet(folder / "points.parquet", variant, latent, columns, arrays[latent], features, images)
+    sheet, tile = thumbnails(images)
+    write_bytes(folder / "sprite.png", lambda file: sheet.save(file, "PNG"))
+    write_text(folder / "vectors.tsv", "".join("\t".join(map("{:.6g}".format, row)) + "\n" for row in features))
+    lines = zip(rows, (" ".join(name.split()) for name in classes.tolist()))
+    write_text(folder / "metadata.tsv", "image\tclass\n" + "".join(f"{row}\t{name}\n" for row, name in lines))
+    write_text(folder / "projector_config.pbtxt", PROJECTOR.format(name=f"{variant} {latent}", tile=tile))
+    return len(rows)
+
+
+def write_parquet(
+    path: Path, variant: str, latent: str, columns: Mapping[str, numpy.ndarray], plane: numpy.ndarray,
+    features: numpy.ndarray, images: numpy.ndarray,
+) -> None:  # fmt: skip
+    """One row per point; pictures are PNG files as Hugging Face's Image has them, neighbors are rows of this file."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise UserError("pyarrow is not installed, which writes Parquet; run pip install 'pyarrow>=15'") from None
+    near, distances = nearest(features, NEIGHBORS)
+    points = {
+        "variant": [variant] * len(plane),
+        "latent": [latent] * len(plane),
+        **columns,
+        "x": plane[:, 0],
+        "y": plane[:, 1],
+        "neighbors": [{"ids": ids, "distances": far} for ids, far in zip(near.tolist(), distances.tolist())],
+        "picture": [{"bytes": png(image), "path": None} for image in images],
+    }
+    features_of = {"info": {"features": {"picture": {"_type": "Image"}}}}
+    table = pyarrow.table(points).replace_schema_metadata({"huggingface": json.dumps(features_of)})
+    write_bytes(path, lambda file: parquet.write_table(table, file))
+
+
+def png(image: numpy.ndarray) -> bytes:
+    """A picture uint8 [3, S, S] as the bytes of a file."""
+    file = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def main(arguments: list[str]) -> None:
+    about = "Write a latent's test points for Embedding Atlas and for TensorBoard's projector."
+    parser = argparse.ArgumentParser(prog="python -m lib explore", description=about)
+    parser.add_argument("variant", help="a key of variants in params.yaml")
+    parser.add_argument("--latent", help="one of its latents; the main one if none is named")
+    parser.add_argument("--to", type=Path, help="a folder; explore/VARIANT if none is named")
+    given = parser.parse_args(arguments)
+    folder = given.to or Path("explore") / given.variant
+    count = explore(given.variant, given.latent, folder)
+    print(f"{count} points written to {folder}. In an environment of its own:")
+    columns = "--x x --y y --neighbors neighbors --image picture"
+    print(f"  pip install embedding-atlas; embedding-atlas {folder}/points.parquet {columns}")
+    print(f"  pip install tensorboard; tensorboard --logdir {folder}")
