@@ -146,7 +146,7 @@ def _within(root: Path, names: list[Parts], folders: list[Parts]) -> tuple[Path,
 
 def _flat(names: list[Parts], folders: list[Parts]) -> bool:
     """Whether images have no class folders: they lie in no folder, all in one, or in train and test."""
-    tops, depths = {path[0] for path in (*names, *folders)}, set(map(len, names))
+    tops, depths = {path[0] for path in (*names, *folders) if path}, set(map(len, names))
     return depths == {1} or (depths == {2} and (len(tops) == 1 or tops == set(SPLITS)))
 
 
@@ -163,7 +163,8 @@ def arrange(
     """
     if not names:
         raise _no_images(where, f"as {LAYOUTS}")
-    splits = {path[0] for path in ((*names, *folders) if flat else names) if flat or len(path) > 2} & set(SPLITS)
+    paths = [path for path in (*names, *folders) if path] if flat else [name for name in names if len(name) > 2]
+    splits = {path[0] for path in paths} & set(SPLITS)
     if not flat:
         _check_layout(names, folders, bool(splits), where)
     _check_classes({labels[name] for name in names if labels}, where)

@@ -95,7 +95,10 @@ def assemble(dataset: str, raw: RawDataset) -> ImageData:
     mean, std = pixel_statistics(raw.train_images)
     labels = {"train": train_labels, "fitting": numpy.delete(train_labels, validation)}
     labels |= {"validation": train_labels[validation], "test": test_labels}
-    per_class = {split: numpy.bincount(each.clip(0), minlength=len(raw.classes)).tolist() for split, each in labels.items()}
+    # without classes all images count as one
+    per_class = {
+        split: numpy.bincount(each.clip(0), minlength=len(raw.classes)).tolist() for split, each in labels.items()
+    }
     about = {
         "dataset": dataset,
         "source": raw.source,

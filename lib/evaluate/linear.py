@@ -13,7 +13,7 @@ from lib.evaluate.features import extract_with_projections, latent_names, one_la
 from lib.evaluate.finetune import finetuned_logits
 from lib.evaluate.knn import knn_scores
 from lib.evaluate.probe import Probe, fit_probe
-from lib.evaluate.record import origin, write_measured
+from lib.evaluate.record import LEFT_OUT, origin, write_measured
 from lib.evaluate.scores import accuracy
 from lib.evaluate.study import study_protocol
 from lib.methods.base import Method, Named
@@ -43,8 +43,10 @@ def evaluate(
     """Probe (or fine-tune), nearest neighbors and the study's protocol; ``method`` is left as it is.
 
     Projections are scored beside latents, but by the frozen probe alone: fine-tuning moves what they come from.
-    ``about`` is the record kept with the trained method. A ``knn.k`` above the fitting split is a UserError.
+    ``about`` is the record kept with the trained method. Without labels all is left out. A ``knn.k`` above the fitting split is a UserError.
     """
+    if not data.classes:
+        return _without_labels(method, about, data, linear, knn, machine)
     if knn.k > len(data.fitting):
         raise UserError(
             f"params.yaml: knn.k is {knn.k}; allowed: at most {len(data.fitting)}, the images of the fitting split"
@@ -74,6 +76,24 @@ def evaluate(
     theirs = study if linear.study_epochs == STUDY_EPOCHS else None
     metrics = _metrics(latents, projections, theirs, len(data.classes))
     return Evaluation(metrics, _record(about, data, linear, knn) | scores, predictions)
+
+
+def _without_labels(
+    method: Method, about: dict[str, Any], data: ImageData, linear: Linear, knn: Knn, machine: Machine
+) -> Evaluation:
+    """The names and widths of latents and projections, every number missing, and what was left out."""
+    few = extract_with_projections(method, data.test_images[:2], data.mean, data.std, machine)
+    keys = ("top1", "top5", "knn", "validation_probe", "validation_knn", "strength")
+    found = {"latents": few["latents"], "projections": few["projections"]}
+    found["latents"] = {name: one_latent(few["latents"], name) for name in latent_names(few["latents"], method.halves)}
+    missing = {
+        kind: {name: {**dict.fromkeys(keys), "width": values.shape[1]} for name, values in each.items()}
+        for kind, each in found.items()
+    }
+    main = next(iter(found["latents"]))
+    record = _record(about, data, linear, knn) | {"main": main, **missing, "study": None}
+    metrics = {LEFT_OUT: "probe, kNN and the study's protocol, because the images have no labels"}
+    return Evaluation(metrics, record | metrics, {main: data.test_labels})
 
 
 def write_evaluation(evaluation: Evaluation, test_labels: Tensor, metrics: Path, scores: Path) -> None:

@@ -19,6 +19,8 @@ STUDY = ("study_top1", "study_top5", "study_epochs")
 KINDS = ("trained with labels", "trained without labels", "untrained")  # ceilings, what is compared, floors
 # of binary codes
 BITS = ("episode_bits", "concept_bits")
+# of the curve's last epoch, where images have no labels
+UNLABELED = {"effective_rank": "Effective rank", "other_view": "Other view's reciprocal rank, %"}
 CODE = ("active", "probe_raw", "centroid", "centroid_code", "usage_entropy", "pattern_entropy", "unused")
 
 
@@ -53,11 +55,11 @@ def replicates(records: Iterable[Record]) -> Groups:
 
 
 def ranked(groups: Groups) -> Groups:
-    """Ceilings first, floors last, and within each kind by the mean accuracy of the main latent."""
+    """Ceilings first, floors last, and within each kind by the mean accuracy of the main latent, if there are labels."""
 
     def place(name: str) -> tuple[int, float]:
         members = groups[name]
-        return KINDS.index(members[0].kind), -float(numpy.mean([record.rows[0]["top1"] for record in members]))
+        return KINDS.index(members[0].kind), -float(numpy.mean([record.rows[0]["top1"] or 0 for record in members]))
 
     return {name: groups[name] for name in sorted(groups, key=place)}
 
@@ -86,7 +88,7 @@ def read_record(variant: str, root: Path = Path()) -> Record:
             for space in SPACES
             for name, numbers in scores[f"{space}s"].items()
         ]
-        rows[0] |= _study(scores)
+        rows[0] |= _study(scores) if scores["classes"] else {key: frame[key].iloc[-1] for key in UNLABELED}
         # a floor whose batch norms were not calibrated is none of those that are
         network = (rows[0]["encoder"], about["parameters"]["encoder"], params.calibrate_batchnorm)
         kind = KINDS[2 if not params.epochs else 0 if about["supervised"] else 1]
@@ -99,7 +101,8 @@ def read_record(variant: str, root: Path = Path()) -> Record:
 
 def _bits(measured: dict[str, Any]) -> dict[str, float]:
     """Episode and concept bits of one latent or projection, under the cues of the augmentation of training."""
-    return {key: measured["cues"]["trained"][key] for key in BITS}
+    trained = measured["cues"]["trained"]
+    return {"episode_bits": trained["episode_bits"], "concept_bits": trained.get("concept_bits")}
 
 
 def _numbers(numbers: dict[str, Any]) -> dict[str, Any]:
