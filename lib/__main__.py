@@ -12,6 +12,8 @@ COMMANDS = {
     "show": ("lib.report.show", "the table, in the terminal"),
     "trace": ("lib.report.trace", "where a metrics file comes from"),
     "record": ("lib.report.record", "keep a finished run under docs/results"),
+    "embed": ("lib.embed_pictures", "latents of any pictures by a trained variant, as CSV, npz or Parquet"),
+    "neighbors": ("lib.neighbors", "the nearest images of a picture as a contact sheet; near-duplicates of the data"),
     "verdict": ("lib.report.verdict", "the verdict on the hypotheses, from a folder of runs"),
     "willshaw": ("lib.report.willshaw", "what a Willshaw memory recalls of a variant's binary codes"),
     "prune": ("lib.core.checkpoint", "remove the checkpoints of finished trainings"),

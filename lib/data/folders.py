@@ -10,6 +10,7 @@ import os
 import unicodedata
 import warnings
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -48,7 +49,7 @@ def read_folders(images_path: str, size: int, on_bad_image: str = "refuse") -> R
     if conversions:
         print("converted: " + ", ".join(f"{what} ({number})" for what, number in conversions.items()), flush=True)
     if bad:
-        _refuse_or_tell(bad, len(names), where, on_bad_image)
+        _refuse_or_tell(bad, len(names), where, on_bad_image, ", or set on_bad_image: skip in params.yaml")
         # the splits are those of the images that remain
         rows = {name: row for row, name in enumerate([*train, *test])}
         train, test, drawn = arrange([name for name in names if name not in bad], labels, folders, flat, where)
@@ -69,28 +70,34 @@ def read_folders(images_path: str, size: int, on_bad_image: str = "refuse") -> R
     return RawDataset(*parts, classes, source, provenance, [path_of(name) for name in (*train, *test)])
 
 
-def read_pictures(path: Path, size: int, on_bad_image: str = "refuse") -> tuple[list[str], numpy.ndarray]:
-    """Every picture below a folder, or in a zip or tar: names sorted, and uint8 [N, 3, size, size].
+def read_pictures(
+    given: str, size: int, on_bad_image: str = "refuse", remedy: str = ""
+) -> tuple[list[str], numpy.ndarray]:
+    """A picture, or every one below a folder or in a zip or tar: names sorted, and uint8 [N, 3, size, size].
 
-    Those that cannot be read are refused, or skipped and told; a UserError also says that there are none.
+    Those that cannot be read are refused, with the ``remedy`` of the caller, or skipped and told; a UserError also says
+    that there are none.
     """
-    where = path.resolve().name
-    with unpacked(path) as root:
-        names = sorted(_walk(root, where)[0])
+    path = user_path(given)
+    if path is None:
+        raise UserError(f"nothing that can be read is at {shown(given)}; name a picture, a folder, a zip or a tar")
+    where, alone = path.resolve().name, path.is_file() and IMAGE_NAME.search(path.name)
+    with nullcontext(path.parent) if alone else unpacked(path) as root:
+        names: list[Parts] = [(path.name,)] if alone else sorted(_walk(root, where)[0])
         images, _, bad = _decode_all(root, names, size)
     if bad:
-        _refuse_or_tell(bad, len(names), where, on_bad_image)
+        _refuse_or_tell(bad, len(names), where, on_bad_image, remedy)
     kept = [row for row, name in enumerate(names) if name not in bad]
     if not kept:
         raise _no_images(where, "in folders of any names")
     return [path_of(names[row]) for row in kept], images[kept] if bad else images
 
 
-def _refuse_or_tell(bad: dict[Parts, str], count: int, where: str, on_bad_image: str) -> None:
+def _refuse_or_tell(bad: dict[Parts, str], count: int, where: str, on_bad_image: str, remedy: str) -> None:
     named = _some([f"{shown('/'.join(name))} ({reason})" for name, reason in bad.items()], 3)
     told = f"{len(bad)} of {count} images cannot be read: {named}"
     if on_bad_image != "skip":
-        raise UserError(f"{where}: {told}; mend or remove them, or set on_bad_image: skip in params.yaml")
+        raise UserError(f"{where}: {told}; mend or remove them{remedy}")
     print(f"skipped, as on_bad_image says: {told}", flush=True)
 
 

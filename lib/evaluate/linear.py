@@ -43,7 +43,8 @@ def evaluate(
     """Probe (or fine-tune), nearest neighbors and the study's protocol; ``method`` is left as it is.
 
     Projections are scored beside latents, but by the frozen probe alone: fine-tuning moves what they come from.
-    ``about`` is the record kept with the trained method. Without labels all is left out. A ``knn.k`` above the fitting split is a UserError.
+    ``about`` is the record kept with the trained method. A ``knn.k`` above the fitting split is a UserError.
+    Without labels all is left out.
     """
     if not data.classes:
         return _without_labels(method, about, data, linear, knn, machine)

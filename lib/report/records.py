@@ -55,7 +55,7 @@ def replicates(records: Iterable[Record]) -> Groups:
 
 
 def ranked(groups: Groups) -> Groups:
-    """Ceilings first, floors last, and within each kind by the mean accuracy of the main latent, if there are labels."""
+    """Ceilings first, floors last, and within each kind by the main latent's mean accuracy, if there are labels."""
 
     def place(name: str) -> tuple[int, float]:
         members = groups[name]
