@@ -115,7 +115,7 @@ def check_against_data(experiment: Experiment, about: dict[str, Any], processes:
         problems += [f"{key} needs labels, which the images have not: leave it empty" for key in needy if needy[key]]
     for params in experiment.variants.values():
         try:
-            method = try_method(params, counts["train"] if params.epochs else 0, fitting, classes, processes)
+            method = try_method(params, counts["train"] if params.epochs else 0, fitting, classes or 1, processes)
             if "labels" in method.needs and not classes:
                 why = "its loss needs labels, which the images have not; remove it, or give them labels"
                 problems.append(f"variants.{params.variant}: {why} (docs/own-pictures.md)")

@@ -11,7 +11,8 @@ from tests.examples import ROOT
 LAYERS = [
     ["stages"],
     ["lib/__main__.py"],
-    ["lib/resolve.py", "lib/plan.py", "lib/preset.py", "lib/offline_plots.py", "lib/embed_pictures.py", "lib/neighbors.py"],
+    ["lib/resolve.py", "lib/plan.py", "lib/preset.py", "lib/offline_plots.py"],
+    ["lib/embed_pictures.py", "lib/neighbors.py"],
     ["lib/report"],
     ["lib/evaluate", "lib/verdict"],
     ["lib/core"],
