@@ -160,6 +160,7 @@ BAD = {
     "pcx.png": (encoded(picture(1), "PCX"), "it is none of JPEG"),
     "script.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is none of JPEG"),
     "phone.heic": (b"\0\0\0\x18ftypheic" + bytes(99), "it is none of JPEG"),
+    "scan.pcx": (encoded(picture(1), "PCX"), "it is none of JPEG"),
     "camera.NEF": (encoded(picture(1), "PCX"), "it is none of JPEG"),
     "huge.png": (png(10_000, 10_000, 0, 1, bytes(1251 * 10_000)), "it has 10,000 x 10,000 pixels; allowed: 64,000,000"),
     "bomb.ppm": (b"P6 90000 90000 255\n", "bomb"),
