@@ -27,7 +27,8 @@ from lib.runtime.machine import read_machine
 
 SAME = 0.99  # cosine of what the encoder and the file of embeddings say of one image
 MOST = 20  # pictures of a sheet, lines of near-duplicates
-WIDEST = 18  # characters of a name under a picture
+WIDEST_SHEET = 50  # neighbors of a picture
+LONGEST = 18  # characters of a name under a picture
 
 
 def neighbors(given: str, variant: str, to: Path, count: int) -> list[str]:
@@ -74,7 +75,7 @@ def _sheet(rows: list[list[tuple[numpy.ndarray, list[str]]]]) -> Figure:
     for line, cells in zip(panels, rows):
         for panel, (image, words) in zip(line, cells):
             panel.imshow(image.transpose(1, 2, 0))
-            short = [word if len(word) <= WIDEST else f"{word[:7]}…{word[7 - WIDEST + 1 :]}" for word in words]
+            short = [word if len(word) <= LONGEST else f"{word[:7]}…{word[7 - LONGEST + 1 :]}" for word in words]
             panel.set_xlabel("\n".join(readable(short)), fontsize=7)
             panel.set(xticks=[], yticks=[])
             panel.spines[:].set(visible=words[-1] == "given", linewidth=2)
@@ -123,8 +124,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--to", type=Path, help="the sheet, a .png (neighbors.png); a .csv of all near-duplicates")
     options = parser.parse_args(arguments)
     asked = [bool(options.picture), bool(options.variant)]
-    if asked != [not options.duplicates] * 2 or options.count < 1:
-        parser.error("give a picture, --variant and a --count of at least 1, or --duplicates alone")
+    if asked != [not options.duplicates] * 2 or not 0 < options.count <= WIDEST_SHEET:
+        parser.error(f"give a picture, --variant and a --count from 1 to {WIDEST_SHEET}, or --duplicates alone")
     to, kind = options.to, ".csv" if options.duplicates else ".png"
     if to and to.suffix != kind:
         raise UserError(f"--to is {to}; allowed: a file that ends in {kind}")

@@ -54,7 +54,7 @@ def read_folders(images_path: str, size: int, on_bad_image: str = "refuse") -> R
         rows = {name: row for row, name in enumerate([*train, *test])}
         train, test, drawn = arrange([name for name in names if name not in bad], labels, folders, flat, where)
         images = images[[rows[name] for name in (*train, *test)]]
-        provenance["skipped"] = {"count": len(bad), "first": [path_of(name) for name in list(bad)[:NAMED]]}
+        provenance["skipped"] = {"count": len(bad), "first": ["/".join(name) for name in list(bad)[:NAMED]]}
     if drawn:
         of = "every class" if labels else "the images"
         provenance["test_split"] = f"{TEST_SHARE:.0%} of {of}, drawn from seed {SEED}"

@@ -84,17 +84,17 @@ def _without_labels(
 ) -> Evaluation:
     """The names and widths of latents and projections, every number missing, and what was left out."""
     few = extract_with_projections(method, data.test_images[:2], data.mean, data.std, machine)
+    latents = {name: one_latent(few["latents"], name) for name in latent_names(few["latents"], method.halves)}
     keys = ("top1", "top5", "knn", "validation_probe", "validation_knn", "strength")
-    found = {"latents": few["latents"], "projections": few["projections"]}
-    found["latents"] = {name: one_latent(few["latents"], name) for name in latent_names(few["latents"], method.halves)}
-    missing = {
-        kind: {name: {**dict.fromkeys(keys), "width": values.shape[1]} for name, values in each.items()}
-        for kind, each in found.items()
-    }
-    main = next(iter(found["latents"]))
-    record = _record(about, data, linear, knn) | {"main": main, **missing, "study": None}
+
+    def missing(named: Named) -> Numbers:
+        return {name: {**dict.fromkeys(keys), "width": values.shape[1]} for name, values in named.items()}
+
+    main = next(iter(latents))
+    scores = {"latents": missing(latents), "projections": missing(few["projections"]), "study": None}
     metrics = {LEFT_OUT: "probe, kNN and the study's protocol, because the images have no labels"}
-    return Evaluation(metrics, record | metrics, {main: data.test_labels})
+    record = {**_record(about, data, linear, knn), "main": main, **scores, **metrics}
+    return Evaluation(metrics, record, {main: data.test_labels})
 
 
 def write_evaluation(evaluation: Evaluation, test_labels: Tensor, metrics: Path, scores: Path) -> None:

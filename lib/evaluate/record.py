@@ -30,8 +30,9 @@ def origin(about: dict[str, Any], data: ImageData) -> dict[str, Any]:
 
 def said(variant: str, metrics: dict[str, Any]) -> str:
     """One line of a variant's numbers, and of what was left out."""
-    shown = (f"{name} {value}" for name, value in metrics.items() if isinstance(value, float) or name == LEFT_OUT)
-    return f"{variant}: {', '.join(shown)}".replace(LEFT_OUT, "left out:")
+    shown = [f"{name} {value}" for name, value in metrics.items() if isinstance(value, float)]
+    shown += [f"left out: {metrics[LEFT_OUT]}"] if LEFT_OUT in metrics else []
+    return f"{variant}: {', '.join(shown)}"
 
 
 def write_measured(
