@@ -15,6 +15,8 @@ COMMANDS = {
     "trace": ("lib.trace", "where an output comes from"),
     "explore": ("lib.report.explore", "a latent's points for Embedding Atlas and TensorBoard's projector"),
     "record": ("lib.report.record", "keep a finished run under docs/results"),
+    "embed": ("lib.embed_pictures", "latents of any pictures by a trained variant, as CSV, npz or Parquet"),
+    "neighbors": ("lib.neighbors", "the nearest images of a picture as a contact sheet; near-duplicates of the data"),
     "verdict": ("lib.report.verdict", "the verdict on the hypotheses, from a folder of runs"),
     "willshaw": ("lib.report.willshaw", "what a Willshaw memory recalls of a variant's binary codes"),
     "export": ("lib.takeaway.export", "a trained encoder for torchvision, timm and ONNX, with its model card"),

@@ -100,7 +100,7 @@ def check_against_data(experiment: Experiment, about: dict[str, Any], processes:
     """
     counts, classes = about["counts"], len(about["classes"])
     fitting, problems = counts["train"] - counts["validation"], []
-    if (k := experiment.knn.k) > fitting:
+    if (k := experiment.knn.k) > fitting and classes:
         problems.append(f"knn.k is {k}; allowed: at most {fitting}, the images that it is chosen on")
     if (source := experiment.transfer.source) and not Path(source).is_file():
         problems.append(f"transfer.source is {source}, where no file is; allowed: a file that the stage transfer wrote")
@@ -109,12 +109,25 @@ def check_against_data(experiment: Experiment, about: dict[str, Any], processes:
     share = min(experiment.linear.labels)
     if share < 1 and (most := max(counts["per_class"]["train"])) * share < 1.5:  # of which one is for the strength
         problems.append(f"linear.labels has {share:.4g}; allowed: at least {1.5 / most:.2g}, two images of a class")
-    points = min(experiment.tsne.points, counts["test"])
+    points = min(experiment.tsne.points, counts["test"] + (0 if classes else counts["train"]))
     if (perplexity := experiment.tsne.perplexity) >= points:
-        problems.append(f"tsne.perplexity is {perplexity:g}; allowed: below {points}, the test images drawn")
+        problems.append(
+            f"tsne.perplexity is {perplexity:g}; allowed: below {points}, the {'test ' * bool(classes)}images drawn"
+        )
+    if not classes:
+        needy = {
+            "transfer.variants": experiment.transfer_variants,
+            "verdict": experiment.rule,
+            "linear.labels": share < 1,
+        }
+        problems += [f"{key} needs labels, which the images have not: leave it out" for key in needy if needy[key]]
     for params in experiment.variants.values():
         try:
-            method = try_method(params, counts["train"] if params.epochs else 0, fitting, classes, processes)
+            method = try_method(params, counts["train"] if params.epochs else 0, fitting, classes or 1, processes)
+            if "labels" in method.needs and not classes:
+                why = "its loss needs labels, which the images have not; remove it, or give them labels"
+                problems.append(f"variants.{params.variant}: {why} (docs/own-pictures.md)")
+                continue
             check_batch(params, fitting if "labels" in method.needs else counts["train"], processes)
             if params.variant in experiment.transfer_variants and method.encoder.name != FILTERS_ENCODER:
                 problems.append(

@@ -12,8 +12,10 @@ def main() -> None:
     save_data(IMAGES_FILE, data)
     about, counts, size = data.about, data.about["counts"], data.about["image_size"]
     train = f"{counts['train']:,} training images ({counts['validation']:,} of them for validation)"
-    shape = f"{len(data.classes)} classes, {size}x{size} RGB"
+    shape = f"{len(data.classes) or 'no'} classes, {size}x{size} RGB"
     print(f"{about['dataset']}: {train}, {counts['test']:,} test images, {shape}")
+    if not data.classes:
+        print("no labels: what needs them (probe, kNN, concept bits, confusion) will be left out")
     ignored = ", ".join(f"{count} {kind}" for kind, count in about.get("ignored", {}).items())
     print(f"source: {about['source']}" + (f"; files left out: {ignored}" if ignored else ""))
     print(f"written: {IMAGES_FILE}, {IMAGES_FILE.stat().st_size / 1e6:.1f} MB, content sha256 {about['checksum'][:12]}")

@@ -1,4 +1,4 @@
-"""Write every latent and projection of the test split; what follows sees neither images nor networks."""
+"""Write every latent and projection of the test split, without labels of all images; what follows sees no network."""
 
 from pathlib import Path
 
@@ -7,14 +7,14 @@ from lib.runtime.stage import run_stage
 
 def main(variant: str) -> None:
     from lib.data.store import IMAGES_FILE, load_data
-    from lib.evaluate.embeddings import embed_test
+    from lib.evaluate.embeddings import embed_data
     from lib.methods.export import encoder_file, load_method
     from lib.runtime.files import write_arrays
     from lib.runtime.machine import read_machine
 
     machine = read_machine(alone=True)
     method, _ = load_method(encoder_file(variant))
-    write_arrays(Path("data/embeddings") / f"{variant}.npz", embed_test(method, load_data(IMAGES_FILE), machine))
+    write_arrays(Path("data/embeddings") / f"{variant}.npz", embed_data(method, load_data(IMAGES_FILE), machine))
 
 
 if __name__ == "__main__":

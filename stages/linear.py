@@ -8,6 +8,7 @@ from lib.runtime.stage import run_stage
 def main(variant: str) -> None:
     from lib.data.store import IMAGES_FILE, load_data
     from lib.evaluate.linear import evaluate, write_evaluation
+    from lib.evaluate.record import said
     from lib.methods.export import encoder_file, load_method
     from lib.params.experiment import read_experiment
     from lib.runtime.machine import read_machine
@@ -17,8 +18,7 @@ def main(variant: str) -> None:
     data = load_data(IMAGES_FILE)
     evaluation = evaluate(method, about, data, experiment.linear, experiment.knn, machine)
     write_evaluation(evaluation, data.test_labels, Path("metrics") / f"{variant}.json", Path("data/scores") / variant)
-    shown = (f"{name} {value}" for name, value in evaluation.metrics.items() if isinstance(value, float))
-    print(f"{variant}: {', '.join(shown)}")
+    print(said(variant, evaluation.metrics))
 
 
 if __name__ == "__main__":

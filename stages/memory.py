@@ -8,6 +8,7 @@ from lib.runtime.stage import run_stage
 def main(variant: str) -> None:
     from lib.data.store import IMAGES_FILE, load_data
     from lib.evaluate.memory import measure_memory, write_memory
+    from lib.evaluate.record import said
     from lib.methods.export import encoder_file, load_method
     from lib.params.experiment import read_experiment
     from lib.runtime.machine import read_machine
@@ -17,8 +18,7 @@ def main(variant: str) -> None:
     data, augment = load_data(IMAGES_FILE), experiment.shared.augment
     evaluation = measure_memory(method, about, data, augment, experiment.memory, machine)
     write_memory(evaluation, Path("metrics/memory") / f"{variant}.json", Path("data/memory") / variant)
-    shown = (f"{name} {value}" for name, value in evaluation.metrics.items() if isinstance(value, float))
-    print(f"{variant}: {', '.join(shown)}")
+    print(said(variant, evaluation.metrics))
 
 
 if __name__ == "__main__":

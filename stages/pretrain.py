@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from lib.runtime.stage import run_stage
 
@@ -15,7 +14,7 @@ def main(variant: str) -> None:
     from lib.core.loop import pretrain
     from lib.core.trainer import Pretrainer
     from lib.data.store import IMAGES_FILE, load_data
-    from lib.evaluate.monitor import knn_monitor
+    from lib.evaluate.monitor import data_monitor
     from lib.methods import build_method
     from lib.methods.export import encoder_file, save_method
     from lib.params.pretraining import Pretraining
@@ -34,8 +33,7 @@ def main(variant: str) -> None:
     main_rank = processes.rank() == 0
     with store.held() if main_rank else nullcontext():
         processes.barrier()  # nobody reads a checkpoint before the main rank holds the right to train
-        monitor: Any = knn_monitor(data, params, machine)  # takes a Method, of which the loop knows nothing
-        pretrain(trainer, store, Path("plots/curves") / f"{variant}.csv", monitor)
+        pretrain(trainer, store, Path("plots/curves") / f"{variant}.csv", data_monitor(data, params, machine))
         if main_rank:
             save_method(encoder_file(variant), trainer.method, params, data.about)
     processes.stop()

@@ -1,4 +1,4 @@
-"""Draw t-SNE pictures of one variant's test latents, of the same images for all variants."""
+"""Draw t-SNE pictures of one variant's latents, of the same images for all variants."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from lib.runtime.stage import run_stage
 
 
 def main(variant: str) -> None:
-    from lib.evaluate.tsne import embed_2d, select, title
+    from lib.evaluate.tsne import embed_2d, kind_of, select, title
     from lib.params.experiment import read_experiment
     from lib.report.figures_tsne import draw_tsne
     from lib.runtime.files import read_arrays, write_arrays
@@ -17,7 +17,7 @@ def main(variant: str) -> None:
     for name, features in latents.items():
         print(f"{variant}: t-SNE of {name}, {len(features)} points, {tsne.iterations} iterations", flush=True)
         maps[name] = embed_2d(features, tsne)
-        heading = title(variant, name, tsne.points, len(features), tsne.perplexity)
+        heading = title(variant, name, tsne.points, len(features), tsne.perplexity, kind_of(shown))
         picture = Path("plots/tsne") / variant / f"{name}.png"
         draw_tsne(picture, maps[name], shown["labels"], shown["classes"].tolist(), heading)
     write_arrays(Path("data/tsne") / f"{variant}.npz", {**maps, **shown})

@@ -6,7 +6,7 @@ from torch import nn
 
 from lib.core.calibration import calibrate_batchnorm
 from lib.core.checkpoint import CheckpointStore
-from lib.core.loop import pretrain
+from lib.core.loop import Monitor, pretrain
 from tests.examples import trainer
 
 
@@ -65,13 +65,13 @@ def test_the_last_measurement_sees_the_network_that_is_kept(epochs, tmp_path, mo
 
     def measure(method):
         measured.append({name: value.clone() for name, value in method.state_dict().items()})
-        return 50.0
+        return {"knn": 50.0}
 
     for calibrate in (True, False):
         training = trainer(epochs=epochs, calibrate_batchnorm=calibrate)
         store = CheckpointStore("simclr", f"{calibrate}", root=tmp_path)
         with store.held():
-            pretrain(training, store, tmp_path / "curve.csv", measure)
+            pretrain(training, store, tmp_path / "curve.csv", Monitor({"knn": "{}"}, measure))
         assert all(torch.equal(value, measured[-1][name]) for name, value in training.method.state_dict().items())
     means = [state["encoder.bn1.running_mean"] for state in measured[-2:]]
     assert means[0].abs().max() > 0 and not torch.equal(*means)

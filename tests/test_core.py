@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.transforms import functional as tv
 
 from lib.core.checkpoint import LIBRARY, CheckpointStore, fingerprint, prune
-from lib.core.loop import TIMES, pretrain
+from lib.core.loop import TIMES, Monitor, pretrain
 from lib.core.optimizers import LARS
 from lib.core.schedule import learning_rate
 from lib.core.trainer import Pretrainer, check_batch
@@ -39,7 +39,7 @@ def times_of_their_own(tmp_path, monkeypatch):
 def run(folder, training: Pretrainer, measure=lambda method: 50.0) -> dict[str, torch.Tensor]:
     store = CheckpointStore("simclr", "key", root=folder)
     with store.held():
-        pretrain(training, store, folder / "curve.csv", measure)
+        pretrain(training, store, folder / "curve.csv", Monitor({"knn": "{}"}, lambda method: {"knn": measure(method)}))
     return training.method.state_dict()
 
 

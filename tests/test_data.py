@@ -56,7 +56,7 @@ def test_round_trip_and_damage(tmp_path):
     save_data(path, data)
     found = load_data(path)
     assert all(torch.equal(getattr(found, name), getattr(data, name)) for name in TENSORS)
-    assert found.about == data.about
+    assert found.about == data.about and found.files[:: len(data.train_labels)] == ["train/00000", "test/00000"]
     changed = {name: getattr(data, name).clone() for name in TENSORS}
     assert content_checksum(changed) == data.about["checksum"]
     changed["test_labels"][0] += 1
@@ -68,8 +68,9 @@ def test_round_trip_and_damage(tmp_path):
     for damaged in (path.read_bytes()[:-10], b"no"):
         path.write_bytes(damaged)
         refused(lambda: load_data(path), "not a whole file")
-    for tensors, about in (({"train_images": data.train_images}, data.about), (vars(data), {})):
-        write_tensors(path, {name: value for name, value in tensors.items() if name != "about"}, about)
+    whole = {name: getattr(data, name) for name in TENSORS}
+    for tensors, about in (({"train_images": data.train_images}, data.about), (whole, {})):
+        write_tensors(path, tensors, about)
         refused(lambda: load_data(path), "not a data file of this version; delete it and run dvc repro")
 
 

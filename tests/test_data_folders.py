@@ -45,6 +45,7 @@ def test_pixels_order_and_provenance_of_every_kind_of_archive(tmp_path, kind):
     assert raw.train_labels.tolist() == [0, 0, 0, 1, 1, 1] and raw.test_labels.tolist() == [0, 1]
     images = numpy.concatenate([raw.train_images, raw.test_images])
     assert numpy.array_equal(images, [picture(number).transpose(2, 0, 1) for number in range(8)])
+    assert raw.paths == list(two_level(train=3, test=1))
     assert raw.provenance["ignored"] == {".txt": 2, "hidden": 3, "no extension": 1}
     assert raw.source == f"{'folder' if kind == 'folder' else 'archive'} many.{kind}"
     assert ("archive_checksum" in raw.provenance) == (kind != "folder") and "test_split" not in raw.provenance
@@ -70,7 +71,7 @@ def test_a_fifth_of_every_class_is_the_test_split_where_there_is_none(tmp_path):
         ({**two_level(), "1.png": b""}, "'1.png' is out of place"),
         ({"x/1.txt": b""}, "holds no images that can be read; allowed: JPEG"),
         ({"a/1.png": b"", "b/1.png": b"", "b/2.png": b""}, "class 'a' has one image; add one for test"),
-        ({f"cat/{number}.png": JPEG for number in range(5)}, "has one class; at least two"),
+        ({"a/1.png": JPEG, "a/2.png": JPEG, "b/1.txt": b""}, "class folder 'b' holds no images"),
         ({f"{split}/{name}/1.png": JPEG for split in ("train", "test") for name in "ab"}, "a single training image"),
         ({**two_level(), **{f"train/{name}/1.png": JPEG for name in ("é", "e\u0301")}}, "in two spellings; rename one"),
         ({**two_level(), f"train/{'a' * 101}/1.png": JPEG}, "needs another name; allowed: at most 100"),
@@ -159,6 +160,7 @@ BAD = {
     "pcx.png": (encoded(picture(1), "PCX"), "it is none of JPEG"),
     "script.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "it is none of JPEG"),
     "phone.heic": (b"\0\0\0\x18ftypheic" + bytes(99), "it is none of JPEG"),
+    "scan.pcx": (encoded(picture(1), "PCX"), "it is none of JPEG"),
     "camera.NEF": (encoded(picture(1), "PCX"), "it is none of JPEG"),
     "huge.png": (png(10_000, 10_000, 0, 1, bytes(1251 * 10_000)), "it has 10,000 x 10,000 pixels; allowed: 64,000,000"),
     "bomb.ppm": (b"P6 90000 90000 255\n", "bomb"),

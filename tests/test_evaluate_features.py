@@ -8,7 +8,7 @@ import torch
 
 from lib.evaluate import features as features_module
 from lib.evaluate import knn as knn_module
-from lib.evaluate.embeddings import embed_test
+from lib.evaluate.embeddings import embed_data
 from lib.evaluate.features import evaluating, extract, extract_with_projections, latent_names, one_latent
 from lib.evaluate.knn import knn_scores
 from lib.evaluate.scores import accuracy
@@ -91,9 +91,10 @@ def test_latents_that_are_scored(latents, halves, names):
 
 def test_embeddings_name_every_array():
     data = tiny_data()
-    arrays = embed_test(tiny_method(("upper", "lower")), data, MACHINE)
+    arrays = embed_data(tiny_method(("upper", "lower")), data, MACHINE)
     names = {"latents": ["upper", "lower"], "projections": ["z_upper", "z_lower"], "classes": data.classes}
     images = {"labels": data.test_labels.tolist(), "indices": list(range(60))}
+    images |= {"files": [f"test/{row:05}" for row in range(60)]}
     assert {name: arrays[name].tolist() for name in (*names, *images)} == names | images
     assert (
         arrays["upper"].shape == (60, 8) and arrays["upper"].dtype == "float32" and arrays["z_lower"].shape == (60, 4)

@@ -15,6 +15,7 @@ LAYERS = [
         *(f"lib/{name}.py" for name in ("resolve", "plan", "preset", "repro", "experiments", "trace", "offline_plots")),
         "lib/takeaway",
     ],
+    ["lib/embed_pictures.py", "lib/neighbors.py"],
     ["lib/report"],
     ["lib/evaluate", "lib/verdict"],
     ["lib/core"],

@@ -15,7 +15,7 @@ from torch import Tensor, distributed, nn
 
 from lib.core import processes
 from lib.core.checkpoint import CheckpointStore
-from lib.core.loop import pretrain
+from lib.core.loop import Monitor, pretrain
 from lib.core.trainer import Pretrainer
 from lib.methods import build_method
 from lib.params.pretraining import Optimizer, Pretraining
@@ -107,7 +107,7 @@ def resume(folder: Path) -> None:
             begun = Pretrainer(build_method(params), images(), params, CPU)
             begun.position.step, begun.position.sums = 2, begun.step(0, 0, begun.order(0)[0]).tolist()
             store.save(begun.state())
-    pretrain(run, store, folder / str(rank) / "curve.csv", lambda method: 50.0)
+    pretrain(run, store, folder / str(rank) / "curve.csv", Monitor({"knn": "{}"}, lambda method: {"knn": 50.0}))
     for name, weight in run.method.named_parameters():
         both = processes.gather(weight.detach()[None])
         assert torch.equal(both[0], both[1]), name

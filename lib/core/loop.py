@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas
 import torch
@@ -21,7 +21,12 @@ from lib.runtime.stage import times_folder
 
 TIMES = ("images_per_second", "seconds", "memory_gb", "device")  # of an epoch; no two runs share them
 
-Monitor = Callable[[Method], float]
+
+class Monitor(NamedTuple):
+    """Columns of the curve, each with how a line says it, and a function method -> their values by name."""
+
+    columns: dict[str, str]
+    measure: Callable[[Method], dict[str, float]]
 
 
 def pretrain(trainer: Pretrainer, store: CheckpointStore, curve: Path, monitor: Monitor) -> None:
@@ -31,7 +36,7 @@ def pretrain(trainer: Pretrainer, store: CheckpointStore, curve: Path, monitor: 
         trainer: a fresh trainer; its method ends up trained.
         store: held by the caller; receives a state every few minutes and at epochs' ends.
         curve: CSV with one row per epoch, rewritten whole after each; speed and memory go to .times/ instead.
-        monitor: method -> validation kNN accuracy in percent.
+        monitor: what is measured of the method at some epochs' ends.
 
     Raises:
         UserError: the loss is no longer finite; the last checkpoint stays good.
@@ -80,7 +85,7 @@ def _untrained(trainer: Pretrainer, monitor: Monitor) -> dict[str, Any]:
     """The only row of 0 epochs."""
     if trainer.params.calibrate_batchnorm:
         calibrate_batchnorm(trainer)
-    row = {"epoch": 0, "loss": None, "embedding_std": None, "knn": monitor(trainer.method), "lr": 0.0}
+    row = {"epoch": 0, "loss": None, "embedding_std": None, **monitor.measure(trainer.method), "lr": 0.0}
     return {**row, **dict.fromkeys(TIMES), "device": trainer.setting}
 
 
@@ -118,7 +123,8 @@ def _close_epoch(trainer: Pretrainer, monitor: Monitor, progress: StepProgress) 
     memory = peak_memory(device)  # before the monitor takes its own
     if done == params.epochs and params.calibrate_batchnorm:
         calibrate_batchnorm(trainer)
-    row["knn"] = monitor(trainer.method) if done % params.monitor.every == 0 or done == params.epochs else None
+    due = done % params.monitor.every == 0 or done == params.epochs
+    row |= monitor.measure(trainer.method) if due else dict.fromkeys(monitor.columns)
     trainer.method.train()
     forget_peak(device)
     row["lr"] = trainer.learning_rate(done * steps - 1)
@@ -126,8 +132,8 @@ def _close_epoch(trainer: Pretrainer, monitor: Monitor, progress: StepProgress) 
     row |= dict(zip(TIMES, (speed, round(position.seconds, 2), gigabytes, trainer.setting)))
     position.history.append(row)
     position.epoch, position.step, position.seconds, position.sums = done, 0, 0.0, []
-    knn = "" if row["knn"] is None else f", validation kNN {row['knn']:.2f} %"
-    progress.note(f"epoch {done} of {params.epochs}: loss {row['loss']:.4f}{knn}, {speed:.0f} images/s")
+    said = "".join(f", {text.format(row[name])}" for name, text in monitor.columns.items() if due)
+    progress.note(f"epoch {done} of {params.epochs}: loss {row['loss']:.4f}{said}, {speed:.0f} images/s")
     begins = done == 1 or position.history[-2]["embedding_std"] >= COLLAPSED
     if row["embedding_std"] < COLLAPSED and (begins or done == params.epochs):
         closest = min(trainer.embedding_stds, key=lambda name: trainer.embedding_stds[name].item())

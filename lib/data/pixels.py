@@ -16,7 +16,7 @@ FORMATS = tuple(name for name in ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "
 # From heic on not decoded: told as images that cannot be read, since left out in silence they may be most of a dataset.
 IMAGE_NAME = re.compile(
     r".\.(jpe?g|jpe|jfif|a?png|bmp|dib|gif|webp|tiff?|p[pgbn]m|avif"
-    r"|heic|heif|hif|jxl|jp2|j2k|jpx|tga|psd|svg|ico|dng|cr2|cr3|nef|arw|orf|raf|rw2)$",
+    r"|heic|heics|heif|hif|jxl|jxr|jp2|j2k|jpx|tga|psd|svg|eps|ico|pcx|qoi|exr|hdr|dng|cr2|cr3|crw|nef|arw|orf|pef|raf|rw2)$",
     re.IGNORECASE,
 )
 LARGEST_IMAGE = 64_000_000  # pixels, declared by the file's header

@@ -135,7 +135,7 @@ class Reading:
     draws: int = 0
     episode: Tensor = field(default_factory=lambda: torch.zeros(()))
     recall: Tensor = field(default_factory=lambda: torch.zeros(()))
-    concept: Tensor = field(default_factory=lambda: torch.zeros(()))
+    concept: Tensor = field(default_factory=lambda: torch.full((), math.nan))
     gains: dict[str, Tensor] = field(default_factory=dict)
     temperatures: dict[str, list[float]] = field(default_factory=dict)
     variance: dict[str, float] | None = None
@@ -183,7 +183,7 @@ class LatentMemory:
         first = kind not in self.readings
         reading = self.readings.setdefault(kind, Reading())
         self._read_episodes(reading, units)
-        if first:
+        if first and len(self.classes) > 1:
             self._read_concepts(reading, units, concept_cues)
         reading.draws += 1
         squares = units.square().sum().item()
@@ -331,6 +331,8 @@ def variance_shares(sums: Tensor, squares: float, draws: int, labels: Tensor) ->
     size = (len(sums) - counts.square().sum().item() / len(sums)) / max(1, len(classes) - 1)  # images of a class
     image = max(0.0, per_image - view) / draws
     components = {"class": max(0.0, per_class - per_image) / (draws * max(size, 1)), "image": image, "view": view}
+    if len(classes) == 1:
+        del components["class"]
     total = sum(components.values()) or 1.0
     return {name: round(value / total, 4) for name, value in components.items()}
 

@@ -14,7 +14,7 @@ from lib.evaluate.finetune import finetuned_logits
 from lib.evaluate.knn import knn_scores
 from lib.evaluate.labels import few_labels
 from lib.evaluate.probe import Probe, fit_probe
-from lib.evaluate.record import origin, write_measured
+from lib.evaluate.record import LEFT_OUT, origin, write_measured
 from lib.evaluate.scores import accuracy
 from lib.evaluate.study import study_protocol
 from lib.methods.base import Method, Named
@@ -45,7 +45,10 @@ def evaluate(
 
     Projections are scored beside latents, but by the frozen probe alone: fine-tuning moves what they come from.
     ``about`` is the record kept with the trained method. A ``knn.k`` above the fitting split is a UserError.
+    Without labels all is left out.
     """
+    if not data.classes:
+        return _without_labels(method, about, data, linear, knn, machine)
     if knn.k > len(data.fitting):
         raise UserError(
             f"params.yaml: knn.k is {knn.k}; allowed: at most {len(data.fitting)}, the images of the fitting split"
@@ -81,6 +84,24 @@ def evaluate(
         scores["few_labels"] = few
         metrics["labels"] = {share: found["top1"] for share, found in few.items()}
     return Evaluation(metrics, _record(about, data, linear, knn) | scores, predictions)
+
+
+def _without_labels(
+    method: Method, about: dict[str, Any], data: ImageData, linear: Linear, knn: Knn, machine: Machine
+) -> Evaluation:
+    """The names and widths of latents and projections, every number missing, and what was left out."""
+    few = extract_with_projections(method, data.test_images[:2], data.mean, data.std, machine)
+    latents = {name: one_latent(few["latents"], name) for name in latent_names(few["latents"], method.halves)}
+    keys = ("top1", "top5", "knn", "validation_probe", "validation_knn", "strength")
+
+    def missing(named: Named) -> Numbers:
+        return {name: {**dict.fromkeys(keys), "width": values.shape[1]} for name, values in named.items()}
+
+    main = next(iter(latents))
+    scores = {"latents": missing(latents), "projections": missing(few["projections"]), "study": None}
+    metrics = {LEFT_OUT: "probe, kNN and the study's protocol, because the images have no labels"}
+    record = {**_record(about, data, linear, knn), "main": main, **scores, **metrics}
+    return Evaluation(metrics, record, {main: data.test_labels})
 
 
 def write_evaluation(evaluation: Evaluation, test_labels: Tensor, metrics: Path, scores: Path) -> None:

@@ -1,6 +1,6 @@
 """Everything that the memory stage measures of one trained method: episode and concept bits, by latent and cue."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from lib.evaluate.codes import is_binary
 from lib.evaluate.cues import CURVE, OCCLUSIONS, TRAINED, UNSEEN, cues
 from lib.evaluate.features import embed_views, extract_with_projections, latent_names, one_latent, without_logits
 from lib.evaluate.galleries import Galleries, make_galleries
-from lib.evaluate.record import origin, write_measured
+from lib.evaluate.record import LEFT_OUT, origin, write_measured
 from lib.evaluate.willshaw import recalls
 from lib.methods.base import Method, Named
 from lib.params.evaluation import Memory
@@ -41,8 +41,11 @@ def measure_memory(
     """Store training images, and read cues of test images from every latent and projection.
 
     ``augment`` is the shared block of params.yaml, so that all variants meet the same cues, and ``about`` the record
-    kept with the trained method. A UserError says that no class has two test images.
+    kept with the trained method. A UserError says that no class has two test images. Without labels all images are of
+    one class, and of episodes alone.
     """
+    if not data.classes:
+        data = replace(data, train_labels=data.train_labels.clamp(min=0), test_labels=data.test_labels.clamp(min=0))
     galleries = make_galleries(data.train_images, data.train_labels, data.test_images, data.test_labels)
     label, supervised = about["variant"], about["supervised"]
     latents, projections = measure_galleries(method, data, galleries, augment, memory, machine, label, supervised)
@@ -53,9 +56,10 @@ def measure_memory(
         "latents": {name: _latent_record(measured) for name, measured in latents.items()},
         "projections": {name: _latent_record(measured) for name, measured in projections.items()},
     }
-    return MemoryEvaluation(
-        _metrics(record["latents"][main], record["projections"].get(z)), record, _arrays(latents[main].plain, galleries)
-    )
+    metrics = _metrics(record["latents"][main], record["projections"].get(z))
+    if not data.classes:
+        metrics |= {LEFT_OUT: "concept bits, because the images have no labels"}
+    return MemoryEvaluation(metrics, record, _arrays(latents[main].plain, galleries))
 
 
 def write_memory(evaluation: MemoryEvaluation, metrics: Path, record: Path) -> None:
@@ -139,8 +143,7 @@ def _latent_record(measured: Measured) -> dict[str, Any]:
     }
     if set(CURVE) <= plain.readings.keys():
         record["occlusion"] = [
-            {"percent": share, **{key: record["cues"][kind][key] for key in SHORT}}
-            for share, kind in zip(OCCLUSIONS, CURVE)
+            {"percent": share, **_short(record["cues"][kind])} for share, kind in zip(OCCLUSIONS, CURVE)
         ]
     return {key: value for key, value in record.items() if value is not None}
 
@@ -153,8 +156,12 @@ def _metrics(main: dict[str, Any], z: dict[str, Any] | None) -> dict[str, Any]:
     others |= {"z": z["cues"][TRAINED]} if z else {}
     return {
         **{key: trained[key] for key in (*SHORT, "recall21") if key in trained},
-        **{name: {key: numbers[key] for key in SHORT} for name, numbers in others.items()},
+        **{name: _short(numbers) for name, numbers in others.items()},
     }
+
+
+def _short(numbers: dict[str, Any]) -> dict[str, Any]:
+    return {key: numbers[key] for key in SHORT if key in numbers}
 
 
 def _arrays(memory: LatentMemory, galleries: Galleries) -> dict[str, Tensor]:
@@ -164,12 +171,13 @@ def _arrays(memory: LatentMemory, galleries: Galleries) -> dict[str, Tensor]:
         for kind in (TRAINED, *UNSEEN)
         for question, values in memory.bits(kind).items()
     }
-    return {"images": galleries.images, "labels": galleries.labels, "half": galleries.half, **bits}
+    arrays = {"images": galleries.images, "labels": galleries.labels, "half": galleries.half, **bits}
+    return {name: values for name, values in arrays.items() if values.dim()}  # concept bits have none without labels
 
 
 def _record(about: dict[str, Any], data: ImageData, galleries: Galleries, memory: Memory) -> dict[str, Any]:
     """What was measured on; what the numbers mean is in docs/reading-the-table.md."""
-    sizes = galleries.sizes
+    sizes, shares = galleries.sizes, data.train_labels.bincount() / len(data.train_labels)
     return {
         **origin(about, data),
         "images": {"stored": len(data.train_labels), "test": len(data.test_labels), "cued": len(sizes)},
@@ -177,7 +185,7 @@ def _record(about: dict[str, Any], data: ImageData, galleries: Galleries, memory
         "gallery": {"smallest": int(sizes.min()), "largest": int(sizes.max())},
         "possible": {
             "episode_bits": round(sizes.double().log2().mean().item(), 4),
-            "concept_bits": round(_entropy(data.train_labels.bincount()[galleries.labels] / len(data.train_labels)), 4),
+            **({"concept_bits": round(_entropy(shares[galleries.labels]), 4)} if data.classes else {}),
         },
         "draws": memory.draws,
     }

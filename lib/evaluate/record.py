@@ -10,6 +10,8 @@ from torch import Tensor
 from lib.data.store import ImageData
 from lib.runtime.files import write_arrays, write_json
 
+LEFT_OUT = "left_out"  # key of the metrics, where images have no labels
+
 
 def origin(about: dict[str, Any], data: ImageData) -> dict[str, Any]:
     """Which training was measured, on what, and with which versions; ``about`` is the record kept with it."""
@@ -24,6 +26,13 @@ def origin(about: dict[str, Any], data: ImageData) -> dict[str, Any]:
             "measured_with": {"torch": torch.__version__, "torchvision": torchvision.__version__},
         },
     }
+
+
+def said(variant: str, metrics: dict[str, Any]) -> str:
+    """One line of a variant's numbers, and of what was left out."""
+    shown = [f"{name} {value}" for name, value in metrics.items() if isinstance(value, float)]
+    shown += [f"left out: {metrics[LEFT_OUT]}"] if LEFT_OUT in metrics else []
+    return f"{variant}: {', '.join(shown)}"
 
 
 def write_measured(

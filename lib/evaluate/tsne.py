@@ -1,5 +1,7 @@
 """t-SNE of latents (van der Maaten 2014: Barnes-Hut), the same points for every variant."""
 
+from collections.abc import Mapping
+
 import numpy
 import torch
 
@@ -24,7 +26,7 @@ def select(arrays: dict[str, numpy.ndarray], tsne: Tsne) -> tuple[dict[str, nump
     if tsne.perplexity >= len(rows):
         raise UserError(
             f"params.yaml: tsne.perplexity is {tsne.perplexity:g}; allowed: below the number of points, "
-            f"here {len(rows)} of {len(arrays['labels'])} test images; lower it"
+            f"here {len(rows)} of {len(arrays['labels'])} {kind_of(arrays)}; lower it"
         )
     beside = {"labels": arrays["labels"][rows], "indices": arrays["indices"][rows], "classes": arrays["classes"]}
     return {name: arrays[name][rows] for name in arrays["latents"].tolist()}, beside
@@ -51,7 +53,12 @@ def embed_2d(features: numpy.ndarray, tsne: Tsne) -> numpy.ndarray:
     return embedded.astype(numpy.float32)
 
 
-def title(variant: str, latent: str, asked: int, count: int, perplexity: float) -> str:
-    """What a picture shows; fewer test images than points asked for are stated."""
-    images = f"{count} test images" if count >= asked else f"all {count} test images ({asked} asked for)"
+def kind_of(arrays: Mapping[str, numpy.ndarray]) -> str:
+    """What a file of embeddings is of: without classes it has the training images too."""
+    return "test images" if len(arrays["classes"]) else "images without labels"
+
+
+def title(variant: str, latent: str, asked: int, count: int, perplexity: float, kind: str = "test images") -> str:
+    """What a picture shows; fewer images than points asked for are stated."""
+    images = f"{count} {kind}" if count >= asked else f"all {count} {kind} ({asked} asked for)"
     return f"{variant} - {latent}: t-SNE of {images}, L2-normalized, perplexity {perplexity:g}"

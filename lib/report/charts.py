@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.report.figures import GRAY, draw_line, grid, look, readable
-from lib.report.records import Groups, Record, confusion_counts, percent_of_actual, ranked
+from lib.report.records import UNLABELED, Groups, Record, confusion_counts, percent_of_actual, ranked
 from lib.report.tables import measures, with_deviation
 
 SHAPES = {"top1": ("o", "full"), "knn": ("s", "none"), "study_top1": ("^", "none")}  # marker and filling of a measure
@@ -32,7 +32,8 @@ def looks(groups: Groups) -> dict[str, dict[str, Any]]:
 
 
 def curves_figure(groups: Groups) -> Figure:
-    """Training loss and kNN accuracy on the validation images, by epoch: two panels for up to `LINES` of a family.
+    """Training loss and kNN accuracy on the validation images (without labels the other view's rank), by epoch: two
+    panels for up to `LINES` of a family.
 
     Losses share an axis only within a family, whose objective is one. Gray behind them are the others; a band is one
     standard deviation over seeds to each side, a dotted line the best untrained encoder.
@@ -46,10 +47,11 @@ def curves_figure(groups: Groups) -> Figure:
     down = max(1, -(-len(panels_of) // across))
     figure = Figure(figsize=(9 * across - 4 * (across - 1), min(PAGE, 0.4 + 2.4 * down)))
     panels = figure.subplots(down, 2 * across, squeeze=False)
-    floor = max((curves[name]["knn"]["mean"].max() for name in curves if name not in trained), default=math.nan)
+    floor = max((curves[name]["monitor"]["mean"].max() for name in curves if name not in trained), default=math.nan)
+    labeled = bool(next(iter(groups.values()))[0].classes)
     for number, (title, family, shown) in enumerate(panels_of):
         loss, knn = panels[number // across, 2 * (number % across) :][:2]
-        for panel, column, behind in ((loss, "loss", family), (knn, "knn", trained)):
+        for panel, column, behind in ((loss, "loss", family), (knn, "monitor", trained)):
             _draw_curves(panel, {name: curves[name][column] for name in behind}, shown, styles)
         if math.isfinite(floor):
             knn.axhline(floor, color="0.35", linestyle=":", linewidth=1.2, label="untrained")
@@ -58,7 +60,7 @@ def curves_figure(groups: Groups) -> Figure:
         knn.sharex(panels[0, 0])
         loss.sharex(panels[0, 0])
         loss.set_title(f"{title}: loss", loc="left")
-        knn.set_title("kNN on validation images, %", loc="left")
+        knn.set_title("kNN on validation images, %" if labeled else UNLABELED["other_view"], loc="left")
         knn.legend(handlelength=3.5, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     for panel in panels.ravel()[2 * len(panels_of) :]:
         panel.remove()
@@ -67,9 +69,10 @@ def curves_figure(groups: Groups) -> Figure:
 
 
 def _mean_curve(members: Sequence[Record]) -> dict[str, pandas.DataFrame]:
-    """Mean and standard deviation over seeds of loss and knn, by epoch, where there is a value."""
+    """Mean and standard deviation over seeds of the loss and of what was monitored, by epoch, where they are."""
     epochs = pandas.concat([record.curve for record in members]).groupby("epoch")
-    return {column: epochs[column].agg(["mean", "std"]).dropna(subset=["mean"]) for column in ("loss", "knn")}
+    columns = {"loss": "loss", "monitor": "knn" if members[0].classes else "other_view"}
+    return {name: epochs[column].agg(["mean", "std"]).dropna(subset=["mean"]) for name, column in columns.items()}
 
 
 def _families(firsts: dict[str, Record]) -> list[tuple[str, list[str], list[str]]]:
@@ -104,6 +107,8 @@ def accuracy_figure(groups: Groups, table: pandas.DataFrame) -> Figure:
 
     ``table`` is `lib.report.tables.summary`. Where not all latents fit on a page, the main ones are shown.
     """
+    if not table["classes"].max():
+        return _left_out("Accuracies")
     rows = _accuracy_rows(groups, table)
     figure = Figure(figsize=(9, 1.2 + ROW * len(rows)))
     axes = figure.subplots()
@@ -151,6 +156,8 @@ def confusion_figure(groups: Groups) -> Figure:
     """One matrix per group, best first: percent of each actual class that the main latent's probe calls what."""
     groups = ranked(groups)
     names = readable(next(iter(groups.values()))[0].classes)
+    if not names:
+        return _left_out("The confusion of classes")
     down, columns = grid(len(groups), in_one_line=3)
     side = min(4.2, 12 / columns, (PAGE - 1) / down)
     figure = Figure(figsize=(1.6 + side * columns, 0.7 + side * down))
@@ -174,4 +181,10 @@ def confusion_figure(groups: Groups) -> Figure:
     figure.supxlabel("predicted", fontsize=10)
     figure.supylabel("actual", fontsize=10)
     figure.colorbar(image, ax=panels[:, -1].tolist(), shrink=0.6, label="% of the actual class")
+    return figure
+
+
+def _left_out(what: str) -> Figure:
+    figure = Figure(figsize=(6, 1))
+    figure.text(0.5, 0.5, f"{what}: left out, because the images have no labels", ha="center", va="center")
     return figure

@@ -23,7 +23,7 @@ def baseline(groups: Groups) -> Sequence[Record]:
 def delta(record: Record, row: dict[str, Any], simclr: Sequence[Record]) -> float | None:
     """Probe top-1 of a latent minus that of the main latent of `baseline` trained with the same seed, in points."""
     theirs = {other.pretraining.seed: other.rows[0]["top1"] for other in simclr}
-    if row["space"] != "latent" or record in simclr or record.pretraining.seed not in theirs:
+    if row["space"] != "latent" or record in simclr or record.pretraining.seed not in theirs or row["top1"] is None:
         return None
     return row["top1"] - theirs[record.pretraining.seed]
 
@@ -34,7 +34,7 @@ def floor(record: Record, row: dict[str, Any], groups: Groups) -> float | None:
     Its latent has the same name and width and comes from the same network, whatever the method. An untrained encoder
     has no floor, nor has a projection.
     """
-    if not record.pretraining.epochs or row["space"] != "latent":
+    if not record.pretraining.epochs or row["space"] != "latent" or row["top1"] is None:
         return None
     for members in groups.values():
         first = members[0]

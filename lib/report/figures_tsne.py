@@ -37,8 +37,11 @@ def class_colors(count: int) -> list[str]:
 
 
 def scatter(axes: Axes, coordinates: numpy.ndarray, labels: numpy.ndarray, classes: Sequence[str]) -> None:
-    """Draw points [N, 2] with labels [N] in the order given, without ticks, at equal scale on both axes."""
-    colors = numpy.array(class_colors(len(classes)))
+    """Draw points [N, 2] with labels [N] in the order given, without ticks, at equal scale on both axes.
+
+    Without classes, where labels are -1, all points have one color.
+    """
+    colors = numpy.array(class_colors(max(1, len(classes))))
     inches = min(axes.get_window_extent().size) / axes.figure.dpi
     size = numpy.clip(INK_POINTS * (inches / 6) ** 2 / max(1, len(labels)), 1.0, 40.0)
     axes.scatter(coordinates[:, 0], coordinates[:, 1], c=colors[labels], s=size, linewidths=0, alpha=0.8)
@@ -54,8 +57,8 @@ def remarks(coordinates: numpy.ndarray, classes: Sequence[str]) -> str:
 
 
 def class_legend(figure: Figure, classes: Sequence[str], **place: Any) -> None:
-    """Add a legend of class names, but for more than `LEGEND_CLASSES`; ``place`` goes to the figure's ``legend``."""
-    if len(classes) > LEGEND_CLASSES:
+    """Add a legend of 1 to `LEGEND_CLASSES` class names; ``place`` goes to the figure's ``legend``."""
+    if not 0 < len(classes) <= LEGEND_CLASSES:
         return
     marks = [
         Line2D([], [], linestyle="", marker="o", markersize=7, color=color, label=name)
@@ -72,7 +75,7 @@ def draw_tsne(
 
 
 def _tsne_figure(coordinates: numpy.ndarray, labels: numpy.ndarray, classes: Sequence[str], title: str) -> Figure:
-    beside = 0.65 + 0.085 * max(map(len, readable(classes))) if len(classes) <= LEGEND_CLASSES else 0.15
+    beside = 0.65 + 0.085 * max(map(len, readable(classes))) if 0 < len(classes) <= LEGEND_CLASSES else 0.15
     figure = Figure(figsize=(6.2 + beside, 6.5), dpi=150)
     axes = figure.subplots()
     scatter(axes, coordinates, labels, classes)

@@ -17,9 +17,11 @@ from lib.runtime.files import read_about, read_arrays, read_json, require_file
 SPACES = ("latent", "projection")  # what a row of numbers is of
 STUDY = ("study_top1", "study_top5", "study_epochs")
 KINDS = ("trained with labels", "trained without labels", "untrained")  # ceilings, what is compared, floors
-# of binary codes
-FEW = "labels_"  # and the share: a column
 BITS = ("episode_bits", "concept_bits")
+FEW = "labels_"  # and the share: a column
+# of the curve's last epoch, where images have no labels
+UNLABELED = {"effective_rank": "Effective rank", "other_view": "Other view's reciprocal rank, %"}
+# of binary codes
 CODE = ("active", "probe_raw", "centroid", "centroid_code", "usage_entropy", "pattern_entropy", "unused")
 
 
@@ -54,11 +56,11 @@ def replicates(records: Iterable[Record]) -> Groups:
 
 
 def ranked(groups: Groups) -> Groups:
-    """Ceilings first, floors last, and within each kind by the mean accuracy of the main latent."""
+    """Ceilings first, floors last, and within each kind by the main latent's mean accuracy, if there are labels."""
 
     def place(name: str) -> tuple[int, float]:
         members = groups[name]
-        return KINDS.index(members[0].kind), -float(numpy.mean([record.rows[0]["top1"] for record in members]))
+        return KINDS.index(members[0].kind), -float(numpy.mean([record.rows[0]["top1"] or 0 for record in members]))
 
     return {name: groups[name] for name in sorted(groups, key=place)}
 
@@ -87,7 +89,8 @@ def read_record(variant: str, root: Path = Path()) -> Record:
             for space in SPACES
             for name, numbers in scores[f"{space}s"].items()
         ]
-        rows[0] |= _study(scores) | _few_labels(scores)
+        labeled = scores["classes"]
+        rows[0] |= _study(scores) | _few_labels(scores) if labeled else {key: frame[key].iloc[-1] for key in UNLABELED}
         # a floor whose batch norms were not calibrated is none of those that are
         network = (rows[0]["encoder"], about["parameters"]["encoder"], params.calibrate_batchnorm)
         kind = KINDS[2 if not params.epochs else 0 if about["supervised"] else 1]
@@ -100,7 +103,8 @@ def read_record(variant: str, root: Path = Path()) -> Record:
 
 def _bits(measured: dict[str, Any]) -> dict[str, float]:
     """Episode and concept bits of one latent or projection, under the cues of the augmentation of training."""
-    return {key: measured["cues"]["trained"][key] for key in BITS}
+    trained = measured["cues"]["trained"]
+    return {"episode_bits": trained["episode_bits"], "concept_bits": trained.get("concept_bits")}
 
 
 def _numbers(numbers: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,17 @@ import pandas
 from lib.params.evaluation import LABEL_DRAWS, MANY_CLASSES
 from lib.report import published
 from lib.report.compare import CONFIDENCE, baseline, delta, floor
-from lib.report.records import BITS, CODE, FEW, Groups, Record, confusion_counts, percent_of_actual, replicates
+from lib.report.records import (
+    BITS,
+    CODE,
+    FEW,
+    UNLABELED,
+    Groups,
+    Record,
+    confusion_counts,
+    percent_of_actual,
+    replicates,
+)
 from lib.runtime.errors import UserError
 from lib.runtime.files import require_file
 from lib.verdict.judge import half_interval
@@ -70,8 +80,9 @@ def summary(frame: pandas.DataFrame) -> pandas.DataFrame:
     """
     # what replicates share, then means and deviations of what was measured
     grouped = frame.groupby(["group", "latent"], sort=False)
-    table, measured = grouped.first(), grouped[list(MEASURED)]
-    table[list(MEASURED)] = measured.mean()
+    columns = [*MEASURED, *(key for key in UNLABELED if key in frame)]
+    table, measured = grouped.first(), grouped[columns]
+    table[columns] = measured.mean()
     table = table.join(measured.std().add_suffix("_sd"))
     few = [key for key in map(str, frame) if key.startswith(FEW)]
     table[few] = grouped[few].mean()  # and the mean of the deviations over draws
@@ -99,7 +110,7 @@ def title(frame: pandas.DataFrame) -> str:
     return (
         f"{_distinct(frame['dataset'])}: encoder {_distinct(frame['encoder'])}; {epochs} epoch{'s' * (epochs != '1')}; "
         f"{first['train_images']:,} training and {first['test_images']:,} test images; "
-        f"seed {_distinct(sorted(frame['seed']))}"
+        f"seed {_distinct(sorted(frame['seed']))}" + "; no labels: what needs them is left out" * (not first["classes"])
     )
 
 
@@ -115,6 +126,7 @@ def accuracy_columns(table: pandas.DataFrame) -> dict[str, str]:
     columns = {"model": "Model", "n": "n", "top1": f"{word} top-1", "top5": f"{word} top-5", "knn": "kNN top-1"}
     columns |= {"validation_top1": "Validation top-1", "delta_simclr": "Δ simclr", "floor_top1": "Floor"}
     columns |= {"episode_bits": "Episode bits", "concept_bits": "Concept bits", "dose": "Dose λ, %"}
+    columns |= {key: name for key, name in UNLABELED.items() if key in table}
     columns |= {"study_top1": f"{STUDY} top-1", "study_top5": f"{STUDY} top-5"}
     telling = {"n": table["n"].max() > 1, "top5": table["classes"].max() >= MANY_CLASSES}
     return {key: name for key, name in columns.items() if telling.get(key, table[key].notna().any())}
@@ -165,7 +177,8 @@ def _few_labels(runs: pandas.DataFrame) -> list[str]:
 
 def markdown_table(table: pandas.DataFrame, columns: Mapping[str, str]) -> str:
     """Columns of numbers are aligned to the right."""
-    numbers = {*MEASURED, *WHOLE, "n", "gamma", "floor_top1", *(key for key in columns if key.startswith(FEW))}
+    few = [key for key in columns if key.startswith(FEW)]
+    numbers = {*MEASURED, *WHOLE, *UNLABELED, "n", "gamma", "floor_top1", *few}
     lines = [columns.values(), ["---:" if key in numbers else "---" for key in columns], *cells(table, columns)]
     return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines)
 
@@ -176,7 +189,8 @@ def cells(table: pandas.DataFrame, columns: Iterable[str]) -> list[list[str]]:
 
 
 def _cell(row: pandas.Series, key: str) -> str:
-    two = key.startswith(FEW) or key in (*PERCENT, *BITS, "floor_top1", "probe_raw", "centroid", "centroid_code")
+    percent = (*PERCENT, *BITS, *UNLABELED, "floor_top1", "probe_raw", "centroid", "centroid_code")
+    two = key.startswith(FEW) or key in percent
     form = SIGNED.get(key, ".2f" if two else ".3g" if isinstance(row[key], float) else "")
     return "-" if pandas.isna(row[key]) else with_deviation(row, key, ",.0f" if key in WHOLE else form)
 
@@ -195,6 +209,8 @@ def accuracy_table(table: pandas.DataFrame, order: Iterable[str], colors: Mappin
         part.insert(3, "measure", measure)
         parts.append(part.rename(columns={key: "value", f"{key}_sd": "sd"}).round(4))
     places = {name: place for place, name in enumerate(order)}
+    if not parts:  # without labels
+        return pandas.DataFrame(columns=["model", "group", "latent", "measure", "value", "sd", "n"])
     bars = pandas.concat(parts).astype({"n": int})
     bars["color"] = bars["group"].map(colors)
     return bars.sort_values("group", key=lambda names: names.map(places), kind="stable")
@@ -213,6 +229,8 @@ def confusion_table(groups: Groups) -> pandas.DataFrame:
     """
     rows = []
     for name, members in groups.items():
+        if not members[0].classes:
+            continue
         counts, classes = confusion_counts(members), members[0].classes
         percent = percent_of_actual(counts).round(2)
         shown = zip(*numpy.nonzero(counts + numpy.eye(len(counts), dtype=int)))

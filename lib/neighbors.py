@@ -1,0 +1,135 @@
+"""The images of the data that a variant's main latent puts nearest to a picture, and near-duplicates in the data.
+
+``python -m lib neighbors picture.png --variant simclr``, ``python -m lib neighbors --duplicates``.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy
+import pandas
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import functional
+
+from lib.data.folders import read_pictures
+from lib.data.store import IMAGES_FILE, load_data
+from lib.evaluate.embeddings import embed_images, shown_images
+from lib.evaluate.galleries import NEAR_DUPLICATE, near_duplicates, unit_pixels
+from lib.methods.export import encoder_file, load_method
+from lib.report.figures import readable, save_figure
+from lib.report.show import say
+from lib.runtime.chunks import chunks
+from lib.runtime.errors import UserError
+from lib.runtime.files import read_arrays, write_table
+from lib.runtime.machine import read_machine
+
+SAME = 0.99  # cosine of what the encoder and the file of embeddings say of one image
+MOST = 20  # pictures of a sheet, lines of near-duplicates
+WIDEST_SHEET = 50  # neighbors of a picture
+LONGEST = 18  # characters of a name under a picture
+
+
+def neighbors(given: str, variant: str, to: Path, count: int) -> list[str]:
+    """Write a contact sheet of the ``count`` images that are nearest by the cosine of the main latent; returns lines.
+
+    They are looked for among the images that the stage ``embed`` wrote. A UserError says that what it wrote is older
+    than the encoder or the images.
+    """
+    method, about = load_method(encoder_file(variant))
+    names, pixels = read_pictures(given, about["data"]["image_size"])
+    if len(names) > MOST:
+        raise UserError(f"{given} holds {len(names)} pictures; allowed: at most {MOST} on a sheet")
+    data, path = load_data(IMAGES_FILE), Path("data/embeddings") / f"{variant}.npz"
+    if data.about["checksum"] != about["data"]["checksum"]:
+        raise UserError(f"{encoder_file(variant)} was trained on other images than {IMAGES_FILE} holds; dvc repro")
+    images, labels, files = shown_images(data)
+    arrays = read_arrays(path)
+    stored = functional.normalize(torch.from_numpy(arrays[latent := arrays["latents"][0]]))
+    # the first of the data's images beside the pictures tells whether the file is this encoder's
+    both = torch.cat([torch.from_numpy(pixels), images[:1]])
+    found = embed_images(method, both, [*names, files[0]], about["data"], read_machine(alone=True))[latent]
+    queries = functional.normalize(torch.from_numpy(found))
+    if arrays.get("files", numpy.array(())).tolist() != files or queries[-1] @ stored[0] < SAME:
+        raise UserError(f"{path} is not of this encoder and these images; dvc repro embed@{variant}")
+    similarity, nearest = (queries[:-1] @ stored.T).topk(min(count, len(stored)), dim=1)  # [n, count] each
+    lines, rows = [], []
+    for number, name in enumerate(names):
+        lines.append(f"{name}: nearest of {len(stored):,} images by {variant}, latent {latent}")
+        cells = [(pixels[number], [name, "given"])]
+        for place, value in zip(nearest[number].tolist(), similarity[number].tolist()):
+            label = [data.classes[labels[place]]] if data.classes else []
+            lines.append("  ".join([f"{value:7.4f}", files[place], *label]))
+            cells.append((images[place].numpy(), [files[place], *label, f"{value:.3f}"]))
+        rows.append(cells)
+    save_figure(to, _sheet, rows)
+    return [*lines, f"written: {to}"]
+
+
+def _sheet(rows: list[list[tuple[numpy.ndarray, list[str]]]]) -> Figure:
+    """A line for each picture, uint8 [3, S, S] with what is said of it: first the given one, then its neighbors."""
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(1.4 * columns, 1.9 * len(rows)))
+    panels = figure.subplots(len(rows), columns, squeeze=False)
+    for line, cells in zip(panels, rows):
+        for panel, (image, words) in zip(line, cells):
+            panel.imshow(image.transpose(1, 2, 0))
+            short = [word if len(word) <= LONGEST else f"{word[:7]}…{word[7 - LONGEST + 1 :]}" for word in words]
+            panel.set_xlabel("\n".join(readable(short)), fontsize=7)
+            panel.set(xticks=[], yticks=[])
+            panel.spines[:].set(visible=words[-1] == "given", linewidth=2)
+    return figure
+
+
+def duplicates(images: Tensor) -> pandas.DataFrame:
+    """Images uint8 [N, 3, S, S] whose pixels correlate above `NEAR_DUPLICATE` with an earlier one's.
+
+    Rows of ``image``, the ``other``, most alike of the earlier ones, and the ``correlation``.
+    """
+    later = near_duplicates(images).nonzero().flatten()
+    most, other = torch.full((len(later),), -2.0), torch.zeros(len(later), dtype=torch.int64)
+    for part in chunks(len(images), images[0].numel()):
+        columns, pixels = torch.arange(part.start, part.stop), unit_pixels(images[part])
+        for rows in torch.arange(len(later)).split(1024):
+            alike = unit_pixels(images[later[rows]]) @ pixels.T
+            best, place = alike.masked_fill(columns >= later[rows, None], -2.0).max(1)
+            closer = best > most[rows]
+            most[rows] = torch.where(closer, best, most[rows])
+            other[rows] = torch.where(closer, columns[place], other[rows])
+    return pandas.DataFrame({"image": later, "other": other, "correlation": most}).sort_values(
+        "correlation", ascending=False, kind="stable"
+    )
+
+
+def _tell_duplicates(to: Path | None) -> list[str]:
+    data = load_data(IMAGES_FILE)
+    images, files = torch.cat([data.train_images, data.test_images]), numpy.array(data.files)
+    frame = duplicates(images)
+    frame = frame.assign(image=files[frame["image"]], other=files[frame["other"]]).round(4)
+    lines = [f"{row.correlation:.4f}  {row.image}  {row.other}" for row in frame[:MOST].itertuples()]
+    if to:
+        write_table(to, frame)
+    said = f"{len(frame):,} of {len(images):,} images are nearly the same as an earlier one (pixels correlate above "
+    said += f"{NEAR_DUPLICATE})" + f"; the first {MOST} are shown" * (len(frame) > MOST)
+    return [said, *lines, *([f"written: {to}"] if to else [])]
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lib neighbors", description="The nearest images of the data.")
+    parser.add_argument("picture", nargs="?", help=f"a picture, or a folder of at most {MOST}")
+    parser.add_argument("--variant", help="a trained variant, for example simclr")
+    parser.add_argument("--count", type=int, default=10, help="neighbors of each picture (%(default)s)")
+    parser.add_argument("--duplicates", action="store_true", help="instead: near-duplicates among the data's images")
+    parser.add_argument("--to", type=Path, help="the sheet, a .png (neighbors.png); a .csv of all near-duplicates")
+    options = parser.parse_args(arguments)
+    asked = [bool(options.picture), bool(options.variant)]
+    if asked != [not options.duplicates] * 2 or not 0 < options.count <= WIDEST_SHEET:
+        parser.error(f"give a picture, --variant and a --count from 1 to {WIDEST_SHEET}, or --duplicates alone")
+    to, kind = options.to, ".csv" if options.duplicates else ".png"
+    if to and to.suffix != kind:
+        raise UserError(f"--to is {to}; allowed: a file that ends in {kind}")
+    if options.duplicates:
+        say("\n".join(_tell_duplicates(to)))
+    else:
+        say("\n".join(neighbors(options.picture, options.variant, to or Path("neighbors.png"), options.count)))

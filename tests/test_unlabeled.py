@@ -1,0 +1,285 @@
+"""Pictures without classes: how they lie, what labels.csv gives them, their names, and each stage without labels."""
+
+import math
+from dataclasses import replace
+
+import numpy
+import pandas
+import pytest
+import torch
+from PIL import Image
+
+from lib.core.checkpoint import CheckpointStore
+from lib.core.loop import pretrain
+from lib.core.trainer import Pretrainer
+from lib.data.folders import read_folders
+from lib.data.store import assemble, load_data, save_data
+from lib.evaluate.embeddings import embed_data
+from lib.evaluate.linear import evaluate, write_evaluation
+from lib.evaluate.memory import measure_memory, write_memory
+from lib.evaluate.monitor import data_monitor, effective_rank, reciprocal_rank
+from lib.evaluate.record import said
+from lib.evaluate.tsne import kind_of, select
+from lib.methods import build_method
+from lib.methods.export import save_method
+from lib.params.evaluation import Knn, Linear, Memory, Tsne
+from lib.params.experiment import parse_experiment
+from lib.params.pretraining import Augment
+from lib.report.figures_tsne import draw_tsne
+from lib.report.results import write_results
+from lib.report.show import show
+from lib.resolve import check_against_data
+from lib.runtime.files import read_arrays, read_json, write_arrays
+from tests.examples import CPU, directions, natural, pretraining, raw_params, tiny_about, tiny_method
+from tests.faults.refusals import refused
+from tests.make_archives import PACKERS, encoded, picture, write_folder
+from tests.project import Project, of
+
+FLAT = {f"photo {number}.png": encoded(picture(number, 8, 8)) for number in range(20)}
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+
+
+def read(path, size=8, on_bad_image="refuse"):
+    return assemble("images", read_folders(str(path), size, on_bad_image))
+
+
+def unlabeled(tmp_path, count: int = 40, size: int = 16):
+    images = (255 * natural(count, size)).byte().permute(0, 2, 3, 1).numpy()
+    files = {f"{number:02}.png": encoded(Image.fromarray(image)) for number, image in enumerate(images)}
+    return read(write_folder(tmp_path / "photos", files), size)
+
+
+# How pictures lie
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+@pytest.mark.parametrize("around", ["", "photos/", "mine/photos/"])
+def test_pictures_in_one_folder_have_no_classes_and_keep_their_names(tmp_path, kind, around):
+    data = read(PACKERS[kind](tmp_path / f"a.{kind}", {around + name: content for name, content in FLAT.items()}))
+    assert data.classes == [] and len(data.train_labels) == 16 and len(data.test_labels) == 4
+    assert set(data.train_labels.tolist()) == set(data.test_labels.tolist()) == {-1}
+    assert len(data.validation) == 2 and data.about["test_split"] == "20% of the images, drawn from seed 0"
+    names = [name.removeprefix("photos/") for name in data.files]
+    assert sorted(names) == sorted(FLAT)
+    number = int(names[-1].split()[1][:-4])
+    assert torch.equal(data.test_images[-1], torch.from_numpy(picture(number, 8, 8).transpose(2, 0, 1)))
+    save_data(tmp_path / "images.safetensors", data)
+    assert load_data(tmp_path / "images.safetensors").files == data.files
+
+
+def test_train_and_test_without_classes_are_splits_and_no_classes(tmp_path):
+    files = {f"{'test' if number % 4 else 'train'}/{name}": FLAT[name] for number, name in enumerate(FLAT)}
+    data = read(write_folder(tmp_path / "a", files))
+    assert data.classes == [] and [name.partition("/")[0] for name in data.files] == ["train"] * 5 + ["test"] * 15
+    assert "test_split" not in data.about
+    half = write_folder(tmp_path / "b", {"train/1.png": b"", "train/2.png": b"", "test/1.txt": b""})
+    refused(lambda: read(half), "test holds no images")
+
+
+def test_names_of_no_encoding_and_pictures_that_are_skipped(tmp_path):
+    odd = {"\udcff.png": FLAT["photo 0.png"], "two\nlines.png": FLAT["photo 1.png"], "bad.jpg": b"", "phone.heic": b"x"}
+    path = write_folder(tmp_path / "a", FLAT | odd)
+    refused(lambda: read(path), "2 of 24 images cannot be read: 'bad.jpg' (", "'phone.heic' (")
+    data = read(path, on_bad_image="skip")
+    save_data(tmp_path / "images.safetensors", data)
+    assert set(load_data(tmp_path / "images.safetensors").files) == {*FLAT, "\\udcff.png", "two\nlines.png"}
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"1.png": FLAT["photo 0.png"]}, "there is one image; add one for test"),
+        ({name: FLAT[name] for name in list(FLAT)[:2]}, "there is a single training image"),
+        (FLAT | {"more/1.png": b""}, "is out of place; allowed: train/<class>/<image>"),
+        (dict.fromkeys(FLAT, b""), "holds no images that can be read"),
+    ],
+)
+def test_too_few_pictures_or_a_mixed_layout(tmp_path, files, words):
+    refused(lambda: read(write_folder(tmp_path / "a", files), on_bad_image="skip"), words)
+
+
+# labels.csv
+
+
+def csv(*lines: str) -> bytes:
+    return "\n".join(["file,label", *lines]).encode()
+
+
+LINES = [f"{name},{'NA' if number % 2 else 'cat'}" for number, name in enumerate(FLAT)]
+
+
+@pytest.mark.parametrize("around", ["", "mine/"])
+@pytest.mark.parametrize("below", ["", "images/"])
+def test_a_table_gives_pictures_in_one_folder_their_classes(tmp_path, around, below):
+    files = {f"{around}{below}{name}": content for name, content in FLAT.items()}
+    files[f"{around}labels.csv"] = b"\xef\xbb\xbf" + csv(*(below + line for line in LINES))
+    data = read(write_folder(tmp_path / "a", files))
+    assert data.classes == ["NA", "cat"] and len(data.test_labels) == 4
+    given = dict(line.split(",") for line in LINES)
+    labels = torch.cat([data.train_labels, data.test_labels]).tolist()
+    assert [given[name.removeprefix(below)] for name in data.files] == [data.classes[label] for label in labels]
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (csv(*LINES[1:]), "'photo 0.png' has no line"),
+        (csv(*LINES, "none.png,cat"), "'none.png' where no picture is; 'photo 0.png' is one"),
+        (csv(*LINES, LINES[0]), "'photo 0.png' has several lines"),
+        (csv(*LINES[1:], "photo 0.png,"), "'photo 0.png' has an empty label"),
+        (csv(*LINES[1:], "photo 0.png"), "'photo 0.png' has an empty label"),
+        (b"name;class\n", "cannot be read"),
+        (b"", "cannot be read"),
+        (b"file,label\n\xff\xfe", "cannot be read"),
+        (csv(*(f"{name},cat" for name in FLAT)), "has one class; at least two"),
+        (csv(*LINES[1:], "photo 0.png,\u202egnp"), "needs another name"),
+        (csv(*LINES[1:], "photo 0.png,dog"), "class 'dog' has one image; add one for test, or remove the class"),
+    ],
+)
+def test_a_table_that_does_not_fit(tmp_path, table, words):
+    refused(lambda: read(write_folder(tmp_path / "a", {**FLAT, "labels.csv": table})), words)
+
+
+# While training
+
+
+def test_the_effective_rank_at_its_ends():
+    assert effective_rank(torch.eye(6)) == pytest.approx(6)
+    assert effective_rank(torch.ones(9, 4)) == pytest.approx(1)
+    assert effective_rank(torch.zeros(9, 4)) == 1
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert effective_rank(torch.diag(torch.tensor([3.0, 1.0]))) == pytest.approx(math.exp(entropy))
+
+
+def test_the_other_views_rank_against_a_slow_twin():
+    first, second = directions(30, 4), directions(30, 4, seed=1) + 0.5 * directions(30, 4)
+    slow = []
+    for row, view in enumerate(first):
+        cosines = [float(view @ other / other.norm()) for other in second]
+        slow.append(1 / (1 + sum(cosine > cosines[row] for cosine in cosines)))
+    assert reciprocal_rank(first, second) == pytest.approx(numpy.mean(slow)) and 0.1 < numpy.mean(slow) < 0.9
+    assert reciprocal_rank(first, 3 * first) == 1
+    assert reciprocal_rank(torch.ones(9, 4), torch.ones(9, 4)) == pytest.approx(1 / 5), "all equal: the middle rank"
+
+
+@pytest.mark.parametrize("epochs", [0, 3])
+def test_a_training_without_labels_is_watched_by_what_needs_none(tmp_path, capsys, epochs):
+    data, params = unlabeled(tmp_path), pretraining("simclr", epochs=epochs, monitor={"every": 2})
+    training, store = Pretrainer(build_method(params), data, params, CPU), CheckpointStore("a", "b", root=tmp_path)
+    with store.held():
+        pretrain(training, store, tmp_path / "curve.csv", data_monitor(data, params, CPU))
+    curve = pandas.read_csv(tmp_path / "curve.csv")
+    assert [*curve][-4:] == ["embedding_std", "effective_rank", "other_view", "lr"]
+    assert curve["other_view"].notna().tolist() == ([False, True, True] if epochs else [True])
+    assert curve["effective_rank"].dropna().between(1, 3.01).all(), "of three validation images"
+    said = "effective rank 2." in capsys.readouterr().out
+    assert said == bool(epochs)
+    again = data_monitor(data, params, CPU).measure(training.method)
+    assert again["other_view"] == pytest.approx(curve["other_view"].iloc[-1]), "the same views after every epoch"
+
+
+# After training
+
+
+def test_a_rule_a_transfer_and_a_loss_that_need_labels_are_refused_before_training(tmp_path):
+    data = unlabeled(tmp_path)
+    sizes = {"knn__k": 200, "tsne__points": 40, "tsne__perplexity": 20.0}
+    fine = raw_params(variants={"simclr": {"method": "simclr"}}, **sizes)
+    check_against_data(parse_experiment(fine), data.about)
+    both = {"ceiling": {"method": "supervised"}, "in_class": {"method": "simclr", "negatives": "class"}}
+    experiment = parse_experiment(raw_params(variants=both, **sizes))
+    experiment = replace(experiment, transfer_variants=("ceiling",))
+    words = ["variants.ceiling: its loss needs labels", "variants.in_class: ", "transfer.variants needs labels"]
+    refused(lambda: check_against_data(experiment, data.about), *words)
+
+
+def test_linear_says_what_it_left_out(tmp_path):
+    data, method = unlabeled(tmp_path, size=8), tiny_method(("upper", "lower"))
+    found = evaluate(method, tiny_about(), data, Linear(), Knn(), CPU)
+    assert "left out: probe, kNN and the study's protocol" in said("tiny", found.metrics)
+    write_evaluation(found, data.test_labels, tmp_path / "metrics.json", tmp_path / "scores")
+    record = read_json(tmp_path / "scores.json")
+    assert record["left_out"] == found.metrics["left_out"] and record["classes"] == []
+    assert {name: numbers["width"] for name, numbers in record["latents"].items()} == {
+        "upper": 8, "lower": 8, "both": 16, "mean": 8
+    }  # fmt: skip
+    assert all(numbers["top1"] is None for numbers in record["projections"].values())
+
+
+def test_memory_measures_episodes_alone_of_one_nameless_class(tmp_path):
+    data, method = unlabeled(tmp_path, 120, 8), tiny_method()
+    found = measure_memory(method, tiny_about(), data, Augment(), Memory(draws=2), CPU)
+    write_memory(found, tmp_path / "metrics.json", tmp_path / "memory")
+    assert "concept" not in str(found.record) and "class" not in found.record["latents"]["h"]["variance"]
+    assert found.metrics["left_out"].startswith("concept bits") and found.metrics["occlusion_25"]["episode_bits"] > 0
+    assert found.record["gallery"] == {"smallest": 12, "largest": 12}
+    assert not [name for name in read_arrays(tmp_path / "memory.npz") if "concept" in name]
+
+
+def test_every_image_is_embedded_with_its_name_and_drawn_without_a_class(tmp_path):
+    data = unlabeled(tmp_path, size=8)
+    arrays = embed_data(tiny_method(), data, CPU)
+    write_arrays(tmp_path / "tiny.npz", arrays)
+    arrays = read_arrays(tmp_path / "tiny.npz")
+    assert arrays["files"].tolist() == data.files and len(arrays["h"]) == 40 and arrays["classes"].tolist() == []
+    beside = select(arrays, Tsne(points=30, perplexity=5.0))[1]
+    assert kind_of(beside) == "images without labels" and sorted(beside["indices"])[-1] > len(data.train_labels)
+    draw_tsne(tmp_path / "h.png", numpy.eye(30)[:, :2], beside["labels"], [], "h")
+    colors = Image.open(tmp_path / "h.png").convert("RGB").getcolors(1000)
+    assert max(color for count, color in colors if count > 500)[2] > 0
+
+
+def test_the_tables_and_pictures_leave_out_what_needs_labels(tmp_path):
+    data = unlabeled(tmp_path, 60)
+    raw = raw_params(variants={"simclr": {"method": "simclr"}, "untrained": {"method": "simclr", "epochs": 0}})
+    experiment = parse_experiment(raw)
+    for name, epochs in (("simclr", 1), ("untrained", 0)):
+        params = replace(experiment.variants[name], epochs=epochs, options=build_options(experiment.variants[name]))
+        method, about = build_method(params).eval(), tiny_about()
+        training, store = Pretrainer(method, data, params, CPU), CheckpointStore(name, "b", root=tmp_path)
+        with store.held():
+            pretrain(training, store, tmp_path / f"plots/curves/{name}.csv", data_monitor(data, params, CPU))
+        save_method(tmp_path / f"data/encoders/{name}.safetensors", training.method, params, data.about)
+        found = evaluate(training.method, about, data, Linear(), Knn(), CPU)
+        write_evaluation(found, data.test_labels, tmp_path / f"metrics/{name}.json", tmp_path / f"data/scores/{name}")
+        memory = measure_memory(training.method, about, data, Augment(), Memory(draws=1), CPU)
+        write_memory(memory, tmp_path / f"metrics/memory/{name}.json", tmp_path / f"data/memory/{name}")
+        plane = {"h": numpy.eye(60)[:, :2], "labels": torch.full((60,), -1), "indices": numpy.arange(60)}
+        write_arrays(tmp_path / f"data/tsne/{name}.npz", plane | {"classes": numpy.array([], str)})
+    write_results(experiment, tmp_path)
+    page = (tmp_path / "metrics/results.md").read_text()
+    header = page.splitlines()[4]
+    assert "no labels: what needs them is left out" in page.splitlines()[0]
+    assert header == "| Model | Episode bits | Effective rank | Other view's reciprocal rank, % |"
+    assert "Effective rank" in " ".join(show(tmp_path / "metrics/results.csv").split())
+    for name in ("accuracy", "confusion"):
+        assert (tmp_path / f"plots/{name}.png").is_file() and len(pandas.read_csv(tmp_path / f"plots/{name}.csv")) == 0
+    assert (tmp_path / "plots/curves.png").is_file() and (tmp_path / "plots/tsne/overview.png").is_file()
+
+
+def build_options(params):
+    from dataclasses import asdict
+
+    from lib.methods import typed_options
+
+    return asdict(typed_options(params))
+
+
+@pytest.mark.slow
+def test_the_whole_pipeline_runs_on_pictures_without_labels(tmp_path):
+    images = (255 * natural(120, 16)).byte().permute(0, 2, 3, 1).numpy()
+    files = {f"{number:03}.png": encoded(Image.fromarray(image)) for number, image in enumerate(images)}
+    photos = write_folder(tmp_path / "photos", files)
+    (tmp_path / "project").mkdir()
+    settings = ("dataset=images", f"images_path={photos}", "batch_size=32")
+    project = Project(tmp_path / "project", ("simclr", "untrained"), *settings)
+    assert project.repro() == {"download", "resolve", "results"} | of("simclr") | of("untrained")
+    assert "up to date" in project.run("dvc", "status")
+    assert "left_out" in project.run("dvc", "metrics", "show")
+    said = project.run("python", "-m", "lib", "neighbors", str(photos / "007.png"), "--variant", "simclr")
+    assert said.splitlines()[1].split()[1] == "007.png"
