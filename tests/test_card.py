@@ -126,6 +126,11 @@ def test_images_and_labels_that_will_not_do_are_refused(images, labels, words):
         card(flat, images, labels, machine=CPU)
 
 
+def test_every_label_needs_a_name():
+    with pytest.raises(UserError, match="classes are 1 names; allowed: one for each label from 0 to 2"):
+        card(flat, *arrays(), classes=["a"], machine=CPU)
+
+
 # What names an encoder
 
 
