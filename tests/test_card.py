@@ -126,12 +126,17 @@ def test_images_and_labels_that_will_not_do_are_refused(images, labels, words):
         card(flat, images, labels, machine=CPU)
 
 
+def test_every_label_needs_a_name():
+    with pytest.raises(UserError, match="classes are 1 names; allowed: one for each label from 0 to 2"):
+        card(flat, *arrays(), classes=["a"], machine=CPU)
+
+
 # What names an encoder
 
 
 def test_a_library_model_is_the_same_fresh_network_each_time_without_its_classifier():
     images = torch.randn(2, 3, 32, 32)
-    first, again = (find_encoder(f"torchvision:{SMALL}") for _ in range(2))
+    first, _, again = (find_encoder(f"torchvision:{SMALL}"), torch.rand(1), find_encoder(f"torchvision:{SMALL}"))
     assert first.fresh and first.weights == "freshly initialized (seed 0)" and first.size == 224
     assert first.mean == [0.485, 0.456, 0.406]
     assert first.encode(images).shape == (2, 1024) and torch.equal(first.encode(images), again.encode(images))

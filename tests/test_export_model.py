@@ -22,7 +22,7 @@ from lib.runtime.errors import UserError
 from lib.runtime.files import write_json
 from lib.takeaway import export
 from lib.takeaway.export import export_encoder, main
-from tests.examples import VARIANTS, pretraining, tiny_data
+from tests.examples import SOME, pretraining, tiny_data
 
 EXTRA = "the extra export is not installed"
 IMPORTS = "import torch\nfrom torch import nn\n"
@@ -125,7 +125,7 @@ def test_onnx_runtime_gives_the_same_features(resnet, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if name not in ("simclr", "joint", "push", "in_class")])
+@pytest.mark.parametrize("variant", ["dual", *(name for name in SOME if name != "simclr")])
 def test_onnx_has_every_latent_of_every_method_for_many_images(variant, tmp_path):
     pytest.importorskip("onnxscript", reason=EXTRA)
     method = trained(variant, tmp_path)

@@ -69,9 +69,11 @@ def card(
         raise UserError(
             f"labels are {list(known.shape)}; allowed: an integer from 0 on for each of {len(pixels)} images"
         )
+    names = list(classes or map(str, range(known.max() + 1)))
+    if len(names) <= known.max():
+        raise UserError(f"classes are {len(names)} names; allowed: one for each label from 0 to {known.max()}")
     test = stratified(known, TEST_SHARE, "test split")
     train = numpy.delete(numpy.arange(len(known)), test)
-    names = list(classes or map(str, range(known.max() + 1)))
     raw = RawDataset(pixels[train], known[train], pixels[test], known[test], names, "given as arrays")
     return measure(Encoder(encode, name, mean=mean, std=std), image_data(raw), machine or read_machine(alone=True))
 
