@@ -40,7 +40,7 @@ def few_labels(
     ``latent`` is one of `latent_names`, of which train [N, D] and test [M, D] are the features.
     """
     found = {}
-    for share in sorted(linear.labels)[:-1]:
+    for share in sorted(share for share in linear.labels if share < 1):
         draws = []
         for number in range(LABEL_DRAWS):
             rows, few = label_draw(data, share, number)
