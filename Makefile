@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(if $(filter /%,$(firstword $(VENV))),$(VENV),$(CURDIR)/$(VENV))/bin
 export PATH := $(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
-.PHONY: help check install install-test demo plan parallel prune test test-slow test-all lint bench
+.PHONY: help check install install-test demo plan parallel prune test test-slow test-all lint bench site
 .NOTPARALLEL:
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo 'make prune     remove the checkpoints of finished trainings'
 	@echo 'make test      the tests, in under five minutes; make test-all: also kills and several processes'
 	@echo 'make lint      ruff and mypy'
+	@echo 'make site      the pages of docs/ as a site in .site/html'
 	@echo 'make bench     speed and memory beside other implementations; BENCH="step data" narrows it'
 
 # What would stop the pipeline after gigabytes are installed is said before anything is made.
@@ -82,3 +83,7 @@ lint: install-test
 bench: install
 	@$(call holds,requirements-bench)
 	@python -m bench $(BENCH)
+
+site: install
+	@$(call holds,requirements-docs)
+	@NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet && echo "the pages: .site/html/index.html"

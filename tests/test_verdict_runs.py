@@ -232,6 +232,9 @@ def test_a_folder_of_runs_becomes_a_verdict_with_its_figures(folder, capsys):
     assert found["digest"] == experiment().rule.digest and found["digest"] in page
     words = re.search(r"^\| lookalikes \|.*$", page, re.MULTILINE)[0]
     assert "supported" in words and "refuted" in words and words.endswith("| beyond |")
+    one = read_json(folder / "runs/oracle_s12.json")
+    mine = re.search(r"^\| oracle_s12 \| (.*) \|$", page, re.MULTILINE)[1].split(" | ")
+    assert [float(mine[0]), float(mine[2])] == [round(one["top1"], 2), round(one["memory"]["episode_bits"], 2)]
 
 
 def test_a_part_of_the_runs_is_named_and_gives_no_word(folder, capsys):
@@ -244,6 +247,7 @@ def test_a_part_of_the_runs_is_named_and_gives_no_word(folder, capsys):
         name in said for name in gone
     )
     page = (folder / "verdict.md").read_text()
+    assert re.search("Runs still missing: .*lookalikes 1.*oracle 1", page) and "| oracle_s12 |" not in page
     assert "42 of 45 runs" in page and not re.search(r"\| (supported|refuted|beyond|along|inside) \|", page)
 
 

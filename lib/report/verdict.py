@@ -9,6 +9,7 @@ import argparse
 import base64
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,6 +34,9 @@ RUNS, PIXELS = "runs", "pixels_8x8.json"  # the folder of runs, and beside it th
 LANDMARK = Path("data/landmarks") / PIXELS
 OTHERS = ("z", "whitened", "occlusion")  # of a run's memory what holds bits and is no kind of cue
 RULES_PAGE = Path(__file__).parents[2] / "docs/verdict.md"
+SHOWN = {"top1": "Probe", "top1 z": "Probe of z", "e": "e", "c": "c"}  # of each run, by the names of `row_of`
+SHOWN |= {"e whitened": "e, whitened", "c whitened": "c, whitened"}
+SHOWN |= {"e occlusion_25": "e, 25 % hidden", "e occlusion_50": "e, 50 % hidden"}
 WORDS = {"h1": "H1: keeps the probe", "h2": "H2: separates", "against_frontier": "Against the frontier"}
 FIGURES = {
     "plane": "Concept against episode bits: the frontier of temperature, the arms, the landmarks",
@@ -215,7 +219,7 @@ def write_verdict(experiment: Experiment, folder: Path, page: Path, pictures: Pa
     }
     write_json(page.with_suffix(".json"), found)
     shown = {name: os.path.relpath(pictures / f"{name}.png", page.parent) for name in figures}
-    write_text(page.with_suffix(".md"), markdown(found, rule, os.path.relpath(RULES_PAGE, page.parent), shown))
+    write_text(page.with_suffix(".md"), markdown(found, rule, rows, os.path.relpath(RULES_PAGE, page.parent), shown))
     for name, (figure, *arguments) in figures.items():
         save_figure(pictures / f"{name}.png", figure, *arguments)
     missing = found["runs"]["missing"]
@@ -229,8 +233,11 @@ def _landmark(path: Path) -> dict[str, Any] | None:
     return read_json(path) if path.is_file() else None
 
 
-def markdown(found: Mapping[str, Any], rule: Rule, rules_page: str, pictures: Mapping[str, str]) -> str:
-    """The page of a verdict: words, then numbers and ``pictures`` by name; paths are relative to the page."""
+def markdown(
+    found: Mapping[str, Any], rule: Rule, rows: pandas.DataFrame, rules_page: str, pictures: Mapping[str, str]
+) -> str:
+    """The page of a verdict: words, numbers, ``pictures`` by name, and the runs of `rows_of`; paths are relative to
+    the page."""
     numbers, control = rule.numbers, found["assay"]
     level = f"{100 * numbers.confidence:g} %"
     intro = (
@@ -247,7 +254,8 @@ def markdown(found: Mapping[str, Any], rule: Rule, rules_page: str, pictures: Ma
     )
     parts = [f"# Verdict of the rule {rule.name}: {found['state']}", intro, check]
     if found["runs"]["missing"]:
-        parts.append(f"Still missing: {', '.join(found['runs']['missing'])}.")
+        missing = Counter(rule.arm_of[name] for name in found["runs"]["missing"])
+        parts.append(f"Runs still missing: {', '.join(f'{arm} {count}' for arm, count in missing.items())}.")
     parts += ["## Words", _table([_word_row(arm, found) for arm in rule.hypotheses])]
     notes = [f"- {arm}: {words['note']}." for arm, words in found["hypotheses"].items() if words["note"]]
     parts += ["\n".join(notes)] if notes else []
@@ -263,7 +271,9 @@ def markdown(found: Mapping[str, Any], rule: Rule, rules_page: str, pictures: Ma
         {"Arm": arm, **{key: _interval(by[key]) for key in ("top1", "e", "c")}} for arm, by in found["arms"].items()
     ]
     drawn = "\n\n".join(f"![{FIGURES[name]}]({path})" for name, path in pictures.items())
-    parts += ["## Arms", _table(arms), "## Figures", drawn, f"Digest of the rule: `{found['digest']}`."]
+    runs = [_run_row(run) for _, run in rows.iterrows()]
+    parts += ["## Arms", _table(arms), "## Figures", drawn, "## Runs", _table(runs)]
+    parts += [f"Digest of the rule: `{found['digest']}`."]
     return "\n\n".join(parts) + "\n"
 
 
@@ -277,6 +287,15 @@ def _word_row(arm: str, found: Mapping[str, Any]) -> dict[str, str]:
         "e above the frontier, bits": _interval(words["gap"]),
         WORDS["against_frontier"]: words["against_frontier"],
     }
+
+
+def _run_row(run: pandas.Series) -> dict[str, str]:
+    """A run's own numbers, in percent and bits."""
+    return {"Run": run["variant"], **{name: _plain(run.get(key)) for key, name in SHOWN.items()}}
+
+
+def _plain(value: float | None) -> str:
+    return "-" if pandas.isna(value) else f"{value:.2f}"
 
 
 def _table(rows: Sequence[Mapping[str, str]]) -> str:
