@@ -34,9 +34,9 @@ class Row:
 def rows_of(shown: list[dict[str, Any]], measure: str) -> list[Row]:
     """From what ``dvc exp show --json`` prints: the last commit, the workspace, the commit's experiments."""
     workspace, commit = shown[:2]
-    revisions = [run["revs"][0] | {"name": run["name"]} for run in commit["experiments"] or ()]
+    runs = [(run["name"], run["revs"][0]) for run in commit["experiments"] or ()]
     before = _params(commit)
-    named = [("last commit", commit), ("workspace", workspace), *((each["name"], each) for each in revisions)]
+    named = [("last commit", commit), ("workspace", workspace), *((name or run["rev"][:7], run) for name, run in runs)]
     rows = []
     for name, revision in named:
         after = _params(revision)

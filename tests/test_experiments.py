@@ -24,14 +24,14 @@ def experiments(*runs: dict[str, Any], here: dict[str, Any] | None = None) -> li
 def test_experiments_have_what_they_changed_and_the_variants_that_differ():
     changed = revision("bold", {"simclr": 60.0, "joint": 63.5}, gamma=0.1, optimizer={"lr": 0.002})
     added = revision("more", {"simclr": 60.0, "joint": 61.0, "push": 59.25}, gamma=0.01, optimizer={"lr": 0.001})
-    shown = experiments(changed, added, {"name": "broken", "data": None})
+    shown = experiments(changed, added, {"name": None, "rev": "b40ce21f", "data": None})
     assert list(table(rows_of(shown, "top1"))) == [
         "experiment   changed                        simclr  joint   push",
         "last commit                                  60.00  61.00      -",
         "workspace                                    60.00  61.00      -",
         "bold         gamma=0.1, optimizer.lr=0.002   60.00  63.50      -",
         "more         variants.push.method=simclr     60.00  61.00  59.25",
-        "broken       did not end                         -      -      -",
+        "b40ce21      did not end                         -      -      -",
         "",
     ]
     shown[1]["experiments"] = shown[1]["experiments"][:1]

@@ -95,7 +95,7 @@ from lib.core import health
 from tests.test_core import run, trainer
 from pathlib import Path
 
-health.STUCK_SECONDS = 5
+health.STUCK_SECONDS, health.SLOWER = 5, 1
 training = trainer(epochs=3)
 plain = training.step
 
@@ -114,7 +114,7 @@ def test_a_training_without_a_step_says_where_it_stands_and_ends(tmp_path):
     command = [sys.executable, "-c", HANGS, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "stuck" in done.stdout and "epoch 1 of 3" in done.stdout
-    assert done.stderr.startswith("Timeout (0:00:0") and "loop.py" in done.stderr and "in _epoch" in done.stderr
+    assert done.stderr.startswith("Timeout (0:00:") and "loop.py" in done.stderr and "in _epoch" in done.stderr
 
 
 def test_the_watchdog_rests_in_first_steps_and_between_epochs_and_watches_the_others(tmp_path, monkeypatch):

@@ -97,17 +97,22 @@ def test_points_have_their_names_colors_and_deviations_in_each_revision():
     assert svg.count("concept_bits: 2.1; episode_bits: 1.4; right: 2.5") == 2
 
 
-def test_confusion_has_one_matrix_per_group_in_their_order():
+@pytest.mark.parametrize("revisions", [("workspace",), ("workspace", "HEAD")])
+def test_confusion_has_one_matrix_per_group_and_revision_three_in_a_line(revisions):
     cells = (("cat", "cat", "90.0"), ("cat", "dog", "10.0"), ("dog", "dog", "100.0"))
     rows = [
-        {"group": group, "actual": actual, "predicted": guess, "images": "5", "percent": percent, "rev": "workspace"}
+        {"group": group, "actual": actual, "predicted": guess, "images": "5", "percent": percent, "rev": revision}
+        for revision in revisions
         for group in VARIANTS
         for actual, guess, percent in cells
     ]
     svg = draw("confusion_by_variant", rows, "predicted", "actual")
     assert svg.count('aria-roledescription="rect mark"') == len(rows)
-    assert [words(svg).count(text) for text in ("90", "10")] == [3, 3]
-    assert [text for text in words(svg) if text in VARIANTS] == list(VARIANTS)
+    assert [words(svg).count(text) for text in ("90", "10")] == [len(rows) // 3] * 2
+    ends = [f" ({revision})" for revision in revisions] if len(revisions) > 1 else [""]
+    titles = [f"{group}{end}" for end in ends for group in VARIANTS]
+    assert [text for text in words(svg) if text in titles] == titles
+    assert words(svg).count("predicted") == 3
 
 
 def test_the_page_takes_nothing_from_elsewhere():

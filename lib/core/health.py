@@ -20,8 +20,9 @@ SLOWER = 20
 class Watchdog:
     """Ends the process with status 1, and the line at which each of its threads stands, when no step is made for long.
 
-    The timer is in C: it needs no Python thread, and works where the interpreter's lock is never given back. What
-    compiles, the first step, and what comes between two epochs may take its time: `rest`; so may a terminal's Ctrl-Z.
+    The timer is in C: it needs no Python thread, and works where the interpreter's lock is never given back; its words
+    go to stderr. The first step, which may compile, and what comes between two epochs may take their time (`rest`), and
+    so may a terminal's Ctrl-Z.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ class Watchdog:
             self.limit = self.limit or max(STUCK_SECONDS, SLOWER * (now - self.last))
             if now - self.renewed > 1:  # a timer takes longer to set than a fast step does
                 self.renewed = now
-                faulthandler.dump_traceback_later(self.limit, exit=True, file=2)  # of stderr
+                faulthandler.dump_traceback_later(self.limit, exit=True, file=2)
         self.last = now
 
     def rest(self) -> None:

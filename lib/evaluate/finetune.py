@@ -27,7 +27,7 @@ def finetuned_logits(
     method: Method, latent: str, probe: Probe, data: ImageData, params: Pretraining, linear: Linear, machine: Machine,
     label: str = "",
 ) -> Tensor:  # fmt: skip
-    """Logits [M, C] of the test images from a copy of ``method`` trained on all training images.
+    """Logits [M, C] of the test images from a copy of ``method`` trained on all training images of ``data``.
 
     The layer reads ``latent``, one of `latent_names`. Crops, flips and seed are those of the pretraining ``params``.
     """

@@ -40,11 +40,11 @@ def few_labels(
     ``latent`` is one of `latent_names`, of which train [N, D] and test [M, D] are the features.
     """
     found = {}
-    for share in sorted(linear.labels)[:-1]:
+    for share in sorted(share for share in linear.labels if share < 1):
         draws = []
         for number in range(LABEL_DRAWS):
             rows, few = label_draw(data, share, number)
-            label = f"{params.variant}: {latent}, {share:.4g} of the labels, draw {number + 1}"
+            label = f"{params.variant}: {latent}, {100 * share:.4g} % of the labels, draw {number + 1}"
             features, labels = train[rows].to(machine.device), few.train_labels.to(machine.device)
             split = few.fitting.to(machine.device), few.validation.to(machine.device)
             probe = fit_probe(features, labels, *split, len(data.classes), f"{label}, probe")

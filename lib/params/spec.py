@@ -148,15 +148,13 @@ def _value(field: dataclasses.Field, raw: Any, where: str) -> Any:
     rule, bound = field.metadata, ""
     if dataclasses.is_dataclass(kind):
         return parse(kind, raw, where)  # type: ignore[arg-type]
-    if kind == NUMBERS and isinstance(raw, list) and raw and len(set(map(str, raw))) == len(raw):
+    if kind == NUMBERS:
+        if not isinstance(raw, list) or not raw or len(set(map(str, raw))) < len(raw):
+            raise not_allowed(where, shown(raw), _allowed(field))
         each = copy(field)
         each.type = float
         return tuple(_value(each, item, where) for item in raw)
-    if (
-        kind != NUMBERS
-        and isinstance(raw, (int, float) if kind is float else kind)
-        and (kind is bool or not isinstance(raw, bool))
-    ):
+    if isinstance(raw, (int, float) if kind is float else kind) and (kind is bool or not isinstance(raw, bool)):
         if kind is int and abs(raw) > LARGEST_WHOLE:
             bound = f" (and at most {LARGEST_WHOLE:,})"
         elif kind is float and raw and not SMALLEST <= abs(raw) <= LARGEST:
