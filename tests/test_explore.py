@@ -52,12 +52,13 @@ def test_a_latents_points_come_back_from_parquet_and_from_the_projectors_files(r
     config = (tmp_path / "projector_config.pbtxt").read_text()
     tile = int(re.search(r"single_image_dim: (\d+)", config)[1])
     across = sprite.shape[1] // tile
+    assert sprite.shape[0] == sprite.shape[1], "the projector would show wrong pictures"
     for number in (0, 17, count - 1):
         top, left = tile * (number // across), tile * (number % across)
         assert numpy.array_equal(sprite[top : top + tile, left : left + tile], pictures[number])
     assert numpy.allclose(numpy.loadtxt(tmp_path / "vectors.tsv", delimiter="\t"), features, rtol=1e-4)
     lines = (tmp_path / "metadata.tsv").read_text().splitlines()
-    assert lines[0] == "image\tclass" and lines[4] == f"{shown['indices'][3]}\t{points['class'][3]}"
+    assert lines[0] == "class\timage" and lines[4] == f"{points['class'][3]}\t{shown['indices'][3]}"
     assert len(lines) == count + 1
     assert {"vectors.tsv", "metadata.tsv", "sprite.png"} <= set(re.findall(r'"(.*?)"', config))
 

@@ -17,7 +17,7 @@ from lib.report import tables
 from lib.report.page import build, charts, explorer
 from lib.report.records import read_record, replicates
 from lib.runtime.errors import UserError
-from lib.runtime.files import read_arrays, write_arrays
+from lib.runtime.files import read_arrays, size, write_arrays
 from tests.report_runs import CLASSES, TEST_IMAGES, write_run
 
 PULL = {"term": "pull", "temperature": 0.5}
@@ -96,8 +96,8 @@ def test_every_thumbnail_is_at_its_place_and_many_are_smaller(monkeypatch):
     images = numpy.broadcast_to(shades[:, None, None, None], (7, 3, 16, 16)).astype(numpy.uint8)
     for pixels, tile in ((10**6, 16), (7 * 8**2, 8)):
         monkeypatch.setattr(explorer, "SHEET_PIXELS", pixels)
-        sheet, size = explorer.thumbnails(images)
-        assert size == tile and sheet.size == (3 * tile, 3 * tile)
+        sheet, side = explorer.thumbnails(images)
+        assert side == tile and sheet.size == (3 * tile, 3 * tile)
         picture = Image.open(io.BytesIO(base64.b64decode(explorer.webp(sheet).partition(",")[2])))
         drawn = numpy.asarray(picture.convert("L")).reshape(3, tile, 3, tile).mean((1, 3)).ravel()
         assert numpy.abs(drawn[:7] - shades).max() < 4
@@ -121,7 +121,7 @@ def test_the_page_is_bounded_by_its_bytes_and_names_what_is_left_out(tmp_path, m
     assert left_out == ORDER[-len(left_out) :] and 2 <= len(left_out) <= 3
     smaller = (tmp_path / "report.html").read_text()
     assert len(smaller.encode()) <= build.MOST_BYTES
-    assert f"stays below 8 MB: {', '.join(left_out)}." in smaller
+    assert f"stays below {size(build.MOST_BYTES)}: {', '.join(left_out)}." in smaller
     assert [plane["name"] for plane in data_of(smaller)["planes"]] == ORDER[: -len(left_out)]
     monkeypatch.setattr(build, "MOST_BYTES", 1)
     assert write_page(tmp_path, RUNS) == ORDER

@@ -44,8 +44,7 @@ def measure_memory(
     kept with the trained method. A UserError says that no class has two test images. Without labels all images are of
     one class, and of episodes alone.
     """
-    if not data.classes:
-        data = replace(data, train_labels=data.train_labels.clamp(min=0), test_labels=data.test_labels.clamp(min=0))
+    data = _in_classes(data)
     galleries = make_galleries(data.train_images, data.train_labels, data.test_images, data.test_labels)
     label, supervised = about["variant"], about["supervised"]
     latents, projections = measure_galleries(method, data, galleries, augment, memory, machine, label, supervised)
@@ -60,6 +59,12 @@ def measure_memory(
     if not data.classes:
         metrics |= {LEFT_OUT: "concept bits, because the images have no labels"}
     return MemoryEvaluation(metrics, record, _arrays(latents[main].plain, galleries))
+
+
+def _in_classes(data: ImageData) -> ImageData:
+    """Without labels all images are of one class."""
+    labels = {name: getattr(data, name).clamp(min=0) for name in ("train_labels", "test_labels")}
+    return data if data.classes else replace(data, **labels)
 
 
 def write_memory(evaluation: MemoryEvaluation, metrics: Path, record: Path) -> None:
@@ -199,6 +204,7 @@ def _entropy(shares: Tensor) -> float:
 def pixel_landmark(data: ImageData, augment: Augment, memory: Memory, machine: Machine) -> dict[str, Any]:
     """What a variant's record holds of a latent, of images reduced to 8x8 pixels: no floor, but where pixels stand."""
     pixels: Any = Pixels()
+    data = _in_classes(data)
     galleries = make_galleries(data.train_images, data.train_labels, data.test_images, data.test_labels)
     latents, _ = measure_galleries(pixels, data, galleries, augment, memory, machine, "8x8 pixels")
     return _latent_record(latents["pixels"])

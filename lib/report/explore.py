@@ -46,7 +46,7 @@ def explore(variant: str, latent: str | None, folder: Path, root: Path = Path())
     write_bytes(folder / "sprite.png", lambda file: sheet.save(file, "PNG"))
     write_text(folder / "vectors.tsv", "".join("\t".join(map("{:.6g}".format, row)) + "\n" for row in features))
     lines = zip(rows, (" ".join(name.split()) for name in classes.tolist()))
-    write_text(folder / "metadata.tsv", "image\tclass\n" + "".join(f"{row}\t{name}\n" for row, name in lines))
+    write_text(folder / "metadata.tsv", "class\timage\n" + "".join(f"{name}\t{row}\n" for row, name in lines))
     write_text(folder / "projector_config.pbtxt", PROJECTOR.format(name=f"{variant} {latent}", tile=tile))
     return len(rows)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lib.core.calibration import calibrate_batchnorm
 from lib.data.folders import read_folders
 from lib.data.split import TEST_SHARE, stratified
-from lib.data.store import TENSORS, ImageData, RawDataset, assemble, content_checksum, pixel_statistics
+from lib.data.store import ImageData, RawDataset, assemble
 from lib.evaluate.linear import evaluate
 from lib.evaluate.memory import measure_memory, pixel_landmark
 from lib.methods.base import Named
@@ -79,14 +79,12 @@ def card(
 
 
 def image_data(raw: RawDataset) -> ImageData:
-    """`assemble`; images of one class, which it refuses, have no labels that tell anything, and no validation split."""
-    if len(raw.classes) > 1:
-        return assemble("images", raw)
-    arrays = raw.train_images, raw.train_labels, raw.test_images, raw.test_labels, numpy.zeros(0, numpy.int64)
-    tensors = {name: torch.from_numpy(numpy.ascontiguousarray(array)) for name, array in zip(TENSORS, arrays)}
-    mean, std = pixel_statistics(raw.train_images)
-    about = {"dataset": "images", "source": raw.source, "checksum": content_checksum(tensors), "classes": raw.classes}
-    return ImageData(**tensors, about={**about, "mean": mean, "std": std, "image_size": raw.train_images.shape[-1]})
+    """`assemble`; the labels of images of one class tell nothing, and are left out."""
+    if len(raw.classes) == 1:
+        raw = dataclasses.replace(
+            raw, classes=[], train_labels=-numpy.ones_like(raw.train_labels), test_labels=-numpy.ones_like(raw.test_labels)
+        )
+    return assemble("images", raw)
 
 
 def measure(encoder: Encoder, data: ImageData, machine: Machine) -> Card:

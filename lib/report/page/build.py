@@ -17,7 +17,7 @@ from lib.params.experiment import Experiment
 from lib.report import tables
 from lib.report.page import charts, explorer
 from lib.report.records import read_record, replicates
-from lib.runtime.files import write_text
+from lib.runtime.files import size, write_text
 
 MOST_BYTES = 8_000_000
 HERE = Path(__file__).parent
@@ -50,6 +50,7 @@ def write_report(experiment: Experiment, images: numpy.ndarray, root: Path = Pat
         document.add_root(chart)
     content: dict[str, Any] = {
         "title": tables.title(frame),
+        "most": size(MOST_BYTES),
         "tables": sortable_tables(table),
         "sections": {name: [f"chart-{chart.id}" for chart in section] for name, section in sections.items()},
         "points": points,
@@ -86,11 +87,8 @@ def in_script(text: str) -> Markup:
 
 def sortable_tables(table: pandas.DataFrame) -> list[dict[str, Any]]:
     """Results, projections and runs: for each its caption, columns with their legends, and rows of text and value."""
-    latents, projections, runs = (
-        tables.latent_rows(table),
-        table[table["space"] == "projection"],
-        tables.main_rows(table),
-    )
+    latents, projections = tables.latent_rows(table), table[table["space"] == "projection"]
+    runs = tables.main_rows(table)
     runs = runs.assign(model=runs["group"].fillna(runs["model"]))
     parts = [("Results", latents, tables.accuracy_columns(latents))]
     parts += [("Projections", projections, tables.accuracy_columns(projections))] if len(projections) else []

@@ -16,7 +16,7 @@ from lib.report.tables import measures, with_deviation
 
 MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "plus", "x")  # of lib.report.figures
 DASHES = ("solid", "dashed", "dotted", "dashdot")
-GRAY = "#767676"  # legible on white, and on black once it is inverted
+GRAY = "#767676"  # legible on a light ground and on a dark one
 LINES = 6  # curves that one panel tells apart; more are gray, and named where the pointer is
 LOOKS = {"top1": (COLORS[0], "circle"), "knn": (COLORS[5], "square"), "study_top1": (COLORS[4], "triangle")}
 KIND_LOOKS = dict(zip(KINDS, ((COLORS[1], "square"), (COLORS[0], "circle"), (GRAY, "triangle"))))

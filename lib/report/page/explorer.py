@@ -73,10 +73,13 @@ def encode(numbers: numpy.ndarray) -> dict[str, Any]:
 
 
 def thumbnails(images: numpy.ndarray) -> tuple[Image.Image, int]:
-    """One picture of images uint8 [P, 3, S, S], row by row in ceil(sqrt(P)) columns, and the size of a tile in it."""
+    """One square picture of images uint8 [P, 3, S, S], row by row, and the size of a tile in it.
+
+    TensorBoard's projector takes any other for a square one, and shows wrong pictures.
+    """
     count, size = len(images), images.shape[-1]
     tile, columns = min(size, math.isqrt(SHEET_PIXELS // count)), math.ceil(math.sqrt(count))
-    sheet = Image.new("RGB", (columns * tile, -(-count // columns) * tile))
+    sheet = Image.new("RGB", (columns * tile, columns * tile))
     for number, pixels in enumerate(images.transpose(0, 2, 3, 1)):
         picture = Image.fromarray(pixels).resize((tile, tile), Image.Resampling.BOX)
         sheet.paste(picture, (number % columns * tile, number // columns * tile))

@@ -148,7 +148,6 @@ function paint(drawn) {
 
 (async () => {
   const charts = read("document"), roots = Object.fromEntries(charts.roots.map(({id}) => [id, `chart-${id}`]));
-  for (const id of Object.keys(roots)) if (!by(roots[id])) delete roots[id];  // the explorer's, where no latent fits
   await Bokeh.embed.embed_items({report: charts}, [{docid: "report", roots, root_ids: Object.keys(roots)}]);
   const drawn = Bokeh.documents[0], dark = matchMedia("(prefers-color-scheme: dark)");
   paint(drawn);
