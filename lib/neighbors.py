@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from lib.data.folders import read_pictures
 from lib.data.store import IMAGES_FILE, load_data
-from lib.evaluate.embeddings import embed_images, shown_images
+from lib.evaluate.embeddings import embed_images
 from lib.evaluate.galleries import NEAR_DUPLICATE, near_duplicates, unit_pixels
 from lib.methods.export import encoder_file, load_method
 from lib.report.figures import readable, save_figure
@@ -44,7 +44,7 @@ def neighbors(given: str, variant: str, to: Path, count: int) -> list[str]:
     data, path = load_data(IMAGES_FILE), Path("data/embeddings") / f"{variant}.npz"
     if data.about["checksum"] != about["data"]["checksum"]:
         raise UserError(f"{encoder_file(variant)} was trained on other images than {IMAGES_FILE} holds; dvc repro")
-    images, labels, files = shown_images(data)
+    images, labels, files = data.shown()
     arrays = read_arrays(path)
     stored = functional.normalize(torch.from_numpy(arrays[latent := arrays["latents"][0]]))
     # the first of the data's images beside the pictures tells whether the file is this encoder's

@@ -8,7 +8,7 @@ def main() -> None:
     from lib.params.experiment import read_experiment
     from lib.report.page.build import write_report
 
-    left_out = write_report(read_experiment(), load_data().test_images.numpy())
+    left_out = write_report(read_experiment(), load_data().shown()[0].numpy())
     print("report.html: open it in a browser" + (f"; {len(left_out)} latents did not fit" if left_out else ""))
 
 

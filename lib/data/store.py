@@ -58,6 +58,13 @@ class ImageData:
         places = (("train", self.train_labels), ("test", self.test_labels))
         return list(self.paths) or [f"{split}/{row:05}" for split, each in places for row in range(len(each))]
 
+    def shown(self) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+        """Images, labels and files of what is embedded and drawn: the test split, or without labels all."""
+        if self.classes:
+            return self.test_images, self.test_labels, self.files[len(self.train_labels) :]
+        images = torch.cat([self.train_images, self.test_images])
+        return images, torch.cat([self.train_labels, self.test_labels]), self.files
+
     @property
     def classes(self) -> list[str]:
         return self.about["classes"]

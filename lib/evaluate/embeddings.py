@@ -14,14 +14,6 @@ from lib.runtime.machine import Machine
 Arrays = dict[str, numpy.ndarray]
 
 
-def shown_images(data: ImageData) -> tuple[Tensor, Tensor, list[str]]:
-    """Images [M, 3, S, S], labels [M] and file names of what is embedded: the test split, or without labels all."""
-    if data.classes:
-        return data.test_images, data.test_labels, data.files[len(data.train_labels) :]
-    images, labels = torch.cat([data.train_images, data.test_images]), torch.cat([data.train_labels, data.test_labels])
-    return images, labels, data.files
-
-
 def embed_images(method: Method, images: Tensor, files: list[str], about: dict[str, Any], machine: Machine) -> Arrays:
     """Arrays by name: every latent and projection of images uint8 [M, 3, S, S], float32 [M, D]; ``files`` names them.
 
@@ -36,8 +28,8 @@ def embed_images(method: Method, images: Tensor, files: list[str], about: dict[s
 
 
 def embed_data(method: Method, data: ImageData, machine: Machine) -> Arrays:
-    """`embed_images` of `shown_images`, with ``labels`` and ``indices`` (rows of these images), int64 [M], and the
+    """`embed_images` of `ImageData.shown`, with ``labels`` and ``indices`` (rows of these images), int64 [M], and the
     names of the ``classes``; without classes the labels are -1."""
-    images, labels, files = shown_images(data)
+    images, labels, files = data.shown()
     beside = {"labels": labels.numpy(), "indices": numpy.arange(len(labels)), "classes": numpy.array(data.classes, str)}
     return {**embed_images(method, images, files, data.about, machine), **beside}

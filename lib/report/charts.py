@@ -108,7 +108,7 @@ def accuracy_figure(groups: Groups, table: pandas.DataFrame) -> Figure:
     ``table`` is `lib.report.tables.summary`. Where not all latents fit on a page, the main ones are shown.
     """
     if not table["classes"].max():
-        return _left_out("Accuracies")
+        return left_out("Accuracies")
     rows = _accuracy_rows(groups, table)
     figure = Figure(figsize=(9, 1.2 + ROW * len(rows)))
     axes = figure.subplots()
@@ -157,7 +157,7 @@ def confusion_figure(groups: Groups) -> Figure:
     groups = ranked(groups)
     names = readable(next(iter(groups.values()))[0].classes)
     if not names:
-        return _left_out("The confusion of classes")
+        return left_out("The confusion of classes")
     down, columns = grid(len(groups), in_one_line=3)
     side = min(4.2, 12 / columns, (PAGE - 1) / down)
     figure = Figure(figsize=(1.6 + side * columns, 0.7 + side * down))
@@ -184,7 +184,7 @@ def confusion_figure(groups: Groups) -> Figure:
     return figure
 
 
-def _left_out(what: str) -> Figure:
+def left_out(what: str) -> Figure:
     figure = Figure(figsize=(6, 1))
     figure.text(0.5, 0.5, f"{what}: left out, because the images have no labels", ha="center", va="center")
     return figure

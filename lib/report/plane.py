@@ -6,7 +6,7 @@ import pandas
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lib.report.charts import looks
+from lib.report.charts import left_out, looks
 from lib.report.compare import baseline
 from lib.report.figures import POINT
 from lib.report.records import BITS, KINDS, Groups
@@ -41,6 +41,8 @@ def plane_figure(groups: Groups, plane: pandas.DataFrame) -> Figure:
     The best ceiling and the best floor have their names beside them. Where points are many, a second panel shows those
     that trained without labels alone.
     """
+    if plane["concept_bits"].isna().all():
+        return left_out("The plane of bits")
     many, compared = len(plane) > CROWD, plane[plane["kind"] == KINDS[1]]
     figure = Figure(figsize=(10, 6.4) if many else (7.6, 5))
     panels = figure.subplots(1, 1 + many, squeeze=False)[0]

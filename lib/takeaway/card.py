@@ -81,9 +81,8 @@ def card(
 def image_data(raw: RawDataset) -> ImageData:
     """`assemble`; the labels of images of one class tell nothing, and are left out."""
     if len(raw.classes) == 1:
-        raw = dataclasses.replace(
-            raw, classes=[], train_labels=-numpy.ones_like(raw.train_labels), test_labels=-numpy.ones_like(raw.test_labels)
-        )
+        train, test = (-numpy.ones_like(labels) for labels in (raw.train_labels, raw.test_labels))
+        raw = dataclasses.replace(raw, classes=[], train_labels=train, test_labels=test)
     return assemble("images", raw)
 
 

@@ -16,7 +16,7 @@ from lib.methods import method_class, method_names, typed_options
 from lib.params.evaluation import Knn, Linear, Transfer, Tsne
 from lib.params.experiment import parse_experiment
 from lib.params.pretraining import Augment, Dataset, Monitor, Optimizer, Shared
-from lib.params.spec import parse
+from lib.params.spec import NUMBERS, parse
 from tests.faults.refusals import refused
 
 BLOCKS = {"optimizer": Optimizer, "augment": Augment, "augment_second": Augment, "monitor": Monitor}
@@ -115,7 +115,12 @@ def test_what_a_key_allows_is_taken_as_its_type(kind):
             least = rule["low"] if rule["above"] is None else rule["above"] + 1e-3
             most = least + 1e6 if rule["high"] is None else rule["high"]
             allowed = [least, stream.uniform(math.ceil(least), most), most]
+        if field.type == NUMBERS:
+            allowed = [[rule["high"]], [0.1, rule["high"]]]
         for value in rule.get("choices") or allowed:
             given = field.type(value) if field.type in (int, float) else value
             taken = getattr(parse(kind, {field.name: given}), field.name)
-            assert type(taken) is field.type and (taken == given or is_dataclass(taken)), field.name
+            if field.type == NUMBERS:
+                assert taken == tuple(given)
+            else:
+                assert type(taken) is field.type and (taken == given or is_dataclass(taken)), field.name

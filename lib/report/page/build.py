@@ -18,28 +18,30 @@ from lib.report import tables
 from lib.report.page import charts, explorer
 from lib.report.records import read_record, replicates
 from lib.runtime.files import size, write_text
+from lib.runtime.progress import StepProgress
 
 MOST_BYTES = 8_000_000
 HERE = Path(__file__).parent
 
 
 def write_report(experiment: Experiment, images: numpy.ndarray, root: Path = Path()) -> list[str]:
-    """Write report.html; ``images``: the test split, uint8 [M, 3, S, S]. Returns the latents that did not fit."""
+    """Write report.html; ``images``: those embedded, uint8 [M, 3, S, S]. Returns the latents that did not fit."""
     records = [read_record(variant, root) for variant in experiment.variants]
     groups = replicates(records)
     frame = tables.result_rows(records)
     table = tables.summary(frame)
     latents = tables.latent_rows(table)
     shown, coordinates = explorer.read_planes(groups, root)
-    classes = explorer.class_looks(shown["classes"].tolist())
+    labeled = bool(len(shown["classes"]))
+    classes = explorer.class_looks(shown["classes"].tolist() or ["image"])
     points = {
-        "labels": explorer.encode(shown["labels"]),
+        "labels": explorer.encode(shown["labels"].clip(0)),  # without labels all are of one kind
         "indices": explorer.encode(shown["indices"]),
         "classes": classes,
     }
     sections = {
-        "plane": [charts.plane_chart(groups, latents)],
-        "accuracy": [charts.accuracy_chart(groups, latents)],
+        "plane": [charts.plane_chart(groups, latents)] if labeled else [],
+        "accuracy": [charts.accuracy_chart(groups, latents)] if labeled else [],
         "dose": charts.dose_charts(groups, latents),
         "curves": charts.curve_charts(groups),
         "explorer": charts.explorer_charts(classes, len(shown["labels"])),
@@ -51,6 +53,7 @@ def write_report(experiment: Experiment, images: numpy.ndarray, root: Path = Pat
     content: dict[str, Any] = {
         "title": tables.title(frame),
         "most": size(MOST_BYTES),
+        "lines": charts.LINES,
         "tables": sortable_tables(table),
         "sections": {name: [f"chart-{chart.id}" for chart in section] for name, section in sections.items()},
         "points": points,
@@ -64,11 +67,13 @@ def write_report(experiment: Experiment, images: numpy.ndarray, root: Path = Pat
     # the page without any latent, and with all names of those left out, is what the others have to fit beside
     room = MOST_BYTES - len(render(**content, planes=[], left_out=names).encode())
     fitting = []
-    for plane in explorer.planes(coordinates, shown["indices"], root):
-        room -= len(json.dumps(plane)) + len(", ")
-        if room < 0:
-            break
-        fitting.append(plane)
+    with StepProgress("report: latents", len(names)) as progress:
+        for plane in explorer.planes(coordinates, shown["indices"], root):
+            room -= len(json.dumps(plane)) + len(", ")
+            if room < 0:
+                break
+            fitting.append(plane)
+            progress.advance()
     left_out = names[len(fitting) :]
     write_text(root / "report.html", render(**content, planes=fitting, left_out=left_out))
     return left_out

@@ -11,7 +11,7 @@ from bokeh.transform import factor_cmap, factor_mark
 
 from lib.report.compare import baseline
 from lib.report.figures import COLORS
-from lib.report.records import BITS, KINDS, Groups, Record, ranked
+from lib.report.records import BITS, KINDS, UNLABELED, Groups, Record, ranked
 from lib.report.tables import measures, with_deviation
 
 MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "plus", "x")  # of lib.report.figures
@@ -158,6 +158,7 @@ def curve_charts(groups: Groups) -> list[figure]:
         families.setdefault(family, {})[name] = members
     panels = [
         ("kNN on the validation images, %", "knn", trained),
+        (UNLABELED["other_view"], "other_view", trained),
         ("Embedding std (0: collapsed)", "embedding_std", trained),
     ]
     panels += [(f"Loss: {family}", "loss", members) for family, members in families.items()]
