@@ -148,11 +148,14 @@ def _require_finite(trainer: Pretrainer, store: CheckpointStore) -> None:
     if broken is None:
         return
     epoch, step = divmod(broken, trainer.steps_per_epoch)
+    # before the first update no learning rate has done anything
+    advice = "lower optimizer.lr" if broken else "raise the variant's temperature or lower its weights"
+    advice += " or set the machine setting precision to fp32"
     kept = f"the checkpoint before it is {store.latest}" if store.latest.exists() else "there is no checkpoint yet"
     raise UserError(
         f"{trainer.params.variant}: loss or gradient is no longer finite in epoch {epoch + 1}, step "
         f"{step + 1} of {trainer.steps_per_epoch}, at learning rate {trainer.learning_rate(broken):g}; "
-        f"the step was not made, {kept}; lower optimizer.lr or set the machine setting precision to fp32"
+        f"the step was not made, {kept}; {advice}"
     )
 
 
