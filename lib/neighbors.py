@@ -21,7 +21,7 @@ from lib.methods.export import encoder_file, load_method
 from lib.report.figures import readable, save_figure
 from lib.report.show import say
 from lib.runtime.chunks import chunks
-from lib.runtime.errors import UserError
+from lib.runtime.errors import UserError, printable
 from lib.runtime.files import read_arrays, write_table
 from lib.runtime.machine import read_machine
 
@@ -56,11 +56,11 @@ def neighbors(given: str, variant: str, to: Path, count: int) -> list[str]:
     similarity, nearest = (queries[:-1] @ stored.T).topk(min(count, len(stored)), dim=1)  # [n, count] each
     lines, rows = [], []
     for number, name in enumerate(names):
-        lines.append(f"{name}: nearest of {len(stored):,} images by {variant}, latent {latent}")
+        lines.append(f"{printable(name)}: nearest of {len(stored):,} images by {variant}, latent {latent}")
         cells = [(pixels[number], [name, "given"])]
         for place, value in zip(nearest[number].tolist(), similarity[number].tolist()):
             label = [data.classes[labels[place]]] if data.classes else []
-            lines.append("  ".join([f"{value:7.4f}", files[place], *label]))
+            lines.append("  ".join([f"{value:7.4f}", printable(files[place]), *label]))
             cells.append((images[place].numpy(), [files[place], *label, f"{value:.3f}"]))
         rows.append(cells)
     save_figure(to, _sheet, rows)
@@ -107,7 +107,9 @@ def _tell_duplicates(to: Path | None) -> list[str]:
     images, files = torch.cat([data.train_images, data.test_images]), numpy.array(data.files)
     frame = duplicates(images)
     frame = frame.assign(image=files[frame["image"]], other=files[frame["other"]]).round(4)
-    lines = [f"{row.correlation:.4f}  {row.image}  {row.other}" for row in frame[:MOST].itertuples()]
+    lines = [
+        f"{row.correlation:.4f}  {printable(row.image)}  {printable(row.other)}" for row in frame[:MOST].itertuples()
+    ]
     if to:
         write_table(to, frame)
     said = f"{len(frame):,} of {len(images):,} images are nearly the same as an earlier one (pixels correlate above "

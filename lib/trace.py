@@ -1,7 +1,8 @@
 """Where an output comes from: ``python -m lib trace metrics/joint.json``.
 
 Follows dvc.lock, which git keeps, from the file back through the stages that made it: eight lines that sum it up, and
-with ``--all`` parameters, code and data, each by its checksum. What is not as dvc.lock records it is an error.
+with ``--all`` parameters, code and data, each by its checksum. An output that is not as dvc.lock records it is an
+error; whether code and data still are, ``dvc status`` says.
 """
 
 import argparse
@@ -29,7 +30,7 @@ ENCODER = re.compile(r"data/encoders/\w+\.safetensors")
 def trace(path: str, root: Path = Path()) -> list[str]:
     """Lines that tell the history of one output of the pipeline.
 
-    A UserError says that no stage wrote it, or that it or one of its sources is not what dvc.lock records.
+    A UserError says that no stage wrote it, or that it or an output before it is not what dvc.lock records.
     """
     if not (root / LOCK).is_file():
         raise UserError(f"{LOCK} does not exist: no stage has run; dvc repro")
@@ -58,7 +59,7 @@ def trace(path: str, root: Path = Path()) -> list[str]:
 
 
 def in_short(path: str, root: Path = Path()) -> list[str]:
-    """What a file is, of which data, network, training and settings, and by which code, when and where: eight lines."""
+    """What a file is, of which data, network, training and settings, when and where; and the code of this checkout."""
     stages = load_yaml(root / LOCK)["stages"]
     writers = _writers(stages, path)
     names = list(writers)
@@ -78,7 +79,7 @@ def in_short(path: str, root: Path = Path()) -> list[str]:
         "epochs": _distinct(values["epochs"] for values in trained),
         "seed": _distinct(values["seed"] for values in trained),
         "settings": _settings(recorded),
-        "code": _code(root),
+        "checkout": _code(root),
         "run": _run(root, writers[0]),
     }
     return [f"{key:{max(map(len, facts))}}  {value}" for key, value in facts.items()]

@@ -140,3 +140,18 @@ def test_a_training_that_a_terminal_stops_is_not_ended(monkeypatch):
         signal.raise_signal(signal.SIGTSTP)
         assert signals == [signal.SIGSTOP] and not watchdog.last
     assert signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL
+
+
+def test_a_step_that_was_slow_makes_the_limit_longer_and_a_debugger_stops_the_watch(monkeypatch):
+    times, timers = iter([1.0, 2.0, 32.0, 33.0]), []
+    monkeypatch.setattr(health.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(health.faulthandler, "dump_traceback_later", lambda seconds, **_: timers.append(seconds))
+    with health.Watchdog() as watchdog:
+        for _ in range(4):
+            watchdog.stepped()
+    assert timers == [120.0, 600.0]
+    monkeypatch.setattr(health.sys, "gettrace", lambda: print)
+    monkeypatch.setattr(health.time, "monotonic", lambda: 1.0)
+    with health.Watchdog() as watchdog:
+        watchdog.stepped(), watchdog.stepped()
+    assert timers == [120.0, 600.0]

@@ -181,7 +181,7 @@ def test_a_trace_begins_with_eight_lines(project, monkeypatch, capsys):
         ["epochs", "3"],
         ["seed", "3"],
         ["settings", "preset near, but gamma 0.1 -> 0.5"],
-        ["code", "of no commit"],
+        ["checkout", "of no commit"],
         ["run", "2026-11-30 18:00:00+00:00, 12 s; training on cpu x1"],
     ]
     assert "--all" in last

@@ -139,9 +139,12 @@ def test_every_image_is_embedded_with_its_name_and_drawn_without_a_class(tmp_pat
 
 def test_the_tables_and_pictures_leave_out_what_needs_labels(tmp_path):
     data = unlabeled(tmp_path, 60)
-    raw = raw_params(variants={"simclr": {"method": "simclr"}, "untrained": {"method": "simclr", "epochs": 0}})
+    joint = {"method": "simclr", "term": "pull"}
+    raw = raw_params(
+        variants={"simclr": {"method": "simclr"}, "joint": joint, "untrained": {"method": "simclr", "epochs": 0}}
+    )
     experiment = parse_experiment(raw)
-    for name, epochs in (("simclr", 1), ("untrained", 0)):
+    for name, epochs in (("simclr", 1), ("joint", 1), ("untrained", 0)):
         params = replace(experiment.variants[name], epochs=epochs, options=build_options(experiment.variants[name]))
         method, about = build_method(params).eval(), tiny_about()
         training, store = Pretrainer(method, data, params, CPU), CheckpointStore(name, "b", root=tmp_path)
@@ -154,11 +157,12 @@ def test_the_tables_and_pictures_leave_out_what_needs_labels(tmp_path):
         write_memory(memory, tmp_path / f"metrics/memory/{name}.json", tmp_path / f"data/memory/{name}")
         plane = {"h": numpy.eye(60)[:, :2], "labels": torch.full((60,), -1), "indices": numpy.arange(60)}
         write_arrays(tmp_path / f"data/tsne/{name}.npz", plane | {"classes": numpy.array([], str)})
+        write_arrays(tmp_path / f"data/embeddings/{name}.npz", embed_data(training.method, data, CPU))
     write_results(experiment, tmp_path)
     page = (tmp_path / "metrics/results.md").read_text()
     header = page.splitlines()[4]
     assert "no labels: what needs them is left out" in page.splitlines()[0]
-    assert header == "| Model | Episode bits | Effective rank | Other view's reciprocal rank, % |"
+    assert header == "| Model | Episode bits | Dose λ, % | Effective rank | Other view's reciprocal rank, % |"
     assert "Effective rank" in " ".join(show(tmp_path / "metrics/results.csv").split())
     for name in ("accuracy", "confusion"):
         assert (tmp_path / f"plots/{name}.png").is_file() and len(pandas.read_csv(tmp_path / f"plots/{name}.csv")) == 0
@@ -180,10 +184,10 @@ def test_the_whole_pipeline_runs_on_pictures_without_labels(tmp_path):
     photos = write_folder(tmp_path / "photos", files)
     (tmp_path / "project").mkdir()
     settings = ("dataset=images", f"images_path={photos}", "batch_size=32")
-    project = Project(tmp_path / "project", ("simclr", "untrained"), *settings)
+    project = Project(tmp_path / "project", ("simclr", "joint", "untrained"), *settings)
     # in parts, each with a time limit of its own
     stages = project.repro("pretrain") | project.repro("memory") | project.repro("tsne") | project.repro()
-    assert stages == {"download", "resolve", "results"} | of("simclr") | of("untrained")
+    assert stages == {"download", "resolve", "results", "report"} | of("joint") | of("simclr") | of("untrained")
     assert "up to date" in project.run("dvc", "status")
     assert "left_out" in project.run("dvc", "metrics", "show")
     said = project.run("python", "-m", "lib", "neighbors", str(photos / "007.png"), "--variant", "simclr")

@@ -22,19 +22,24 @@ class Watchdog:
 
     The timer is in C: it needs no Python thread, and works where the interpreter's lock is never given back; its words
     go to stderr. The first step, which may compile, and what comes between two epochs may take their time (`rest`), and
-    so may a terminal's Ctrl-Z.
+    so may a terminal's Ctrl-Z. It does nothing under a debugger and outside of the main thread, which gets no signals.
     """
 
     def __init__(self) -> None:
-        self.limit, self.last, self.renewed = 0.0, 0.0, 0.0  # seconds; 0: not known yet, at rest
+        self.limit, self.last, self.renewed = STUCK_SECONDS, 0.0, 0.0  # seconds; 0: at rest
+        self.on, self.before = sys.gettrace() is None, None
 
     def __enter__(self) -> "Watchdog":
-        self.before = signal.signal(signal.SIGTSTP, self._pause)
+        try:
+            self.before = signal.signal(signal.SIGTSTP, self._pause)
+        except ValueError:  # not the main thread
+            self.on = False
         return self
 
     def __exit__(self, *_: object) -> None:
         self.rest()
-        signal.signal(signal.SIGTSTP, self.before)
+        if self.before is not None:
+            signal.signal(signal.SIGTSTP, self.before)
 
     def _pause(self, *_: object) -> None:
         self.rest()
@@ -43,8 +48,8 @@ class Watchdog:
     def stepped(self) -> None:
         """A step has been made after another: the next must come in time."""
         now = time.monotonic()
-        if self.last:
-            self.limit = self.limit or max(STUCK_SECONDS, SLOWER * (now - self.last))
+        if self.last and self.on:
+            self.limit = max(self.limit, SLOWER * (now - self.last))
             if now - self.renewed > 1:  # a timer takes longer to set than a fast step does
                 self.renewed = now
                 faulthandler.dump_traceback_later(self.limit, exit=True, file=2)

@@ -42,6 +42,9 @@ def read_folders(images_path: str, size: int, on_bad_image: str = "refuse") -> R
         found, folders, ignored = _walk(root, where)
         root, names, folders = _within(root, found, folders)
         flat = _flat(names, folders)
+        if not flat and (root / LABELS).is_file():
+            how = "remove it, or put the pictures into one folder"
+            raise UserError(f"{where}: {LABELS} lies beside class folders, whose names are the labels; {how}")
         labels = read_labels(root / LABELS, names, where) if flat else {name: name[-2] for name in names if name[1:]}
         train, test, drawn = arrange(names, labels, folders, flat, where)
         images, conversions, bad = _decode_all(root, [*train, *test], size)

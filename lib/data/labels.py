@@ -27,6 +27,7 @@ def read_labels(file: Path, names: Sequence[Parts], where: str) -> dict[Parts, s
     kinds: Any = {"dtype": str, "keep_default_na": False, "index_col": False, "skipinitialspace": True}
     try:
         frame = pandas.read_csv(file, encoding="utf-8-sig", **kinds)[["file", "label"]].fillna("")
+        frame["label"] = frame["label"].str.strip()
     except (ValueError, KeyError, OSError) as error:
         how = "a first line file,label, then one for each picture, in UTF-8"
         raise UserError(f"{where}: {LABELS} cannot be read ({one_line(error)}); allowed: {how}") from None

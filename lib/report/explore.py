@@ -37,9 +37,10 @@ def explore(variant: str, latent: str | None, folder: Path, root: Path = Path())
     latent = latent or latents[0]
     if latent not in latents:
         raise UserError(f"{variant} has no 2-D embedding of {latent}; latents: {', '.join(latents)}")
-    rows, classes = arrays["indices"], arrays["classes"][arrays["labels"]]
+    rows, names = arrays["indices"], arrays["classes"]
+    classes = names[arrays["labels"]] if len(names) else numpy.full(len(rows), "")
     features = read_arrays(root / f"data/embeddings/{variant}.npz")[latent][rows]
-    images = load_data(root / "data/images.safetensors").test_images.numpy()[rows]
+    images = load_data(root / "data/images.safetensors").shown()[0].numpy()[rows]
     columns = {"image": rows, "class": classes}
     write_parquet(folder / "points.parquet", variant, latent, columns, arrays[latent], features, images)
     sheet, tile = thumbnails(images)

@@ -219,7 +219,8 @@ def accuracy_table(table: pandas.DataFrame, order: Iterable[str], colors: Mappin
 def curves_table(groups: Groups) -> pandas.DataFrame:
     """Every epoch of every variant; a column that a variant does not have is empty there."""
     frames = {(name, record.variant): record.curve for name, members in groups.items() for record in members}
-    return pandas.concat(frames, names=["group", "variant", None]).reset_index(level=[0, 1])
+    table = pandas.concat(frames, names=["group", "variant", None]).reset_index(level=[0, 1])
+    return table if "knn" in table else table.assign(knn=None)  # without labels: dvc.yaml draws it by name
 
 
 def confusion_table(groups: Groups) -> pandas.DataFrame:

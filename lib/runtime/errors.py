@@ -4,6 +4,11 @@ import reprlib
 from typing import Any
 
 
+def printable(text: str) -> str:
+    """Text in which a character that does not print, or that would steer a terminal, is escaped."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 class UserError(Exception):
     """Something that the user can mend. One line: what is wrong, where, what is allowed, what to do.
 
@@ -11,7 +16,7 @@ class UserError(Exception):
     """
 
     def __init__(self, text: str) -> None:
-        super().__init__("".join(char if char.isprintable() else repr(char)[1:-1] for char in text))
+        super().__init__(printable(text))
 
 
 class _Short(reprlib.Repr):

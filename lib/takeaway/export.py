@@ -48,6 +48,7 @@ def export_encoder(variant: str, folder: Path) -> list[str]:
     network = onnx_network(method, about)
     torchvision_names = is_torchvision(method)
     written = [WEIGHTS, NETWORK, *[CONFIG] * torchvision_names, CARD]
+    page = model_card(method, about, torchvision_names, figures(variant))
     write_bytes(folder / WEIGHTS, lambda file: file.write(weights(method)))
     write_bytes(folder / NETWORK, lambda file: file.write(network))
     if torchvision_names:
@@ -55,7 +56,7 @@ def export_encoder(variant: str, folder: Path) -> list[str]:
     else:
         with writing(folder / CONFIG):
             (folder / CONFIG).unlink(missing_ok=True)  # of an earlier export
-    write_text(folder / CARD, model_card(method, about, torchvision_names, figures(variant)))
+    write_text(folder / CARD, page)
     lines = [f"written: {folder / name}, {size((folder / name).stat().st_size)}" for name in written]
     if not torchvision_names:
         lines.append(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import yaml
 
+from lib.evaluate.record import LEFT_OUT
 from lib.methods.base import Method, pool
 from lib.methods.export import encoder_file, fixed_images
 from lib.params.spec import load_yaml
@@ -88,7 +89,7 @@ An image encoder of {count:,} parameters, {trained}, exported from Engram. `mode
 ## Data
 
 {dataset} ({source}): {counts[train]:,} training images, of which {counts[validation]:,} are for validation, and
-{counts[test]:,} test images, of {classes} classes. sha256 of pixels and labels: `{checksum}`.
+{counts[test]:,} test images, {classes}. sha256 of pixels and labels: `{checksum}`.
 
 ## Objective
 
@@ -150,7 +151,7 @@ def model_card(method: Method, about: Mapping[str, Any], torchvision_names: bool
         dataset=data["dataset"],
         source=data["source"],
         counts=data["counts"],
-        classes=len(data["classes"]),
+        classes=f"of {len(data['classes'])} classes" if data["classes"] else "without labels",
         checksum=data["checksum"],
         objective=str(sys.modules[type(method).__module__].__doc__).strip(),
         options=options or "none",
@@ -169,8 +170,10 @@ def figures(variant: str) -> str:
         entry = stages.get(f"{stage}@{variant}", {})
         known = {each["path"]: each["md5"] for each in (*entry.get("deps", ()), *entry.get("outs", ()))}
         if all(known.get(path.as_posix()) == _md5(path) for path in (encoder_file(variant), *files)):
-            rows |= _flat(read_json(files[0]))
-            protocols.append(protocol.format(**read_json(files[1])))
+            measured = read_json(files[0])
+            left_out = measured.pop(LEFT_OUT, None)
+            rows |= _flat(measured)
+            protocols.append(f"Left out: {left_out}." if left_out else protocol.format(**read_json(files[1])))
         else:
             protocols.append(f"What {stage} measures is not known of these weights: dvc repro {stage}@{variant}.")
     return "\n\n".join([*[_table(rows)] * bool(rows), *protocols])

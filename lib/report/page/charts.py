@@ -9,6 +9,7 @@ from bokeh.models import BooleanFilter, CDSView, ColumnDataSource, FactorRange, 
 from bokeh.plotting import figure
 from bokeh.transform import factor_cmap, factor_mark
 
+from lib.report.charts import looks
 from lib.report.compare import baseline
 from lib.report.figures import COLORS
 from lib.report.records import BITS, KINDS, UNLABELED, Groups, Record, ranked
@@ -134,7 +135,10 @@ def dose_charts(groups: Groups, table: pandas.DataFrame) -> list[figure]:
     if rows["dose"].eq(0).all():
         return []
     charts = []
-    for (key, name), color, marker in zip({"top1": measures(table)["top1"], **BIT_NAMES}.items(), COLORS, MARKERS):
+    names = {"top1": measures(table).get("top1", ""), **BIT_NAMES}
+    for (key, name), color, marker in zip(names.items(), COLORS, MARKERS):
+        if main[key].isna().all():  # without labels
+            continue
         # as high as all variants differ, so that a difference is seen for what it is
         low, high = main[key].min(), main[key].max()
         room = 0.05 * (high - low) or 1.0
@@ -177,9 +181,10 @@ def _curves(title: str, column: str, groups: Mapping[str, Sequence[Record]]) -> 
     chart, lines = plot(title, 340, x_axis_label="epoch"), []
     if column == "embedding_std":
         chart.y_range.start = 0
+    styles = looks(groups)
     for number, (name, curve) in enumerate(curves.items()):
         source, told = ColumnDataSource(curve.assign(name=name).to_dict("list")), number < LINES
-        look: dict[str, Any] = {"color": COLORS[number] if told else GRAY, "source": source}
+        look: dict[str, Any] = {"color": styles[name]["color"] if told else GRAY, "source": source}
         named = {"legend_label": name} if told else {}
         dash = DASHES[number % len(DASHES)] if told else "solid"
         lines.append(chart.line("epoch", "mean", line_width=2 if told else 1, line_dash=dash, **look, **named))
