@@ -368,6 +368,7 @@ def test_a_fresh_network_is_the_headline():
     assert page(found).splitlines()[2].startswith("**Freshly initialized weights (seed 0), not trained ones**")
 
 
+@pytest.mark.slow
 def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/card.md").read_text(), re.DOTALL)

@@ -13,7 +13,7 @@ from lib.core.checkpoint import CheckpointStore
 from lib.core.loop import pretrain
 from lib.core.trainer import Pretrainer
 from lib.data.folders import read_folders
-from lib.data.store import assemble
+from lib.data.store import assemble, save_data
 from lib.evaluate.embeddings import embed_data
 from lib.evaluate.linear import evaluate, write_evaluation
 from lib.evaluate.memory import measure_memory, write_memory
@@ -25,7 +25,9 @@ from lib.methods.export import save_method
 from lib.params.evaluation import Knn, Linear, Memory, Tsne
 from lib.params.experiment import parse_experiment
 from lib.params.pretraining import Augment
+from lib.report.explore import explore
 from lib.report.figures_tsne import draw_tsne
+from lib.report.page.build import write_report
 from lib.report.results import write_results
 from lib.report.show import show
 from lib.resolve import check_against_data
@@ -167,6 +169,12 @@ def test_the_tables_and_pictures_leave_out_what_needs_labels(tmp_path):
     for name in ("accuracy", "confusion"):
         assert (tmp_path / f"plots/{name}.png").is_file() and len(pandas.read_csv(tmp_path / f"plots/{name}.csv")) == 0
     assert (tmp_path / "plots/curves.png").is_file() and (tmp_path / "plots/tsne/overview.png").is_file()
+    assert "knn" in pandas.read_csv(tmp_path / "plots/curves.csv")
+    assert write_report(experiment, data.shown()[0].numpy(), tmp_path) == []
+    report = (tmp_path / "report.html").read_text()
+    assert "Each dot is one image;" in report and 'id="plane"' not in report and 'id="dose"' in report
+    save_data(tmp_path / "data/images.safetensors", data)
+    assert explore("joint", None, tmp_path / "explore", tmp_path) == 60
 
 
 def build_options(params):

@@ -38,7 +38,7 @@ def write_report(experiment: Experiment, images: numpy.ndarray, root: Path = Pat
         "labels": explorer.encode(shown["labels"].clip(0)),  # without labels all are of one kind
         "indices": explorer.encode(shown["indices"]),
         "classes": classes,
-        "kind": "test images" if labeled else "images",
+        "kind": "test image" if labeled else "image",
     }
     sections = {
         "plane": [charts.plane_chart(groups, latents)] if labeled else [],

@@ -78,10 +78,10 @@ function explore(drawn, {points, planes, columns}) {
     current = image;
     const near = chosen.map((each) => each.near(image)), shared = near[0].filter((each) => near[1].includes(each));
     const button = (each) => make("button", {
-      type: "button", title: `${name(each)}, image ${indices[each]}`, onclick: () => show(each),
+      type: "button", title: `${name(each)}, ${points.kind} ${indices[each]}`, onclick: () => show(each),
       className: shared.includes(each) ? "both" : "",
     }, tile(each, 2.65), name(each));
-    const told = [`image ${indices[image]} of the ${points.kind}`, `${shared.length} of ${near[0].length} nearest in both`];
+    const told = [`${points.kind} ${indices[image]}`, `${shared.length} of ${near[0].length} nearest in both`];
     by("picture").replaceChildren(
       make("div", {}, tile(image, 7), make("strong", {}, name(image)), ...told.map((text) => make("small", {}, text))),
       ...near.map((images, side) => make("div", {}, `${"○□"[side]} Nearest in ${chosen[side].name}`,
