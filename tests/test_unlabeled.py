@@ -32,7 +32,7 @@ from lib.report.results import write_results
 from lib.report.show import show
 from lib.resolve import check_against_data
 from lib.runtime.files import read_arrays, read_json, write_arrays
-from tests.examples import CPU, directions, natural, pretraining, raw_params, tiny_about, tiny_method
+from tests.examples import CPU, ROOT, directions, natural, pretraining, raw_params, tiny_about, tiny_method
 from tests.faults.refusals import refused
 from tests.make_archives import encoded, write_folder
 from tests.project import Project, of
@@ -139,7 +139,7 @@ def test_every_image_is_embedded_with_its_name_and_drawn_without_a_class(tmp_pat
     assert max(color for count, color in colors if count > 500)[2] > 0
 
 
-def test_the_tables_and_pictures_leave_out_what_needs_labels(tmp_path):
+def test_the_tables_and_pictures_leave_out_what_needs_labels(tmp_path, monkeypatch):
     data = unlabeled(tmp_path, 60)
     joint = {"method": "simclr", "term": "pull"}
     raw = raw_params(
@@ -170,6 +170,7 @@ def test_the_tables_and_pictures_leave_out_what_needs_labels(tmp_path):
         assert (tmp_path / f"plots/{name}.png").is_file() and len(pandas.read_csv(tmp_path / f"plots/{name}.csv")) == 0
     assert (tmp_path / "plots/curves.png").is_file() and (tmp_path / "plots/tsne/overview.png").is_file()
     assert "knn" in pandas.read_csv(tmp_path / "plots/curves.csv")
+    monkeypatch.chdir(ROOT)  # where the page of legends is
     assert write_report(experiment, data.shown()[0].numpy(), tmp_path) == []
     report = (tmp_path / "report.html").read_text()
     assert "Each dot is one image;" in report and 'id="plane"' not in report and 'id="dose"' in report
