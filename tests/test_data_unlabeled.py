@@ -110,3 +110,10 @@ def test_a_table_gives_pictures_in_one_folder_their_classes(tmp_path, around, be
 )
 def test_a_table_that_does_not_fit(tmp_path, table, words):
     refused(lambda: read(write_folder(tmp_path / "a", {**FLAT, "labels.csv": table})), words)
+
+
+def test_blanks_around_a_label_are_no_part_of_it_and_class_folders_take_no_table(tmp_path):
+    table = csv(*(f"{line} " if number % 3 else line for number, line in enumerate(LINES)))
+    assert read(write_folder(tmp_path / "a", {**FLAT, "labels.csv": table})).classes == ["NA", "cat"]
+    files = {f"{kind}/{name}": content for kind in ("cat", "dog") for name, content in FLAT.items()}
+    refused(lambda: read(write_folder(tmp_path / "b", {**files, "labels.csv": table})), "lies beside class folders")
