@@ -107,9 +107,8 @@ def _tell_duplicates(to: Path | None) -> list[str]:
     images, files = torch.cat([data.train_images, data.test_images]), numpy.array(data.files)
     frame = duplicates(images)
     frame = frame.assign(image=files[frame["image"]], other=files[frame["other"]]).round(4)
-    lines = [
-        f"{row.correlation:.4f}  {printable(row.image)}  {printable(row.other)}" for row in frame[:MOST].itertuples()
-    ]
+    pairs = zip(*(frame[column][:MOST].tolist() for column in ("correlation", "image", "other")))
+    lines = [f"{value:.4f}  {printable(image)}  {printable(other)}" for value, image, other in pairs]
     if to:
         write_table(to, frame)
     said = f"{len(frame):,} of {len(images):,} images are nearly the same as an earlier one (pixels correlate above "

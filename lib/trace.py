@@ -35,12 +35,12 @@ def trace(path: str, root: Path = Path()) -> list[str]:
     if not (root / LOCK).is_file():
         raise UserError(f"{LOCK} does not exist: no stage has run; dvc repro")
     stages = load_yaml(root / LOCK)["stages"]
-    names = _writers(stages, path)
+    names = _behind(stages, path)
     if not names:
         how = "name an output as dvc.yaml has it, for example metrics/simclr.json"
         raise UserError(f"{LOCK} knows no stage that wrote {path}; {how}")
     lines = []
-    for name in names:  # grows by the stages before
+    for name in names:
         stage = stages[name]
         lines.append(f"{name}: {stage['cmd']}")
         for written in stage.get("outs", []):
@@ -52,7 +52,6 @@ def trace(path: str, root: Path = Path()) -> list[str]:
             lines += [f"  wrote {written['path']}  md5 {written['md5']}", *_about(file)]
         for dep in stage.get("deps", []):
             lines.append(f"  read  {dep['path']}  md5 {dep['md5']}")
-            names += [writer for writer in _writers(stages, dep["path"]) if writer not in names]
         for values in stage.get("params", {}).values():
             lines += [f"  {key} = {json.dumps(value)}" for key, value in sorted(values.items())]
     return lines
@@ -61,11 +60,7 @@ def trace(path: str, root: Path = Path()) -> list[str]:
 def in_short(path: str, root: Path = Path()) -> list[str]:
     """What a file is, of which data, network, training and settings, when and where; and the code of this checkout."""
     stages = load_yaml(root / LOCK)["stages"]
-    writers = _writers(stages, path)
-    names = list(writers)
-    for name in names:  # grows by the stages before
-        reads = [dep["path"] for dep in stages[name].get("deps", [])]
-        names += [writer for read in reads for writer in _writers(stages, read) if writer not in names]
+    names, writers = _behind(stages, path), _writers(stages, path)
     encoders = [root / out["path"] for name in names for out in stages[name]["outs"] if ENCODER.fullmatch(out["path"])]
     abouts = [read_about(file) for file in sorted(encoders) if file.is_file()]
     trained = [about["pretraining"] for about in abouts]
@@ -120,6 +115,15 @@ def _run(root: Path, stage: str) -> str:
     devices = [row["device"] for row in csv.DictReader(curve.open())] if curve.is_file() else []
     trained = f"; training on {devices[-1]}" if devices else ""
     return f"{times['ended'].replace('T', ' ')}, {duration(times['seconds'])}{trained}"
+
+
+def _behind(stages: dict[str, Any], path: str) -> list[str]:
+    """The stages that wrote ``path``, then those before them."""
+    names = _writers(stages, path)
+    for name in names:  # grows
+        for dep in stages[name].get("deps", []):
+            names += [writer for writer in _writers(stages, dep["path"]) if writer not in names]
+    return names
 
 
 def _writers(stages: dict[str, Any], path: str) -> list[str]:

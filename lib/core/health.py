@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,9 +26,9 @@ class Watchdog:
     so may a terminal's Ctrl-Z. It does nothing under a debugger and outside of the main thread, which gets no signals.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on: bool = True) -> None:
         self.limit, self.last, self.renewed = STUCK_SECONDS, 0.0, 0.0  # seconds; 0: at rest
-        self.on, self.before = sys.gettrace() is None, None
+        self.on, self.before = on and sys.gettrace() is None, cast(Any, None)  # of SIGTSTP, what was done before
 
     def __enter__(self) -> "Watchdog":
         try:

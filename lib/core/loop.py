@@ -55,7 +55,8 @@ def pretrain(trainer: Pretrainer, store: CheckpointStore, curve: Path, monitor: 
     done = position.epoch * trainer.steps_per_epoch + position.step
     with (
         StepProgress(f"pretrain {trainer.params.variant}", trainer.steps, done, silent=not main) as progress,
-        Watchdog() as watchdog,
+        # a process among several has a limit of its own on waiting for the others
+        Watchdog(on=processes.world_size() == 1) as watchdog,
     ):
         while position.epoch < epochs:
             _epoch(trainer, store, progress, watchdog, main)
@@ -105,8 +106,7 @@ def _epoch(trainer: Pretrainer, store: CheckpointStore, progress: StepProgress, 
         if at_rest or progress.estimates_next or torch.device(device).type == "cpu":
             _require_finite(trainer, store)
         progress.advance()
-        if processes.world_size() == 1:  # a process among several has a limit of its own on waiting for the others
-            watchdog.rest() if at_rest else watchdog.stepped()
+        watchdog.rest() if at_rest else watchdog.stepped()
         if at_rest:
             position.sums = sums.tolist()
             position.seconds = before + time.monotonic() - started

@@ -24,7 +24,7 @@ def plane_table(groups: Groups, table: pandas.DataFrame) -> pandas.DataFrame:
     kinds = {name: members[0].kind for name, members in groups.items()}
     colors = {name: style["color"] for name, style in looks(groups).items()}
     columns = [f"{key}{suffix}" for key in (*reversed(BITS), "top1", "dose") for suffix in ("", "_sd")]
-    rows = rows[["group", *columns, "n"]].round(4).astype({"n": int})
+    rows = rows[["group", *columns, "n"]].astype({"n": int})
     return rows.assign(kind=rows["group"].map(kinds), color=rows["group"].map(colors))
 
 

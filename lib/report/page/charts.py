@@ -1,6 +1,6 @@
 """The page's charts, drawn by Bokeh from `lib.report.tables.summary` and the curves of training."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy
@@ -10,9 +10,9 @@ from bokeh.plotting import figure
 from bokeh.transform import factor_cmap, factor_mark
 
 from lib.report.charts import looks
-from lib.report.compare import baseline
 from lib.report.figures import COLORS
-from lib.report.records import BITS, KINDS, UNLABELED, Groups, Record, ranked
+from lib.report.plane import dose_table, plane_table
+from lib.report.records import BITS, KINDS, UNLABELED, Groups, ranked
 from lib.report.tables import measures, with_deviation
 
 MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "plus", "x")  # of lib.report.figures
@@ -127,12 +127,10 @@ def place_labels(points: numpy.ndarray, names: Sequence[str]) -> dict[str, list[
 
 def dose_charts(groups: Groups, table: pandas.DataFrame) -> list[figure]:
     """Accuracy and bits by the dose of the term, beside SimCLR without one; none where no variant has a dose."""
-    main = table[~table.duplicated("group") & table["group"].notna()]
-    rows = main.copy()
-    plain = rows["group"].isin([record.variant for record in baseline(groups)])
-    rows.loc[plain, ["dose", "dose_sd"]] = (0.0, numpy.nan)
-    rows = rows.dropna(subset=["dose"]).sort_values("dose")
-    if rows["dose"].eq(0).all():
+    main = plane_table(groups, table)
+    rows = dose_table(groups, main)
+    rows = rows.assign(model=rows["group"])
+    if rows.empty:
         return []
     charts = []
     names = {"top1": measures(table).get("top1", ""), **BIT_NAMES}
@@ -169,7 +167,7 @@ def curve_charts(groups: Groups) -> list[figure]:
     return [chart for panel in panels for chart in _curves(*panel)]
 
 
-def _curves(title: str, column: str, groups: Mapping[str, Sequence[Record]]) -> Iterator[figure]:
+def _curves(title: str, column: str, groups: Groups) -> Iterator[figure]:
     """One panel, or none where no curve has the column; a band is one standard deviation over seeds to each side."""
     curves = {}
     for name, members in groups.items():
