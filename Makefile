@@ -69,8 +69,9 @@ prune: install
 install-test: install
 	@$(call holds,requirements-test)
 
+# Files in their own order: the longest, of few tests, would come last and alone.
 test: install-test
-	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install-test
 	@OMP_NUM_THREADS=1 python -m pytest -m slow --durations 8
