@@ -1,6 +1,7 @@
 """DVC's experiments by what they change, with one measure per variant: ``python -m lib experiments``.
 
 ``dvc exp show`` has a column for every parameter and every number; this has those that differ, in `WIDTH` characters.
+``--picture sweep.png`` draws the measure by the number that a sweep has changed.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lib.params.spec import PARAMS_FILE
@@ -18,17 +20,23 @@ from lib.report.show import say
 from lib.runtime.errors import UserError
 
 WIDTH = 100  # characters
-FILES = {"top1": "metrics/{}.json", "knn": "metrics/{}.json"}
-FILES |= dict.fromkeys(("episode_bits", "concept_bits"), "metrics/memory/{}.json")
+MEASURES = {
+    "top1": "probe top-1, %",
+    "knn": "kNN top-1, %",
+    "episode_bits": "episode bits",
+    "concept_bits": "concept bits",
+}
+FILES = {name: f"metrics/{'memory/' if 'bits' in name else ''}{{}}.json" for name in MEASURES}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One state of the project: ``changed`` against the last commit, and the measure by variant."""
+    """One state of the project: its parameters, what they ``changed`` of the last commit's, the measure by variant."""
 
     name: str
     changed: str
     values: dict[str, float]
+    params: dict[str, Any]
 
 
 def rows_of(shown: list[dict[str, Any]], measure: str) -> list[Row]:
@@ -47,8 +55,26 @@ def rows_of(shown: list[dict[str, Any]], measure: str) -> list[Row]:
         for variant in dict.fromkeys(key.split(".")[1] for key in after if key.startswith("variants.")):
             numbers = metrics.get(FILES[measure].format(variant), {}).get("data") or {}
             values |= {variant: numbers[measure]} if measure in numbers else {}
-        rows.append(Row(name, ", ".join(changed) or ("" if revision["data"] else "did not end"), values))
+        rows.append(Row(name, ", ".join(changed) or ("" if revision["data"] else "did not end"), values, after))
     return rows
+
+
+def swept(rows: list[Row]) -> tuple[str, list[Row]]:
+    """The one number that differs between commit and experiments, and these by it; each value once, the latest of it.
+
+    A UserError says that there is no such number, or more than one.
+    """
+    runs = [row for row in rows if row.values and row.name != "workspace"]
+    keys = dict.fromkeys(key for row in runs for key in row.params)
+    varied = [key for key in keys if len({str(row.params.get(key)) for row in runs}) > 1]
+    numbers = [type(row.params.get(key)) in (int, float) for key in varied for row in runs]
+    if len(varied) != 1 or not all(numbers):
+        found = ", ".join(varied) or "none"
+        raise UserError(
+            f"a picture needs experiments that differ in one number of params.yaml; these differ in {found}"
+        )
+    by_value = {row.params[varied[0]]: row for row in runs}
+    return varied[0], [by_value[value] for value in sorted(by_value)]
 
 
 def _params(revision: dict[str, Any]) -> dict[str, Any]:
@@ -59,7 +85,7 @@ def _params(revision: dict[str, Any]) -> dict[str, Any]:
 def table(rows: list[Row], width: int = WIDTH) -> Iterator[str]:
     """Lines of at most ``width`` characters: variants that differ as columns, in several tables if need be; then those
     whose value is one in all rows."""
-    values = {name: [row.values.get(name) for row in rows] for name in dict.fromkeys(n for r in rows for n in r.values)}
+    values = {name: [row.values.get(name) for row in rows] for name in names(rows)}
     equal = {name: found[0] for name, found in values.items() if len(set(found)) == 1}
     columns = {name: [_text(value) for value in found] for name, found in values.items() if name not in equal}
     first = [f"{'experiment':{max(len(row.name) for row in rows)}}", *(row.name for row in rows)]
@@ -80,6 +106,11 @@ def table(rows: list[Row], width: int = WIDTH) -> Iterator[str]:
     yield from textwrap.wrap(f"the same in all: {same}" if same else "", width)
 
 
+def names(rows: list[Row]) -> list[str]:
+    """All variants, in order."""
+    return list(dict.fromkeys(name for row in rows for name in row.values))
+
+
 def _text(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
@@ -93,8 +124,9 @@ def _beside(left: list[str], right: list[str], place: Any = str.ljust) -> list[s
 def main(arguments: list[str]) -> None:
     about = "What experiments changed, and one measure of each variant's main latent."
     parser = argparse.ArgumentParser(prog="python -m lib experiments", description=about)
-    parser.add_argument("measure", nargs="?", choices=list(FILES), default="top1", help="probe top-1 unless given")
-    measure = parser.parse_args(arguments).measure
+    parser.add_argument("measure", nargs="?", choices=list(MEASURES), default="top1", help="probe top-1 unless given")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="of a sweep: the measure by the swept number")
+    chosen = parser.parse_args(arguments)
     done = subprocess.run([sys.executable, "-m", "dvc", "exp", "show", "--json"], capture_output=True, text=True)
     if done.returncode:
         raise UserError(" ".join(done.stderr.split()).removeprefix("ERROR: ") or "dvc exp show failed")
@@ -103,4 +135,15 @@ def main(arguments: list[str]) -> None:
         raise UserError(
             "this repository has no commit, which experiments are held against; git commit, then dvc exp run"
         )
-    say("\n".join([measure, "", *table(rows_of(shown, measure))]))
+    rows = rows_of(shown, chosen.measure)
+    say("\n".join([chosen.measure, "", *table(rows)]))
+    if chosen.picture:
+        from lib.report.figures import save_figure
+        from lib.report.figures_sweep import sweep_figure
+
+        key, runs = swept(rows)
+        series = {
+            name: [(run.params[key], run.values[name]) for run in runs if name in run.values] for name in names(runs)
+        }
+        save_figure(chosen.picture, sweep_figure, key, MEASURES[chosen.measure], series)
+        say(f"drawn: {chosen.picture}")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lib.runtime.stage import run_stage
+from lib.runtime.stage import remove_charts, run_stage
 
 
 def main(variant: str) -> None:
@@ -18,6 +18,7 @@ def main(variant: str) -> None:
     data = load_data(IMAGES_FILE)
     evaluation = evaluate(method, about, data, experiment.linear, experiment.knn, machine)
     write_evaluation(evaluation, data.test_labels, Path("metrics") / f"{variant}.json", Path("data/scores") / variant)
+    remove_charts()
     print(said(variant, evaluation.metrics))
 
 

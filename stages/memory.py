@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lib.runtime.stage import run_stage
+from lib.runtime.stage import remove_charts, run_stage
 
 
 def main(variant: str) -> None:
@@ -18,6 +18,7 @@ def main(variant: str) -> None:
     data, augment = load_data(IMAGES_FILE), experiment.shared.augment
     evaluation = measure_memory(method, about, data, augment, experiment.memory, machine)
     write_memory(evaluation, Path("metrics/memory") / f"{variant}.json", Path("data/memory") / variant)
+    remove_charts()
     print(said(variant, evaluation.metrics))
 
 

@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from pathlib import Path
 
-from lib.runtime.stage import run_stage
+from lib.runtime.stage import remove_charts, run_stage
 
 
 def main(variant: str) -> None:
@@ -36,6 +36,7 @@ def main(variant: str) -> None:
         pretrain(trainer, store, Path("plots/curves") / f"{variant}.csv", data_monitor(data, params, machine))
         if main_rank:
             save_method(encoder_file(variant), trainer.method, params, data.about)
+            remove_charts()
     processes.stop()
 
 

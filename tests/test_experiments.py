@@ -2,7 +2,12 @@
 
 from typing import Any
 
-from lib.experiments import WIDTH, rows_of, table
+import pytest
+
+from lib.experiments import WIDTH, names, rows_of, swept, table
+from lib.report.figures import save_figure
+from lib.report.figures_sweep import sweep_figure
+from lib.runtime.errors import UserError
 
 
 def revision(name: str | None, top1: dict[str, float], **params: Any) -> dict[str, Any]:
@@ -47,3 +52,19 @@ def test_many_variants_and_long_changes_keep_within_the_width():
     assert (
         sum(line.startswith("sweep-3") for line in lines) == sum(line.startswith("experiment ") for line in lines) > 5
     )
+
+
+def test_a_sweep_is_drawn_by_the_number_that_it_changed(tmp_path):
+    runs = [
+        revision(f"g{gamma}", {"simclr": 60.0, "joint": 61 + gamma}, gamma=gamma, optimizer={"lr": 0.001})
+        for gamma in (1.0, 0.001, -0.1)
+    ]
+    rows = rows_of(experiments(*runs), "top1")
+    key, swept_rows = swept(rows)
+    assert key == "gamma" and [row.params[key] for row in swept_rows] == [-0.1, 0.001, 0.01, 1.0]
+    assert names(swept_rows) == ["simclr", "joint"]
+    save_figure(tmp_path / "sweep.png", sweep_figure, key, "top1", {"joint": [(0.1, 61.1), (1.0, 62.0)]})
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    runs[0]["data"]["params"]["params.yaml"]["data"]["optimizer"]["lr"] = 0.01
+    with pytest.raises(UserError, match="one number of params.yaml; these differ in gamma, optimizer.lr"):
+        swept(rows_of(experiments(*runs), "top1"))

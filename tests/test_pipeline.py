@@ -13,6 +13,7 @@ import time
 import numpy
 import pytest
 
+from lib.runtime.stage import CHARTS
 from tests.project import Project, of, ran
 
 ALWAYS = {"resolve", "results", "report"}
@@ -73,6 +74,15 @@ def test_an_old_gamma_comes_from_the_run_cache(project):
     output = project.run("dvc", "repro")
     assert ran(output) == {"resolve"} and "Stage 'pretrain@joint' is cached" in output
     assert project.run("git", "status", "--porcelain") == ""
+
+
+def test_charts_of_all_variants_do_not_outlive_a_variants_old_numbers(project):
+    charts = [project.folder / path for path in CHARTS]
+    assert all(chart.is_file() for chart in charts)
+    assert ran(project.run("dvc", "exp", "run", "-S", "knn.k=3", "linear@joint")) == {"resolve", "linear@joint"}
+    assert not any(chart.exists() for chart in charts)
+    assert project.repro("results") == {"linear@simclr", "results"}
+    assert all(chart.is_file() for chart in charts)
 
 
 def test_a_slip_is_refused_in_one_line_before_anything_runs(project):

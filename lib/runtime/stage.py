@@ -19,6 +19,8 @@ from lib.runtime.files import write_json
 from lib.runtime.machine import keep_freed_memory
 
 NAME = r"[A-Za-z][A-Za-z0-9_]*"  # of stages and variants
+# What `dvc plots` draws of all variants, written by the stage results.
+CHARTS = tuple(Path("plots", f"{name}.csv") for name in ("accuracy", "confusion", "curves", "plane", "dose/dose"))
 
 
 def run_stage(main: Callable[..., None], about: str, per_variant: bool = False) -> None:
@@ -53,6 +55,15 @@ class Terminated(BaseException):
 
 def _terminate(*_: object) -> None:
     raise Terminated
+
+
+def remove_charts() -> None:
+    """For a stage that has written new numbers of one variant: charts of all variants now hold its old ones.
+
+    Where no ``results`` follows, as in ``dvc exp run linear@joint``, DVC would draw them as if they were new.
+    """
+    for path in CHARTS:
+        path.unlink(missing_ok=True)
 
 
 def times_folder() -> Path:
