@@ -351,12 +351,19 @@ def test_the_command_writes_a_page_a_picture_and_the_numbers(tmp_path, monkeypat
     assert text == page(found) and "{" not in text and len(text.splitlines()) < 45
     assert f"Probe top-1 {found['scores']['top1']:.1f} %" in text and "folder photos, 8 x 8 pixels, 3 classes" in text
     (folder / "class0/bad.png").touch()
+    Path("empty").mkdir()
     for place, words in (
         ("none", "--images is 'none', where"),
-        (str(folder), "; mend or remove them, or set --on-bad-image"),
+        ("empty", "name your folder, zip or tar by --images$"),
+        (str(folder), "; mend or remove them, or give --on-bad-image skip$"),
     ):
         with pytest.raises(UserError, match=words):
             main(["some_encoder.py:encode", "--images", place, "--size", "8"])
+    monkeypatch.setattr("os.sysconf", lambda name: 1)
+    with pytest.raises(UserError, match="lower --size$"):
+        main(["some_encoder.py:encode", "--images", str(folder), "--size", "8"])
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
     main(["some_encoder.py:encode", "--images", str(pictures(tmp_path / "one", 1)), "--size", "8", "--to", "there"])
     assert "without classes" in Path("there/card.md").read_text()
 

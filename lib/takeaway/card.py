@@ -6,7 +6,6 @@ concept bits by cue, by how much is hidden and by how alike the competitors look
 
 import argparse
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.core.calibration import calibrate_batchnorm
-from lib.data.folders import read_folders
+from lib.data.folders import Names, read_folders
 from lib.data.split import TEST_SHARE, stratified
 from lib.data.store import ImageData, RawDataset, assemble
 from lib.evaluate.linear import evaluate
@@ -33,12 +32,7 @@ from lib.takeaway.page import write_card
 PIXELS = 2**22  # given to an encoder at a time: 4,096 images of 32 pixels, 83 of 224
 SIZES = (8, 512)  # pixels
 SHARE = 50  # images for each neighbor that votes, of sets where the 200 of CIFAR-10 would be most of a class
-# what the reader of images says of params.yaml, which is not read here
-SAID = {
-    "images_path": "--images",
-    "on_bad_image: skip in params.yaml": "--on-bad-image skip",
-    "image_size in params.yaml": "--size",
-}
+OPTIONS = Names("--images", "--images", "--size", "give --on-bad-image skip")  # in place of keys of params.yaml
 
 Card = dict[str, Any]
 
@@ -176,9 +170,6 @@ def main(arguments: list[str]) -> None:
     size = options.size or encoder.size
     if size is None or not SIZES[0] <= size <= SIZES[1]:
         raise UserError(f"--size is {size}; allowed: {SIZES[0]} to {SIZES[1]}, the pixels that {encoder.name} takes")
-    try:
-        raw = read_folders(options.images, size, options.on_bad_image)
-    except UserError as error:
-        raise UserError(functools.reduce(lambda text, words: text.replace(*words), SAID.items(), str(error))) from None
+    raw = read_folders(options.images, size, options.on_bad_image, OPTIONS)
     folder = options.to or Path("cards") / encoder.name.replace("/", "_").replace(":", "_")
     print("\n".join(write_card(folder, measure(encoder, image_data(raw), machine))))
