@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -93,9 +92,7 @@ def measure(encoder: Encoder, data: ImageData, machine: Machine) -> Card:
     about = {"variant": encoder.name, "method": "none", "pretraining": params.as_json(), "supervised": False}
     about |= {"data": data.about, "versions": {}}
     if encoder.fresh:
-        seen = {"images": images.to(machine.device), "mean": data.mean, "std": data.std}
-        like: Any = SimpleNamespace(method=adapter, params=params, machine=machine, **seen)  # what is read of a trainer
-        calibrate_batchnorm(like)
+        calibrate_batchnorm(adapter, images.to(machine.device), data.mean, data.std, params, machine)
     found = measure_memory(adapter, about, data, augment, memory, machine).record
     scores = None
     if len(data.classes) > 1:
