@@ -11,7 +11,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from lib.__main__ import COMMANDS
+from lib.commands import card as main
 from lib.evaluate.linear import evaluate
 from lib.evaluate.memory import measure_memory, pixel_landmark
 from lib.methods import build_method
@@ -21,7 +21,7 @@ from lib.params.pretraining import Augment
 from lib.runtime.errors import UserError
 from lib.runtime.files import read_json
 from lib.takeaway import card as card_module
-from lib.takeaway.card import Adapter, card, main, measure
+from lib.takeaway.card import Adapter, card, measure
 from lib.takeaway.encoders import Encoder, find_encoder
 from lib.takeaway.page import page, write_card
 from lib.views.augment import normalize
@@ -338,7 +338,6 @@ def test_the_command_writes_a_page_a_picture_and_the_numbers(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ENGRAM_DEVICE", "cpu")
     monkeypatch.setenv("ENGRAM_THREADS", str(torch.get_num_threads()))
-    assert COMMANDS["card"][0] == "lib.takeaway.card"
     Path("some_encoder.py").write_text(MODULE)
     folder = pictures(tmp_path / "photos", 3)
     with pytest.raises(UserError, match="--size is None; allowed: 8 to 512"):

@@ -4,7 +4,6 @@ Writes model.safetensors, the encoder's weights; model.onnx, from normalized ima
 from which timm builds it; and README.md, the model card (`lib.takeaway.model_card`).
 """
 
-import argparse
 import copy
 import json
 import warnings
@@ -132,11 +131,3 @@ def timm_config(method: Method, about: dict[str, Any]) -> dict[str, Any]:
         "global_pool": "avg",
         "pretrained_cfg": {"num_classes": 0, **seen, **usual, **names},
     }
-
-
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m lib export", description="A trained encoder for other libraries.")
-    parser.add_argument("variant", help="one that has been trained, for example simclr")
-    parser.add_argument("--to", type=Path, metavar="FOLDER", help="default: exports/<variant>")
-    options = parser.parse_args(arguments)
-    print("\n".join(export_encoder(options.variant, options.to or Path("exports") / options.variant)))
