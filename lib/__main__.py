@@ -15,12 +15,12 @@ COMMANDS = {
     "trace": ("lib.trace", "where an output comes from"),
     "explore": ("lib.report.explore", "a latent's points for Embedding Atlas and TensorBoard's projector"),
     "record": ("lib.report.record", "keep a finished run under docs/results"),
-    "embed": ("lib.embed_pictures", "latents of any pictures by a trained variant, as CSV, npz or Parquet"),
-    "neighbors": ("lib.neighbors", "the nearest images of a picture as a contact sheet; near-duplicates of the data"),
+    "embed": ("lib.commands:embed", "latents of any pictures by a trained variant, as CSV, npz or Parquet"),
+    "neighbors": ("lib.commands:neighbors", "the nearest images of a picture as a sheet; near-duplicates of the data"),
     "verdict": ("lib.report.verdict", "the verdict on the hypotheses, from a folder of runs"),
     "willshaw": ("lib.report.willshaw", "what a Willshaw memory recalls of a variant's binary codes"),
-    "export": ("lib.takeaway.export", "a trained encoder for torchvision, timm and ONNX, with its model card"),
-    "card": ("lib.takeaway.card", "measure the memory of any encoder, on any images"),
+    "export": ("lib.commands:export", "a trained encoder for torchvision, timm and ONNX, with its model card"),
+    "card": ("lib.commands:card", "measure the memory of any encoder, on any images"),
     "prune": ("lib.core.checkpoint", "remove the checkpoints of finished trainings"),
     "offline-plots": ("lib.offline_plots", "make dvc plots show work without internet"),
 }
@@ -36,7 +36,8 @@ def main() -> None:
         print(text)
         sys.exit()
     try:
-        import_module(COMMANDS[command][0]).main(sys.argv[2:])
+        module, _, name = COMMANDS[command][0].partition(":")
+        getattr(import_module(module), name or "main")(sys.argv[2:])
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -1,6 +1,5 @@
 """Latents of any pictures by a trained variant: ``python -m lib embed FOLDER --variant simclr --to FILE.csv``."""
 
-import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from lib.runtime.machine import read_machine
 KINDS = (".csv", ".npz", ".parquet")
 
 
-def embed(given: str, variant: str, to: Path, on_bad_image: str = "refuse") -> str:
+def embed(pictures: str, variant: str, to: Path, on_bad_image: str = "refuse") -> str:
     """Write ``to``; returns what was done in a line. A UserError is raised before anything is computed.
 
     The npz holds every latent and projection as the stage ``embed`` writes them. In the others a line is a picture: its
@@ -29,7 +28,7 @@ def embed(given: str, variant: str, to: Path, on_bad_image: str = "refuse") -> s
         raise UserError("Parquet needs the package pyarrow, which is not there: pip install pyarrow, or name a .csv")
     method, about = load_method(encoder_file(variant))
     remedy = ", or give --on-bad-image skip"
-    files, pixels = read_pictures(given, about["data"]["image_size"], on_bad_image, remedy)
+    files, pixels = read_pictures(pictures, about["data"]["image_size"], on_bad_image, remedy)
     arrays = embed_images(method, torch.from_numpy(pixels), files, about["data"], read_machine(alone=True))
     if to.suffix == ".npz":
         write_arrays(to, arrays)
@@ -47,14 +46,3 @@ def table(arrays: Arrays) -> pandas.DataFrame:
     """A line for each picture, a column for each number of its latents."""
     latents = [pandas.DataFrame(arrays[name]).add_prefix(f"{name}_") for name in arrays["latents"].tolist()]
     return pandas.concat([pandas.DataFrame({"file": arrays["files"]}), *latents], axis=1)
-
-
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m lib embed", description="Latents of pictures, by a variant.")
-    parser.add_argument("pictures", help="a picture, or a folder, zip or tar with pictures in folders of any names")
-    parser.add_argument("--variant", required=True, help="a trained variant, for example simclr")
-    parser.add_argument("--to", type=Path, default=Path("embeddings.csv"), help=f"{', '.join(KINDS)} (%(default)s)")
-    how = "what becomes of a picture that cannot be read (%(default)s)"
-    parser.add_argument("--on-bad-image", choices=("refuse", "skip"), default="refuse", help=how)
-    options = parser.parse_args(arguments)
-    print(embed(options.pictures, options.variant, options.to, options.on_bad_image))

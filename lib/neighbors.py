@@ -3,7 +3,6 @@
 ``python -m lib neighbors picture.png --variant simclr``, ``python -m lib neighbors --duplicates``.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy
@@ -19,23 +18,21 @@ from lib.evaluate.embeddings import embed_images
 from lib.evaluate.galleries import NEAR_DUPLICATE, near_duplicates, unit_pixels
 from lib.methods.export import encoder_file, load_method
 from lib.report.figures import readable, save_figure
-from lib.report.show import say
 from lib.runtime.chunks import chunks
 from lib.runtime.errors import UserError, printable
 from lib.runtime.files import read_arrays, write_table
 from lib.runtime.machine import read_machine
+from lib.trace import as_locked
 
-SAME = 0.99  # cosine of what the encoder and the file of embeddings say of one image
 MOST = 20  # pictures of a sheet, lines of near-duplicates
-WIDEST_SHEET = 50  # neighbors of a picture
 LONGEST = 18  # characters of a name under a picture
 
 
 def neighbors(given: str, variant: str, to: Path, count: int) -> list[str]:
     """Write a contact sheet of the ``count`` images that are nearest by the cosine of the main latent; returns lines.
 
-    They are looked for among the images that the stage ``embed`` wrote. A UserError says that what it wrote is older
-    than the encoder or the images.
+    They are looked for among the images that the stage ``embed`` wrote. A UserError says that by dvc.lock it did not
+    write this file from this encoder and these images.
     """
     method, about = load_method(encoder_file(variant))
     names, pixels = read_pictures(given, about["data"]["image_size"])
@@ -44,16 +41,15 @@ def neighbors(given: str, variant: str, to: Path, count: int) -> list[str]:
     data, path = load_data(IMAGES_FILE), Path("data/embeddings") / f"{variant}.npz"
     if data.about["checksum"] != about["data"]["checksum"]:
         raise UserError(f"{encoder_file(variant)} was trained on other images than {IMAGES_FILE} holds; dvc repro")
-    images, labels, files = data.shown()
     arrays = read_arrays(path)
+    if not as_locked(f"embed@{variant}", (encoder_file(variant), IMAGES_FILE, path)):
+        how = f"by the checksums in dvc.lock; dvc repro embed@{variant}"
+        raise UserError(f"{path} was not written from {encoder_file(variant)} and {IMAGES_FILE}, {how}")
+    images, labels, files = data.shown()
     stored = functional.normalize(torch.from_numpy(arrays[latent := arrays["latents"][0]]))
-    # the first of the data's images beside the pictures tells whether the file is this encoder's
-    both = torch.cat([torch.from_numpy(pixels), images[:1]])
-    found = embed_images(method, both, [*names, files[0]], about["data"], read_machine(alone=True))[latent]
+    found = embed_images(method, torch.from_numpy(pixels), names, about["data"], read_machine(alone=True))[latent]
     queries = functional.normalize(torch.from_numpy(found))
-    if arrays.get("files", numpy.array(())).tolist() != files or queries[-1] @ stored[0] < SAME:
-        raise UserError(f"{path} is not of this encoder and these images; dvc repro embed@{variant}")
-    similarity, nearest = (queries[:-1] @ stored.T).topk(min(count, len(stored)), dim=1)  # [n, count] each
+    similarity, nearest = (queries @ stored.T).topk(min(count, len(stored)), dim=1)  # [n, count] each
     lines, rows = [], []
     for number, name in enumerate(names):
         lines.append(f"{printable(name)}: nearest of {len(stored):,} images by {variant}, latent {latent}")
@@ -102,7 +98,7 @@ def duplicates(images: Tensor) -> pandas.DataFrame:
     )
 
 
-def _tell_duplicates(to: Path | None) -> list[str]:
+def tell_duplicates(to: Path | None) -> list[str]:
     data = load_data(IMAGES_FILE)
     images, files = torch.cat([data.train_images, data.test_images]), numpy.array(data.files)
     frame = duplicates(images)
@@ -114,23 +110,3 @@ def _tell_duplicates(to: Path | None) -> list[str]:
     said = f"{len(frame):,} of {len(images):,} images are nearly the same as an earlier one (pixels correlate above "
     said += f"{NEAR_DUPLICATE})" + f"; the first {MOST} are shown" * (len(frame) > MOST)
     return [said, *lines, *([f"written: {to}"] if to else [])]
-
-
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m lib neighbors", description="The nearest images of the data.")
-    parser.add_argument("picture", nargs="?", help=f"a picture, or a folder of at most {MOST}")
-    parser.add_argument("--variant", help="a trained variant, for example simclr")
-    parser.add_argument("--count", type=int, default=10, help="neighbors of each picture (%(default)s)")
-    parser.add_argument("--duplicates", action="store_true", help="instead: near-duplicates among the data's images")
-    parser.add_argument("--to", type=Path, help="the sheet, a .png (neighbors.png); a .csv of all near-duplicates")
-    options = parser.parse_args(arguments)
-    asked = [bool(options.picture), bool(options.variant)]
-    if asked != [not options.duplicates] * 2 or not 0 < options.count <= WIDEST_SHEET:
-        parser.error(f"give a picture, --variant and a --count from 1 to {WIDEST_SHEET}, or --duplicates alone")
-    to, kind = options.to, ".csv" if options.duplicates else ".png"
-    if to and to.suffix != kind:
-        raise UserError(f"--to is {to}; allowed: a file that ends in {kind}")
-    if options.duplicates:
-        say("\n".join(_tell_duplicates(to)))
-    else:
-        say("\n".join(neighbors(options.picture, options.variant, to or Path("neighbors.png"), options.count)))

@@ -46,7 +46,7 @@ def trace(path: str, root: Path = Path()) -> list[str]:
         for written in stage.get("outs", []):
             file = root / written["path"]
             # one that is only in DVC's cache may be absent
-            if file.is_file() and hashlib.md5(file.read_bytes()).hexdigest() != written["md5"]:
+            if file.is_file() and _md5(file) != written["md5"]:
                 why = "it was changed by hand, or the stage's run was not finished: dvc repro"
                 raise UserError(f"{written['path']} is not what {name} wrote by {LOCK}; {why}")
             lines += [f"  wrote {written['path']}  md5 {written['md5']}", *_about(file)]
@@ -55,6 +55,18 @@ def trace(path: str, root: Path = Path()) -> list[str]:
         for values in stage.get("params", {}).values():
             lines += [f"  {key} = {json.dumps(value)}" for key, value in sorted(values.items())]
     return lines
+
+
+def as_locked(stage: str, paths: Iterable[Path]) -> bool:
+    """Whether files are, byte by byte, what ``stage`` read and wrote in the run of it that dvc.lock has."""
+    entry = load_yaml(LOCK)["stages"].get(stage, {}) if LOCK.is_file() else {}
+    known = {each["path"]: each["md5"] for each in (*entry.get("deps", ()), *entry.get("outs", ()))}
+    return all(path.is_file() and _md5(path) == known.get(path.as_posix()) for path in paths)
+
+
+def _md5(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def in_short(path: str, root: Path = Path()) -> list[str]:

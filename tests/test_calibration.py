@@ -7,7 +7,13 @@ from torch import nn
 from lib.core.calibration import calibrate_batchnorm
 from lib.core.checkpoint import CheckpointStore
 from lib.core.loop import Monitor, pretrain
+from lib.core.trainer import Pretrainer
 from tests.examples import trainer
+
+
+def calibrate(training: Pretrainer) -> None:
+    seen = training.images, training.mean, training.std
+    calibrate_batchnorm(training.method, *seen, training.params, training.machine)
 
 
 def norms(module: nn.Module) -> dict[str, nn.Module]:
@@ -23,7 +29,7 @@ def test_the_statistics_are_the_mean_over_batches_of_one_pass(variant):
         return lambda norm, inputs: seen.setdefault(name, []).append(inputs[0].detach().transpose(0, 1).flatten(1))
 
     hooks = [norm.register_forward_pre_hook(remember(name)) for name, norm in norms(training.method).items()]
-    calibrate_batchnorm(training)
+    calibrate(training)
     for hook in hooks:
         hook.remove()
     assert seen and all(name.partition(".")[0] not in ("momentum_encoder", "momentum_projector") for name in seen)
@@ -40,7 +46,7 @@ def test_nothing_but_statistics_changes_and_what_no_latent_uses_keeps_its_own():
     training = trainer("byol", epochs=1)
     training.step(0, 0, training.order(0)[0])
     before = {name: value.clone() for name, value in training.method.state_dict().items()}
-    calibrate_batchnorm(training)
+    calibrate(training)
     changed = {name for name, value in training.method.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and all(name.rpartition(".")[2].startswith(("running", "num_batches")) for name in changed)
     assert not any(name.startswith(("predictor", "momentum")) for name in changed)
@@ -52,7 +58,7 @@ def test_what_came_before_leaves_no_trace_and_a_second_pass_changes_nothing():
         for norm in norms(second.method).values():
             norm.running_mean += 3
     for training in (first, second, second):
-        calibrate_batchnorm(training)
+        calibrate(training)
     assert all(
         torch.equal(value, second.method.state_dict()[name]) for name, value in first.method.state_dict().items()
     )
@@ -67,9 +73,9 @@ def test_the_last_measurement_sees_the_network_that_is_kept(epochs, tmp_path, mo
         measured.append({name: value.clone() for name, value in method.state_dict().items()})
         return {"knn": 50.0}
 
-    for calibrate in (True, False):
-        training = trainer(epochs=epochs, calibrate_batchnorm=calibrate)
-        store = CheckpointStore("simclr", f"{calibrate}", root=tmp_path)
+    for calibrated in (True, False):
+        training = trainer(epochs=epochs, calibrate_batchnorm=calibrated)
+        store = CheckpointStore("simclr", f"{calibrated}", root=tmp_path)
         with store.held():
             pretrain(training, store, tmp_path / "curve.csv", Monitor({"knn": "{}"}, measure))
         assert all(torch.equal(value, measured[-1][name]) for name, value in training.method.state_dict().items())

@@ -3,7 +3,6 @@
 The code that the model card shows is run as it stands.
 """
 
-import hashlib
 import json
 import re
 import sys
@@ -15,14 +14,16 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+from lib.commands import export as main
 from lib.methods import build_method
 from lib.methods.base import Method
 from lib.methods.export import encoder_file, save_method
 from lib.runtime.errors import UserError
 from lib.runtime.files import write_json
 from lib.takeaway import export
-from lib.takeaway.export import export_encoder, main
+from lib.takeaway.export import export_encoder
 from tests.examples import SOME, pretraining, tiny_data
+from tests.project import write_lock
 
 EXTRA = "the extra export is not installed"
 IMPORTS = "import torch\nfrom torch import nn\n"
@@ -193,16 +194,8 @@ def measured(variant: str) -> None:
     }
     for path, values in files.items():
         write_json(Path(path), values)
-
-    def known(path: str) -> dict:
-        return {"path": path, "md5": hashlib.md5(Path(path).read_bytes()).hexdigest()}
-
-    deps, outs = [known(encoder_file(variant).as_posix())], [*map(known, files)]
-    stages = {
-        f"linear@{variant}": {"deps": deps, "outs": outs[:2]},
-        f"memory@{variant}": {"deps": deps, "outs": outs[2:]},
-    }
-    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+    encoder, names = encoder_file(variant).as_posix(), list(files)
+    write_lock({f"linear@{variant}": ([encoder], names[:2]), f"memory@{variant}": ([encoder], names[2:])})
 
 
 def test_figures_are_of_these_weights_or_not_given(without_onnx):

@@ -10,12 +10,11 @@ from tests.examples import ROOT
 # From the top. A module may import its own layer and those below.
 LAYERS = [
     ["stages"],
-    ["lib/__main__.py"],
+    ["lib/__main__.py", "lib/commands.py"],
     [
         *(f"lib/{name}.py" for name in ("resolve", "plan", "preset", "repro", "experiments", "trace", "offline_plots")),
-        "lib/takeaway",
+        *("lib/embed_pictures.py", "lib/neighbors.py", "lib/takeaway"),
     ],
-    ["lib/embed_pictures.py", "lib/neighbors.py"],
     ["lib/report"],
     ["lib/evaluate", "lib/verdict"],
     ["lib/core"],

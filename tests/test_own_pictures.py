@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lib import embed_pictures
-from lib.__main__ import COMMANDS
+from lib.commands import neighbors as main
 from lib.data.folders import read_folders
 from lib.data.store import IMAGES_FILE, assemble, load_data, save_data
 from lib.embed_pictures import embed
@@ -19,11 +19,12 @@ from lib.evaluate.embeddings import embed_data
 from lib.evaluate.galleries import NEAR_DUPLICATE, unit_pixels
 from lib.methods import build_method, typed_options
 from lib.methods.export import load_method, save_method
-from lib.neighbors import duplicates, main, neighbors
+from lib.neighbors import MOST, duplicates, neighbors
 from lib.runtime.files import read_arrays, write_arrays
 from tests.examples import CPU, natural, pretraining
 from tests.faults.refusals import refused
 from tests.make_archives import encoded, two_level, write_folder, write_zip
+from tests.project import write_lock
 
 STORED = Path("data/embeddings/simclr.npz")
 
@@ -31,6 +32,13 @@ STORED = Path("data/embeddings/simclr.npz")
 def pictures(count: int, size: int = 16, seed: int = 0) -> dict[str, bytes]:
     images = (255 * natural(count, size, seed)).byte().permute(0, 2, 3, 1).numpy()
     return {f"a {number:02}.png": encoded(Image.fromarray(image)) for number, image in enumerate(images)}
+
+
+def embed_variant(data) -> None:
+    """What the stage embed leaves of `write_variant`'s, and dvc.lock of it."""
+    encoder = Path("data/encoders/simclr.safetensors")
+    write_arrays(STORED, embed_data(load_method(encoder)[0], data, CPU))
+    write_lock({"embed@simclr": ([str(encoder), str(IMAGES_FILE)], [str(STORED)])})
 
 
 def write_variant(data, seed: int = 0) -> None:
@@ -55,8 +63,7 @@ def made(tmp_path_factory):
         data = assemble("images", read_folders("photos", 16))
         save_data(IMAGES_FILE, data)
         write_variant(data)
-        method, _ = load_method(Path("data/encoders/simclr.safetensors"))
-        write_arrays(STORED, embed_data(method, data, CPU))
+        embed_variant(data)
     return folder
 
 
@@ -123,7 +130,7 @@ def test_labels_stand_beside_names_and_only_the_test_split_is_searched():
     data = assemble("images", read_folders(str(write_folder(Path("pets"), two_level())), 16))
     save_data(IMAGES_FILE, data)
     write_variant(data)
-    write_arrays(STORED, embed_data(load_method(Path("data/encoders/simclr.safetensors"))[0], data, CPU))
+    embed_variant(data)
     lines = neighbors("pets/train/dog/0.png", "simclr", Path("sheet.png"), 10)
     assert "nearest of 4 images" in lines[0] and len(lines) == 6
     assert {tuple(line.split()[1:]) for line in lines[1:5]} == {
@@ -132,12 +139,17 @@ def test_labels_stand_beside_names_and_only_the_test_split_is_searched():
 
 
 def test_older_embeddings_and_other_images_are_refused():
-    arrays = read_arrays(STORED)
-    write_arrays(STORED, {**arrays, "files": arrays["files"][::-1]})
-    refused(lambda: neighbors("photos/a 00.png", "simclr", Path("a.png"), 3), "dvc repro embed@simclr")
-    write_arrays(STORED, arrays)
-    write_variant(load_data(IMAGES_FILE), seed=1)
-    refused(lambda: neighbors("photos/a 00.png", "simclr", Path("a.png"), 3), "dvc repro embed@simclr")
+    """By checksums, whatever the numbers are: an edit of one byte, another seed, other images, no dvc.lock."""
+    encoder, words = Path("data/encoders/simclr.safetensors"), "dvc repro embed@simclr"
+    for path, change in (
+        (STORED, lambda: write_arrays(STORED, {**read_arrays(STORED), "more": numpy.zeros(1)})),
+        (encoder, lambda: write_variant(load_data(IMAGES_FILE), seed=1)),
+        (Path("dvc.lock"), Path("dvc.lock").unlink),
+    ):
+        kept = path.read_bytes()
+        change()
+        refused(lambda: neighbors("photos/a 00.png", "simclr", Path("a.png"), 3), words, str(STORED), "dvc.lock")
+        path.write_bytes(kept)
     save_data(IMAGES_FILE, assemble("images", read_folders(str(write_folder(Path("pets"), two_level())), 16)))
     refused(lambda: neighbors("photos/a 00.png", "simclr", Path("a.png"), 3), "was trained on other images")
     assert not Path("a.png").exists()
@@ -175,5 +187,7 @@ def test_half_a_command_is_refused(given, capsys):
     assert "or --duplicates alone" in capsys.readouterr().err
 
 
-def test_the_commands_are_there():
-    assert COMMANDS["embed"][0] == embed_pictures.__name__ and COMMANDS["neighbors"][0] == main.__module__
+def test_the_help_names_what_is_allowed(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert f"a folder of at most {MOST}\n" in capsys.readouterr().out

@@ -62,10 +62,10 @@ def test_a_layer_that_learns_alone_passes_nothing_down(local):
     assert [layer.weight.grad is None for layer in network.layers] == [local] * 5 + [False]
 
 
-def test_many_images_are_taken_in_parts(monkeypatch):
+def test_many_images_are_taken_in_parts():
     network, images = encoder(), normal(5, 3, 16, 16)
     whole = network(images)
-    monkeypatch.setattr("lib.encoders.vgg6.IMAGES_AT_ONCE", 2)
+    network.images_at_once = 2
     for codes, expected in zip(network(images), whole):
         torch.testing.assert_close(codes, expected, atol=1e-6, rtol=1e-5)
 

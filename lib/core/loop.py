@@ -84,10 +84,15 @@ def _what_follows(trainer: Pretrainer, store: CheckpointStore, resumed: bool) ->
 
 def _untrained(trainer: Pretrainer, monitor: Monitor) -> dict[str, Any]:
     """The only row of 0 epochs."""
-    if trainer.params.calibrate_batchnorm:
-        calibrate_batchnorm(trainer)
+    _calibrate(trainer)
     row = {"epoch": 0, "loss": None, "embedding_std": None, **monitor.measure(trainer.method), "lr": 0.0}
     return {**row, **dict.fromkeys(TIMES), "device": trainer.setting}
+
+
+def _calibrate(trainer: Pretrainer) -> None:
+    if trainer.params.calibrate_batchnorm:
+        seen = trainer.images, trainer.mean, trainer.std
+        calibrate_batchnorm(trainer.method, *seen, trainer.params, trainer.machine)
 
 
 def _epoch(trainer: Pretrainer, store: CheckpointStore, progress: StepProgress, watchdog: Watchdog, main: bool) -> None:
@@ -121,8 +126,8 @@ def _close_epoch(trainer: Pretrainer, monitor: Monitor, progress: StepProgress) 
     row: dict[str, Any] = {"epoch": done}
     row |= {name: value / steps for name, value in zip(trainer.value_names, position.sums)}
     memory = peak_memory(device)  # before the monitor takes its own
-    if done == params.epochs and params.calibrate_batchnorm:
-        calibrate_batchnorm(trainer)
+    if done == params.epochs:
+        _calibrate(trainer)
     due = done % params.monitor.every == 0 or done == params.epochs
     row |= monitor.measure(trainer.method) if due else dict.fromkeys(monitor.columns)
     trainer.method.train()

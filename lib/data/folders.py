@@ -12,7 +12,7 @@ import warnings
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 
@@ -30,13 +30,25 @@ LONGEST_CLASS = 100  # characters, what a legend has room for
 LAYOUTS = "train/<class>/<image> with test/<class>/<image>, <class>/<image>, or images without classes in one folder"
 
 
-def read_folders(images_path: str, size: int, on_bad_image: str = "refuse") -> RawDataset:
+class Names(NamedTuple):
+    """How errors name what the user set: keys of params.yaml, or the options of a command."""
+
+    path: str = "images_path"
+    other_path: str = "images_path (by an absolute path for dvc exp run --temp and the queue)"
+    size: str = "image_size in params.yaml"
+    skip: str = "set on_bad_image: skip in params.yaml"
+
+
+IN_PARAMS = Names()
+
+
+def read_folders(images_path: str, size: int, on_bad_image: str = "refuse", named: Names = IN_PARAMS) -> RawDataset:
     """Pictures at ``images_path``, a folder, zip or tar, as RGB squares; without classes their labels are -1.
 
     Images that cannot be read are refused, or, with ``on_bad_image`` "skip", left out as if they had not been there,
-    and the provenance counts and names them. A UserError names whatever else does not suit.
+    and the provenance counts and names them. A UserError names whatever else does not suit, by the words of ``named``.
     """
-    path = _find(images_path)
+    path = _find(images_path, named)
     where = path.resolve().name
     with unpacked(path) as root:
         found, folders, ignored = _walk(root, where)
@@ -47,12 +59,12 @@ def read_folders(images_path: str, size: int, on_bad_image: str = "refuse") -> R
             raise UserError(f"{where}: {LABELS} lies beside class folders, whose names are the labels; {how}")
         labels = read_labels(root / LABELS, names, where) if flat else {name: name[-2] for name in names if name[1:]}
         train, test, drawn = arrange(names, labels, folders, flat, where)
-        images, conversions, bad = _decode_all(root, [*train, *test], size)
+        images, conversions, bad = _decode_all(root, [*train, *test], size, named)
     provenance: dict[str, Any] = {"ignored": ignored, "resized": RESIZING, "converted": conversions}
     if conversions:
         print("converted: " + ", ".join(f"{what} ({number})" for what, number in conversions.items()), flush=True)
     if bad:
-        _refuse_or_tell(bad, len(names), where, on_bad_image, ", or set on_bad_image: skip in params.yaml")
+        _refuse_or_tell(bad, len(names), where, on_bad_image, f", or {named.skip}")
         # the splits are those of the images that remain
         rows = {name: row for row, name in enumerate([*train, *test])}
         train, test, drawn = arrange([name for name in names if name not in bad], labels, folders, flat, where)
@@ -104,16 +116,15 @@ def _refuse_or_tell(bad: dict[Parts, str], count: int, where: str, on_bad_image:
     print(f"skipped, as on_bad_image says: {told}", flush=True)
 
 
-def _find(given: str) -> Path:
-    """What images_path names; a UserError says that nothing is there."""
+def _find(given: str, named: Names) -> Path:
+    """What ``given`` names; a UserError says that nothing is there."""
     path = user_path(given)
     if path is None:
-        raise UserError(f"images_path is {shown(given)}, where nothing is that can be read; name a folder, zip or tar")
+        raise UserError(f"{named.path} is {shown(given)}, where nothing is that can be read; name a folder, zip or tar")
     if path.is_dir() and all(name == "README.md" or _is_hidden(name) for name in os.listdir(path)):
         # So is data/pictures in DVC's temporary copy. What DVC does not see there must not be read from elsewhere: its
         # run cache would bring these pictures back when others have taken their place.
-        how = "by images_path (by an absolute path for dvc exp run --temp and the queue)"
-        raise UserError(f"{given} is empty; put {LAYOUTS} there, or name your folder, zip or tar {how}")
+        raise UserError(f"{given} is empty; put {LAYOUTS} there, or name your folder, zip or tar by {named.other_path}")
     return path
 
 
@@ -222,12 +233,14 @@ def _check_classes(labels: set[str], where: str) -> None:
             raise UserError(f"{where}: classes {other!a} and {label!a} are one name in two spellings; rename one")
 
 
-def _decode_all(root: Path, names: list[Parts], size: int) -> tuple[numpy.ndarray, dict[str, int], dict[Parts, str]]:
+def _decode_all(
+    root: Path, names: list[Parts], size: int, named: Names = IN_PARAMS
+) -> tuple[numpy.ndarray, dict[str, int], dict[Parts, str]]:
     """uint8 [N, 3, size, size] in the order of ``names``.
 
     Also how many images had which conversion, and why each one that cannot be read cannot (its row is undefined).
     """
-    images, counts, bad = blank(len(names), size), Counter[str](), dict[Parts, str]()
+    images, counts, bad = blank(len(names), size, named.size), Counter[str](), dict[Parts, str]()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks about metadata; damage and size are errors of their own
         for row, name in enumerate(names):

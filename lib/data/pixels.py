@@ -78,12 +78,12 @@ def square_all(images: numpy.ndarray, size: int, resample: Image.Resampling = BI
     return squares
 
 
-def blank(count: int, size: int) -> numpy.ndarray:
-    """Room for uint8 [count, 3, size, size], refused when it exceeds the machine's memory."""
+def blank(count: int, size: int, size_name: str = "image_size in params.yaml") -> numpy.ndarray:
+    """Room for uint8 [count, 3, size, size], or what to lower where that exceeds the machine's memory."""
     wanted, memory = count * 3 * size * size, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if wanted > memory:
         needs = f"{count:,} images of {size}x{size} need {wanted / 1e9:.1f} GB of memory"
-        raise UserError(f"{needs}, this machine has {memory / 1e9:.1f} GB; lower image_size in params.yaml")
+        raise UserError(f"{needs}, this machine has {memory / 1e9:.1f} GB; lower {size_name}")
     return numpy.empty((count, 3, size, size), numpy.uint8)
 
 

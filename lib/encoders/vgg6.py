@@ -18,7 +18,6 @@ GRID = 7  # G, whatever S is: patches of S / 4 pixels every S / 8
 CHANNELS = (1, 2, 2, 4, 8, 8)  # of the six layers, as multiples of the first's
 POOLED = (False, True, False, True, True, True)
 LUMA = (0.2989, 0.587, 0.114)
-IMAGES_AT_ONCE = 128  # a patch's first maps are larger than its pixels, so that thousands of images need gigabytes
 
 
 class VGG6(nn.Module):
@@ -30,6 +29,7 @@ class VGG6(nn.Module):
     """
 
     name = "vgg6"
+    images_at_once = 128  # a patch's first maps are larger than its pixels: thousands of images would need gigabytes
     luma: Tensor
 
     def __init__(self, channels: int, gray: bool, local: bool) -> None:
@@ -46,7 +46,7 @@ class VGG6(nn.Module):
             nn.init.zeros_(layer.get_parameter("bias"))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        parts = [self._codes(part) for part in images.split(IMAGES_AT_ONCE)]
+        parts = [self._codes(part) for part in images.split(self.images_at_once)]
         return [torch.cat(layer) for layer in zip(*parts)]
 
     def _codes(self, images: Tensor) -> list[Tensor]:

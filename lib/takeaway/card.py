@@ -4,12 +4,9 @@ The measures are those of the stages linear and memory, by their own functions: 
 concept bits by cue, by how much is hidden and by how alike the competitors look.
 """
 
-import argparse
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -17,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.core.calibration import calibrate_batchnorm
-from lib.data.folders import read_folders
+from lib.data.folders import Names, read_folders
 from lib.data.split import TEST_SHARE, stratified
 from lib.data.store import ImageData, RawDataset, assemble
 from lib.evaluate.linear import evaluate
@@ -27,18 +24,13 @@ from lib.params.evaluation import Knn, Linear, Memory
 from lib.params.pretraining import Augment, Pretraining, Shared
 from lib.runtime.errors import UserError, one_line
 from lib.runtime.machine import Machine, read_machine
-from lib.takeaway.encoders import ALLOWED, Encoder, find_encoder
+from lib.takeaway.encoders import Encoder, find_encoder
 from lib.takeaway.page import write_card
 
 PIXELS = 2**22  # given to an encoder at a time: 4,096 images of 32 pixels, 83 of 224
 SIZES = (8, 512)  # pixels
 SHARE = 50  # images for each neighbor that votes, of sets where the 200 of CIFAR-10 would be most of a class
-# what the reader of images says of params.yaml, which is not read here
-SAID = {
-    "images_path": "--images",
-    "on_bad_image: skip in params.yaml": "--on-bad-image skip",
-    "image_size in params.yaml": "--size",
-}
+OPTIONS = Names("--images", "--images", "--size", "give --on-bad-image skip")  # in place of keys of params.yaml
 
 Card = dict[str, Any]
 
@@ -99,9 +91,7 @@ def measure(encoder: Encoder, data: ImageData, machine: Machine) -> Card:
     about = {"variant": encoder.name, "method": "none", "pretraining": params.as_json(), "supervised": False}
     about |= {"data": data.about, "versions": {}}
     if encoder.fresh:
-        seen = {"images": images.to(machine.device), "mean": data.mean, "std": data.std}
-        like: Any = SimpleNamespace(method=adapter, params=params, machine=machine, **seen)  # what is read of a trainer
-        calibrate_batchnorm(like)
+        calibrate_batchnorm(adapter, images.to(machine.device), data.mean, data.std, params, machine)
     found = measure_memory(adapter, about, data, augment, memory, machine).record
     scores = None
     if len(data.classes) > 1:
@@ -159,26 +149,23 @@ class Adapter(nn.Module):
         return {}
 
 
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m lib card", description="Measure the memory of any encoder.")
-    parser.add_argument("encoder", help=ALLOWED)
-    parser.add_argument("--images", required=True, help="a folder, zip or tar of class folders, as for dataset: images")
-    parser.add_argument("--size", type=int, help="pixels of the square that images become; default: the encoder's own")
-    parser.add_argument("--on-bad-image", choices=("refuse", "skip"), default="refuse")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="of timm or torchvision; else freshly initialized")
-    parser.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="of RGB in 0..1")
-    parser.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"))
-    parser.add_argument("--to", type=Path, metavar="FOLDER", help="default: cards/<encoder>")
-    options = parser.parse_args(arguments)
+def card_of_pictures(
+    encoder: str,
+    images: str,
+    size: int | None = None,
+    on_bad_image: str = "refuse",
+    weights: Path | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    to: Path | None = None,
+) -> list[str]:
+    """Write the card of the encoder that is named so, on the pictures at ``images``; returns lines for the terminal."""
     machine = read_machine(alone=True)
-    encoder = find_encoder(options.encoder, options.weights)
-    encoder = dataclasses.replace(encoder, mean=options.mean or encoder.mean, std=options.std or encoder.std)
-    size = options.size or encoder.size
+    found = find_encoder(encoder, weights)
+    found = dataclasses.replace(found, mean=mean or found.mean, std=std or found.std)
+    size = size or found.size
     if size is None or not SIZES[0] <= size <= SIZES[1]:
-        raise UserError(f"--size is {size}; allowed: {SIZES[0]} to {SIZES[1]}, the pixels that {encoder.name} takes")
-    try:
-        raw = read_folders(options.images, size, options.on_bad_image)
-    except UserError as error:
-        raise UserError(functools.reduce(lambda text, words: text.replace(*words), SAID.items(), str(error))) from None
-    folder = options.to or Path("cards") / encoder.name.replace("/", "_").replace(":", "_")
-    print("\n".join(write_card(folder, measure(encoder, image_data(raw), machine))))
+        raise UserError(f"--size is {size}; allowed: {SIZES[0]} to {SIZES[1]}, the pixels that {encoder} takes")
+    raw = read_folders(images, size, on_bad_image, OPTIONS)
+    folder = to or Path("cards") / encoder.replace("/", "_").replace(":", "_")
+    return write_card(folder, measure(found, image_data(raw), machine))

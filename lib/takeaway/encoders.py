@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from lib.params.spec import nearest
 from lib.runtime.errors import UserError, one_line, shown
 from lib.runtime.files import read_about
+from lib.takeaway import ENCODERS
 
-ALLOWED = "timm:NAME, torchvision:NAME, callable:MODULE:FUNCTION, FILE.py:FUNCTION, FILE.safetensors or FILE.onnx"
 SEED = 0  # of the weights that are drawn here
 
 
@@ -40,7 +40,7 @@ class Encoder:
 
 
 def find_encoder(name: str, weights: Path | None = None) -> Encoder:
-    """The encoder that ``name`` names (`ALLOWED`), with the ``weights`` of a file where it is a library's.
+    """The encoder that ``name`` names (`ENCODERS`), with the ``weights`` of a file where it is a library's.
 
     A UserError says in one line what is wrong with the name, the file or a package.
     """
@@ -56,7 +56,7 @@ def find_encoder(name: str, weights: Path | None = None) -> Encoder:
         if not path.is_file():
             raise UserError(f"{path} does not exist; name a file that does")
         return _ours(path) if path.suffix == ".safetensors" else _onnx(path)
-    raise UserError(f"{shown(name)} names no encoder; allowed: {ALLOWED}; nothing is fetched from a hub")
+    raise UserError(f"{shown(name)} names no encoder; allowed: {ENCODERS}; nothing is fetched from a hub")
 
 
 def _timm(name: str, model_name: str, weights: Path | None) -> Encoder:

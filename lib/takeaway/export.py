@@ -4,17 +4,17 @@ Writes model.safetensors, the encoder's weights; model.onnx, from normalized ima
 from which timm builds it; and README.md, the model card (`lib.takeaway.model_card`).
 """
 
-import argparse
+import copy
 import json
 import warnings
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from lib.encoders.resnet import BASE, ResNetMap
+from lib.encoders.vgg6 import VGG6
 from lib.methods.base import Method
 from lib.methods.export import encoder_file, fixed_images, load_method
 from lib.runtime.errors import UserError
@@ -26,11 +26,14 @@ INPUT = "images"  # of the ONNX network
 
 
 class Latents(nn.Module):
-    """A method as ONNX has it: images to its latents, in their order."""
+    """A copy of a method as ONNX has it: any number of images to its latents, in their order."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
-        self.method = method
+        self.method = copy.deepcopy(method)
+        for module in self.method.modules():
+            if isinstance(module, VGG6):
+                module.images_at_once = 2**31  # parts of a given size would bound the number of images
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.method.latents(images).values())
@@ -95,8 +98,7 @@ def onnx_network(method: Method, about: dict[str, Any]) -> bytes:
         return onnxscript.opset18.TopK(values, count, axis=dim, largest=int(descending))
 
     example = fixed_images(method.params.image_size)
-    # The patches of many images go through their network in parts, which would bound B: here they go at once.
-    with warnings.catch_warnings(), patch("lib.encoders.vgg6.IMAGES_AT_ONCE", 2**31):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the exporter's own insides
         program: Any = torch.onnx.export(
             Latents(method),
@@ -129,11 +131,3 @@ def timm_config(method: Method, about: dict[str, Any]) -> dict[str, Any]:
         "global_pool": "avg",
         "pretrained_cfg": {"num_classes": 0, **seen, **usual, **names},
     }
-
-
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m lib export", description="A trained encoder for other libraries.")
-    parser.add_argument("variant", help="one that has been trained, for example simclr")
-    parser.add_argument("--to", type=Path, metavar="FOLDER", help="default: exports/<variant>")
-    options = parser.parse_args(arguments)
-    print("\n".join(export_encoder(options.variant, options.to or Path("exports") / options.variant)))

@@ -1,6 +1,5 @@
 """The model card of an exported encoder: all of it comes from the encoder's file, its method and what was measured."""
 
-import hashlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +11,9 @@ import yaml
 from lib.evaluate.record import LEFT_OUT
 from lib.methods.base import Method, pool
 from lib.methods.export import encoder_file, fixed_images
-from lib.params.spec import load_yaml
 from lib.runtime.files import read_json
+from lib.trace import as_locked
 
-LOCK = Path("dvc.lock")
 # Of each stage that measures: its metrics, its whole record, how it measures.
 STAGES = {
     "linear": (
@@ -162,14 +160,11 @@ def model_card(method: Method, about: Mapping[str, Any], torchvision_names: bool
 
 def figures(variant: str) -> str:
     """What the stages linear and memory measured, as a table, where dvc.lock says that it was on these weights."""
-    stages = load_yaml(LOCK).get("stages", {}) if LOCK.is_file() else {}
     rows: dict[str, Any] = {}
     protocols = []
     for stage, (metrics, record, protocol) in STAGES.items():
         files = [Path(name.format(variant)) for name in (metrics, record)]
-        entry = stages.get(f"{stage}@{variant}", {})
-        known = {each["path"]: each["md5"] for each in (*entry.get("deps", ()), *entry.get("outs", ()))}
-        if all(known.get(path.as_posix()) == _md5(path) for path in (encoder_file(variant), *files)):
+        if as_locked(f"{stage}@{variant}", (encoder_file(variant), *files)):
             measured = read_json(files[0])
             left_out = measured.pop(LEFT_OUT, None)
             rows |= _flat(measured)
@@ -177,10 +172,6 @@ def figures(variant: str) -> str:
         else:
             protocols.append(f"What {stage} measures is not known of these weights: dvc repro {stage}@{variant}.")
     return "\n\n".join([*[_table(rows)] * bool(rows), *protocols])
-
-
-def _md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes()).hexdigest() if path.is_file() else "missing"
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
