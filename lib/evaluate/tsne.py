@@ -1,12 +1,14 @@
 """t-SNE of latents (van der Maaten 2014: Barnes-Hut), the same points for every variant."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy
 import torch
 
 from lib.params.evaluation import Tsne
 from lib.runtime.errors import UserError
+from lib.runtime.progress import StepProgress
 from lib.runtime.seeds import generator
 
 EQUAL = 1e-6  # largest range of a feature, as a share of the largest value, that counts as float32 rounding
@@ -32,24 +34,36 @@ def select(arrays: dict[str, numpy.ndarray], tsne: Tsne) -> tuple[dict[str, nump
     return {name: arrays[name][rows] for name in arrays["latents"].tolist()}, beside
 
 
-def embed_2d(features: numpy.ndarray, tsne: Tsne) -> numpy.ndarray:
+def embed_2d(features: numpy.ndarray, tsne: Tsne, title: str = "") -> numpy.ndarray:
     """Coordinates float32 [N, 2] of features [N, D], L2-normalized: PCA start, fixed seed, one thread.
 
     Neighbors are then those of the cosine, by which kNN and the contrastive losses compare; a zero vector stays zero.
     With several threads sums would be taken in varying order and two runs would differ. A collapsed latent,
     all of whose directions are equal up to rounding, has no neighbors to keep: its points all lie at the origin.
+    With a ``title`` progress is shown under it.
     """
     features = numpy.asarray(features, dtype=numpy.float32)
     lengths = numpy.linalg.norm(features, axis=1, keepdims=True)
     features = features / numpy.where(lengths > 0, lengths, 1)
     if numpy.ptp(features, axis=0).max() <= EQUAL * numpy.abs(features).max():
         return numpy.zeros((len(features), 2), dtype=numpy.float32)
-    from sklearn.manifold import TSNE
+    from sklearn.manifold import TSNE, _t_sne
     from threadpoolctl import threadpool_limits
 
+    # scikit-learn calls nothing back, so the calls of what each iteration computes are counted
+    def divergence(*arguments: Any, **named: Any) -> Any:
+        found = computed(*arguments, **named)
+        progress.advance()
+        return found
+
+    computed, progress = _t_sne._kl_divergence_bh, StepProgress(title, tsne.iterations, silent=not title)
     settings = {"perplexity": tsne.perplexity, "max_iter": tsne.iterations, "random_state": tsne.seed}
-    with threadpool_limits(1):
-        embedded = TSNE(**settings, init="pca", learning_rate="auto", n_jobs=1).fit_transform(features)
+    with threadpool_limits(1), progress:
+        _t_sne._kl_divergence_bh = divergence
+        try:
+            embedded = TSNE(**settings, init="pca", learning_rate="auto", n_jobs=1).fit_transform(features)
+        finally:
+            _t_sne._kl_divergence_bh = computed
     return embedded.astype(numpy.float32)
 
 
