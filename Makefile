@@ -41,7 +41,7 @@ demo: install
 	@echo
 	@python -m lib show
 	@echo
-	@echo "That plane: plots/plane.png. Everything to explore, in a browser: report.html. Charts of DVC's own:"
+	@echo "Episode against concept bits: plots/plane.png. Everything to explore, in a browser: report.html. Charts of DVC's own:"
 	@echo "    . $(VENV)/bin/activate; dvc plots show --open"
 	@echo "Back to the study's settings, without the demo's results unless you have committed them:"
 	@echo "    python -m lib preset study; git clean -fdq metrics plots dvc.lock"

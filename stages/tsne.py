@@ -16,7 +16,7 @@ def main(variant: str) -> None:
     maps = {}
     for name, features in latents.items():
         print(f"{variant}: t-SNE of {name}, {len(features)} points, {tsne.iterations} iterations", flush=True)
-        maps[name] = embed_2d(features, tsne)
+        maps[name] = embed_2d(features, tsne, f"{variant}: t-SNE of {name}")
         heading = title(variant, name, tsne.points, len(features), tsne.perplexity, kind_of(shown))
         picture = Path("plots/tsne") / variant / f"{name}.png"
         draw_tsne(picture, maps[name], shown["labels"], shown["classes"].tolist(), heading)

@@ -259,6 +259,15 @@ def test_progress_estimates_from_the_second_step_in_the_words_that_people_use(mo
         "pretrain x: step 3 of 12, about 9 min left",
         "pretrain x: epoch 1, about 9 min left",
     ]
+    with StepProgress("reading", 100) as progress:
+        for picture in range(1000):
+            now[0] += 0.1
+            progress.reach((picture + 1) / 1000)
+    assert progress.done == 100
+    assert capsys.readouterr().out.splitlines() == [
+        "reading: step 2 of 100, about 98 s left",
+        "reading: step 63 of 100, about 37 s left",
+    ]
     lines = EpochLines("probe", 50)
     for epoch in range(1, 51):
         now[0] += 1.2

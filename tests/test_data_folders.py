@@ -1,6 +1,7 @@
 """Class folders in a folder, zip or tar: layouts, classes, pictures of every kind, and what is refused in one line."""
 
 import os
+import re
 import zlib
 
 import numpy
@@ -30,6 +31,16 @@ def same(one, other) -> bool:
     return one.classes == other.classes and all(
         torch.equal(getattr(one, name), getattr(other, name)) for name in TENSORS
     )
+
+
+@pytest.mark.parametrize("kind", PACKERS)
+def test_what_is_unpacked_and_read_is_counted(tmp_path, kind, monkeypatch, capsys):
+    monkeypatch.setattr("lib.runtime.progress.QUIET_SECONDS", 0.0)
+    read_folders(str(PACKERS[kind](tmp_path / f"many.{kind}", two_level(train=30, test=10))), 32)
+    said = capsys.readouterr().out
+    assert re.search(r"^reading 80 pictures: step 2 of 80, about \d+ s left$", said, re.MULTILINE)
+    if kind in ("zip", "tar"):  # small compressed tars are read in one piece
+        assert f"unpacking many.{kind}: step 2 of 100, about" in said
 
 
 # Layouts

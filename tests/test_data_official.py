@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import re
 import socket
 import urllib.request
 from pathlib import Path
@@ -104,12 +105,16 @@ def test_without_a_network_one_line_names_the_ways_out(dataset):
     assert not [path for path in ARCHIVES.rglob("*") if path.is_file()]
 
 
-def test_what_is_fetched_is_kept_and_fetched_once(folder, monkeypatch):
+def test_what_is_fetched_is_kept_and_fetched_once(folder, monkeypatch, capfd):
+    monkeypatch.setattr("lib.runtime.progress.QUIET_SECONDS", 0.0)
     monkeypatch.setenv("DVC_ROOT", str(folder / "main"))
     content, asked = small_cifar10(folder / "server", monkeypatch).read_bytes(), []
 
     class Answer(io.BytesIO):
         url, length = None, len(content)
+
+        def read(self, _size):
+            return super().read(len(content) // 100 + 1)
 
     def urlopen(request, **_named):
         asked.append((request.full_url, socket.getdefaulttimeout()))
@@ -121,6 +126,8 @@ def test_what_is_fetched_is_kept_and_fetched_once(folder, monkeypatch):
     assert set(asked) == {(CIFAR10.url, TIMEOUT)} and len(asked) == 2, "a redirect is looked for, then the file fetched"
     assert md5((folder / "main" / ARCHIVES / CIFAR10.filename).read_bytes()) == CIFAR10.tgz_md5
     assert socket.getdefaulttimeout() is None
+    said = capfd.readouterr()
+    assert re.fullmatch("fetching the archive: step 2 of 100, about 0 s left\n", said.out) and not said.err
 
 
 @pytest.mark.parametrize("error", [TimeoutError("timed out"), ConnectionResetError("reset"), None])

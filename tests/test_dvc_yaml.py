@@ -82,7 +82,7 @@ def test_a_variants_digests_cover_its_own_code():
 
 
 def test_every_script_is_a_stage_and_every_name_is_quoted():
-    assert {path.stem for path in (ROOT / "stages").glob("*.py")} == set(PIPELINE)
+    assert {path.stem for path in (ROOT / "stages").glob("*.py")} - {"lib"} == set(PIPELINE)
     for stage in PIPELINE.values():
         cmd = stage.get("do", stage)["cmd"]
         assert re.fullmatch(r"python -m stages\.\w+( '\$\{(key|item)\}')?", cmd)

@@ -103,9 +103,25 @@ def test_an_option_that_the_method_does_not_have_is_refused_with_the_nearest_one
     refused(lambda: typed_options(variant(varianse=1.0)), "unknown key variants.toy.varianse (did you mean variance?)")
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a'b", 'a"b', "a;b", "$(a)", "1a", "_a", "-a", "a.b", "a\n", "x" * 51, 1])
+@pytest.mark.parametrize("name", ["", "a b", "a'b", 'a"b', "a;b", "$(a)", "1a", "_a", "-a", "a.b", "a\n", "x" * 51])
 def test_a_variants_name_is_a_word(name):
     refused(lambda: parse_experiment({"variants": {name: {"method": "simclr"}}}), "is not a usable name; allowed: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("2048", "variants.2048 is not a usable name; allowed: a letter, then"),  # quotes would not help
+        ("'2048'", "variants.2048 is not a usable name; allowed: a letter, then"),
+        ("1.5", "variants.1.5 is not a usable name; allowed: a letter, then"),
+        ("2026-01-01", "variants.2026-01-01 is not a usable name; allowed: a letter, then"),
+        ("no", "variants.False is not a usable name; allowed: text, so put it in quotes"),
+        ("null", "variants.None is not a usable name; allowed: text, so put it in quotes"),
+    ],
+)
+def test_a_name_that_yaml_reads_as_another_value(name, words, tmp_path):
+    (tmp_path / "params.yaml").write_text(f"variants:\n  {name}: {{method: simclr}}\n")
+    assert refused(lambda: read_experiment(tmp_path / "params.yaml")).startswith(f"params.yaml: {words}")
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,22 @@ def test_a_name_is_never_run_by_the_shell(tmp_path):
     assert "is not a usable name" in output and not (project.folder / "CANARY").exists()
 
 
+def test_a_name_that_dvc_cannot_spell_is_refused_in_our_words(tmp_path):
+    """YAML reads 2048 as a number, and to DVC the dot of v1.5 ends a key."""
+    project = Project(tmp_path, ("simclr",))
+    for name in ("2048", "v1.5"):
+        project.preset()
+        project.add(f"{name}: {{method: simclr}}")
+        refused = f"error: params.yaml: variants.{name} is not a usable name; allowed: a letter, then letters"
+        # without images the first stage says so, with them resolve
+        commands = [("dvc", "repro"), ("dvc", "repro", "-s", "resolve"), ("dvc", "repro", "-s", "pretrain@simclr")]
+        for command in commands if (project.folder / "data/variants").exists() else commands[:1]:
+            output = project.run(*command, status=None)
+            assert output.count("error: ") == output.count(refused) == 1, output
+        project.preset()
+        project.run("dvc", "repro", "resolve")
+
+
 def test_left_overs_of_a_renamed_variant_go_with_it(tmp_path):
     """Else a fresh clone of the commit would see other inputs of the table than the folder it was made in."""
     project = Project(tmp_path / "made", ("simclr", "joint"))

@@ -91,3 +91,31 @@ def test_a_note_that_cannot_be_written_fails_no_stage(tmp_path):
     stage = begin(tmp_path, "quick", DVC_STAGE="pretrain@quick")
     assert "the time of pretrain@quick could not be noted" in stage.communicate(timeout=60)[1]
     assert stage.returncode == 0
+
+
+def test_a_folder_of_outputs_that_is_a_link_is_refused_before_anything_is_computed(tmp_path):
+    for name in ("data", "plots/curves"):
+        root, disk = tmp_path / name.replace("/", "-"), tmp_path / "disk"
+        (root / "data/pictures").parent.mkdir(parents=True)
+        disk.mkdir(exist_ok=True)
+        (root / "data/pictures").symlink_to(disk)  # which hold no outputs
+        stage = begin(root, "quick")
+        assert stage.communicate(timeout=60) == ("started\n", "")
+        place = root / name
+        place.parent.mkdir(exist_ok=True)
+        if place.exists():
+            place.rename(root / "was")
+        place.symlink_to(disk)
+        stage = begin(root, "quick")
+        said, error = stage.communicate(timeout=60)
+        assert stage.returncode == 1 and said == "" and error.count("\n") == 1
+        assert error.startswith(f"error: {name} is a link, behind which DVC keeps no outputs; make it a folder")
+
+
+def test_a_stage_run_as_a_file_says_how_it_is_run():
+    for command, meant in ((["download.py"], "download"), (["pretrain.py", "simclr"], "pretrain simclr")):
+        done = subprocess.run(
+            [sys.executable, ROOT / "stages" / command[0], *command[1:]], capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == f"error: stages run as modules: python -m stages.{meant}\n"

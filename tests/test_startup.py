@@ -11,7 +11,7 @@ from lib.__main__ import COMMANDS as COMMANDS_OF_LIB
 
 ROOT = Path(__file__).parents[1]
 LARGE = {"torch", "torchvision", "pandas", "sklearn", "scipy", "numpy", "matplotlib", "PIL", "dvc", "rich"}
-COMMANDS = [(f"stages.{path.stem}",) for path in sorted((ROOT / "stages").glob("[a-z]*.py"))]
+COMMANDS = [(f"stages.{path.stem}",) for path in sorted((ROOT / "stages").glob("[a-z]*.py")) if path.stem != "lib"]
 READ_LATER = {"experiments", "explore", "plan", "prune", "record", "repro", "show", "trace", "verdict", "willshaw"}
 COMMANDS += [("lib",), *(("lib", command) for command in COMMANDS_OF_LIB if command not in READ_LATER)]
 RUN = """

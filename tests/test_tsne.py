@@ -2,6 +2,8 @@
 
 import numpy
 import pytest
+import sklearn.manifold
+from threadpoolctl import threadpool_limits
 
 from lib.evaluate.tsne import embed_2d, title
 from lib.params.evaluation import Tsne
@@ -29,6 +31,20 @@ def test_a_zero_vector_stays_zero_and_equal_directions_have_collapsed(features):
     assert numpy.isfinite(embed_2d(features, TSNE)).all()
     assert not embed_2d(numpy.zeros((60, 3)), TSNE).any()
     assert not embed_2d(numpy.arange(1, 61)[:, None] * features[:1], TSNE).any()
+
+
+def test_iterations_are_counted_and_the_points_are_those_of_scikit_learn(features, monkeypatch, capsys):
+    monkeypatch.setattr("lib.runtime.progress.QUIET_SECONDS", 0.0)
+    features = features.astype(numpy.float32)
+    shown = embed_2d(features, TSNE, "simclr: t-SNE of h")
+    said = capsys.readouterr().out
+    assert said.startswith("simclr: t-SNE of h: step 2 of 5, about ") and said.endswith(" left\n")
+    with threadpool_limits(1):
+        plain = sklearn.manifold.TSNE(
+            perplexity=5.0, max_iter=250, random_state=0, init="pca", learning_rate="auto", n_jobs=1
+        ).fit_transform(features / numpy.linalg.norm(features, axis=1, keepdims=True))
+    assert numpy.array_equal(shown, plain)
+    assert numpy.array_equal(shown, embed_2d(features, TSNE)) and capsys.readouterr().out == ""
 
 
 def test_the_picture_says_what_was_done():

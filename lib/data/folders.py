@@ -22,6 +22,7 @@ from lib.data.split import SEED, TEST_SHARE, stratified
 from lib.data.store import RawDataset
 from lib.data.unpack import unpacked, user_path
 from lib.runtime.errors import UserError, shown
+from lib.runtime.progress import StepProgress
 
 SPLITS = ("train", "test")
 DEEPEST = 6  # folders below the first: ends the walk where a link leads back up
@@ -241,7 +242,7 @@ def _decode_all(
     Also how many images had which conversion, and why each one that cannot be read cannot (its row is undefined).
     """
     images, counts, bad = blank(len(names), size, named.size), Counter[str](), dict[Parts, str]()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), StepProgress(f"reading {len(names):,} pictures", min(len(names), 100)) as progress:
         warnings.simplefilter("ignore")  # remarks about metadata; damage and size are errors of their own
         for row, name in enumerate(names):
             try:
@@ -249,6 +250,7 @@ def _decode_all(
                 counts.update(conversions)
             except ValueError as error:
                 bad[name] = str(error)
+            progress.reach((row + 1) / len(names))
     return images, dict(sorted(counts.items())), dict(sorted(bad.items()))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.error import URLError
 
 import numpy
-from torchvision.datasets import CIFAR10, CIFAR100, MNIST
+from torchvision.datasets import CIFAR10, CIFAR100, MNIST, utils
 from torchvision.datasets.utils import check_integrity
 
 from lib.data.pixels import RESIZING, square_all
@@ -20,10 +20,27 @@ from lib.data.store import RawDataset
 from lib.data.unpack import user_path
 from lib.runtime.errors import UserError, shown
 from lib.runtime.files import whole_file, writing
+from lib.runtime.progress import StepProgress
 
 ROOT = Path("data/archives")
 VARIABLE = "ENGRAM_ARCHIVE"
 TIMEOUT = 30  # seconds without a byte
+
+
+class Fetched(StepProgress):
+    """Counts the bytes that torchvision fetches, ``total`` if the server tells, in hundredths."""
+
+    def __init__(self, total: int | None, **_: object) -> None:
+        super().__init__("fetching the archive", 100, silent=not total)
+        self.bytes, self.length = 0, total or 0
+
+    def update(self, count: int) -> None:
+        self.bytes += count
+        if self.length:
+            self.reach(self.bytes / self.length)
+
+
+utils.tqdm = Fetched  # whose bar fills the log with lines where there is no terminal
 
 
 def read_official(dataset: str, size: int) -> RawDataset:

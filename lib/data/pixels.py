@@ -10,6 +10,7 @@ import numpy
 from PIL import Image, ImageOps
 
 from lib.runtime.errors import UserError, one_line
+from lib.runtime.progress import StepProgress
 
 Image.init()  # AVIF is there from Pillow 11.3 on
 FORMATS = tuple(name for name in ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF") if name in Image.OPEN)
@@ -73,8 +74,10 @@ def square_all(images: numpy.ndarray, size: int, resample: Image.Resampling = BI
     if images.shape[2:] == (size, size):
         return numpy.ascontiguousarray(images)
     squares = blank(len(images), size)
-    for index, image in enumerate(images):
-        squares[index] = square(Image.fromarray(numpy.ascontiguousarray(image.transpose(1, 2, 0))), size, resample)
+    with StepProgress(f"resizing {len(images):,} images", 100) as progress:
+        for index, image in enumerate(images):
+            squares[index] = square(Image.fromarray(numpy.ascontiguousarray(image.transpose(1, 2, 0))), size, resample)
+            progress.reach((index + 1) / len(images))
     return squares
 
 

@@ -15,6 +15,7 @@ from pathlib import Path, PureWindowsPath
 
 from lib.runtime.errors import UserError, one_line, shown
 from lib.runtime.files import size
+from lib.runtime.progress import StepProgress
 
 LARGEST_TOTAL = 64 * 2**30  # bytes, unpacked; and never more than the disk has room for
 LARGEST_NOTE = 64 * 2**10  # bytes of a tar's header that extends another, read into memory at once
@@ -63,7 +64,12 @@ def _unpack(path: Path, folder: str) -> None:
                 bounds.admit(info.filename, info.file_size, info.external_attr >> 16)
                 if info.flag_bits & 1:
                     raise UserError(f"{path.name}: {shown(info.filename)} is encrypted; pack it without a password")
-            archive.extractall(folder, archive.infolist())  # of each no more bytes than it declares
+            written, total = 0, max(1, bounds.total)
+            with StepProgress(f"unpacking {path.name}", 100) as progress:
+                for info in archive.infolist():
+                    archive.extract(info, folder)  # no more bytes than it declares
+                    written += info.file_size
+                    progress.reach(written / total)
     elif compression or start[257:262] == b"ustar":
         _unpack_tar(path, compression, folder, bounds)
     else:
@@ -71,13 +77,19 @@ def _unpack(path: Path, folder: str) -> None:
 
 
 def _unpack_tar(path: Path, compression: str, folder: str, bounds: "_Bounds") -> None:
-    with tarfile.open(path, f"r:{compression}", tarinfo=_Header) as archive:  # type: ignore[call-overload]
+    with (
+        open(path, "rb") as packed,
+        tarfile.open(fileobj=packed, mode=f"r:{compression}", tarinfo=_Header) as archive,  # type: ignore[call-overload]
+        StepProgress(f"unpacking {path.name}", 100) as progress,
+    ):
+        length = path.stat().st_size
         archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python before 3.11.4 has none
         for info in archive:
             archive.members.clear()  # tarfile keeps every header otherwise
             plain = info.isdir() or (info.isreg() and not info.issparse())
             bounds.admit(info.name + "/" * info.isdir(), info.size, 0 if plain else stat.S_IFLNK)
             archive.extract(info, folder, set_attrs=False)
+            progress.reach(packed.tell() / length)
         while block := archive.fileobj.read(2**20):  # a compressed tar has its checksum there
             if block.strip(b"\0"):
                 raise UserError(f"{path.name} goes on after its end mark; pack all files into one tar")

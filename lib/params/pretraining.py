@@ -164,12 +164,11 @@ def variant_names(raw: Mapping[str, Any]) -> list[str]:
         allowed = "a block with at least one variant, for example simclr: {method: simclr}"
         raise not_allowed("variants", shown(variants), allowed)
     for name in variants:
-        if not isinstance(name, str):
-            allowed = "text, so put it in quotes"
-            raise not_allowed(f"variants.{shown(name)}", "not a usable name", allowed)
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or len(name) > LONGEST_NAME:
+        if isinstance(name, bool | None):  # no, on and null, which are words
+            raise not_allowed(f"variants.{name}", "not a usable name", "text, so put it in quotes")
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or len(name) > LONGEST_NAME:
             allowed = f"a letter, then letters, digits and _, at most {LONGEST_NAME}; rename it"
-            raise not_allowed(join("variants", name), "not a usable name", allowed)
+            raise not_allowed(join("variants", str(name)), "not a usable name", allowed)
     return list(variants)
 
 

@@ -12,7 +12,7 @@ def sweep_figure(key: str, measure: str, series: dict[str, list[tuple[float, flo
     figure = Figure(figsize=(7.5, 4.2))
     panel = figure.subplots()
     for number, (name, points) in enumerate(series.items()):
-        draw_line(panel, *zip(*points), look(number), name)
+        draw_line(panel, [value for value, _ in points], [found for _, found in points], look(number), name)
     values = sorted({value for points in series.values() for value, _ in points})
     positive = [value for value in values if value > 0]
     if positive and max(positive) > WIDE * min(positive):

@@ -53,6 +53,11 @@ class StepProgress:
         elif not self.silent and self._due():
             self._line(f"step {self.done} of {self.total}")
 
+    def reach(self, share: float) -> None:
+        """Advance to this share of all steps: for work in hundredths, whose own steps are too many or too unequal."""
+        while self.done < int(share * self.total):
+            self.advance()
+
     def note(self, text: str) -> None:
         if self.silent:
             return

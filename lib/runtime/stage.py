@@ -22,6 +22,8 @@ NAME = r"[A-Za-z][A-Za-z0-9_]*"  # of stages and variants
 # What `dvc plots` draws of all variants, written by the stage results.
 CHARTS = tuple(Path("plots", f"{name}.csv") for name in ("accuracy", "confusion", "curves", "plane", "dose/dose"))
 
+NO_OUTPUTS = ("data/archives", "data/pictures")
+
 
 def run_stage(main: Callable[..., None], about: str, per_variant: bool = False) -> None:
     """Call ``main()``, or ``main(variant)`` with the variant that the command line names.
@@ -39,6 +41,7 @@ def run_stage(main: Callable[..., None], about: str, per_variant: bool = False) 
     try:
         if per_variant and not re.fullmatch(NAME, arguments["variant"]):  # which becomes a part of paths
             raise UserError(f"{shown(arguments['variant'])} is no name of a variant; give one of those in params.yaml")
+        _check_folders()
         main(**arguments)
         _note_time(time.monotonic() - started)
     except UserError as error:
@@ -47,6 +50,16 @@ def run_stage(main: Callable[..., None], about: str, per_variant: bool = False) 
         word, status = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
         print(f"{word}; give the same command again (a training goes on from its last checkpoint)", file=sys.stderr)
         sys.exit(status)
+
+
+def _check_folders() -> None:
+    """Refuse a link in the place of a folder of outputs, of which DVC says only after the stage that it keeps none."""
+    for folder in ("data", "metrics", "plots"):
+        for path in (Path(folder), *Path(folder).glob("*")):
+            if path.is_symlink() and path.is_dir() and path.as_posix() not in NO_OUTPUTS:
+                disk = "dvc cache dir --local PLACE; dvc config --local cache.type symlink"
+                how = f"make it a folder (outputs on another disk: {disk})"
+                raise UserError(f"{path} is a link, behind which DVC keeps no outputs; {how}")
 
 
 class Terminated(BaseException):
