@@ -140,7 +140,7 @@ def model_card(method: Method, about: Mapping[str, Any], torchvision_names: bool
         method=about["method"],
         count=about["parameters"]["encoder"],
         trained=f"trained with{'' if about['supervised'] else 'out'} labels" if params["epochs"] else "**not trained**",
-        names=", by torchvision's names" if torchvision_names else "",
+        names=", by torchvision's names" if torchvision_names else f" for Engram's own network `{encoder.name}` alone",
         shapes=", ".join(f"`{latent}` [B, {values.shape[1]}]" for latent, values in latents.items()),
         size=method.params.image_size,
         mean=", ".join(f"{value:.4f}" for value in data["mean"]),

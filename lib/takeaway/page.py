@@ -55,12 +55,17 @@ FILES = ("card.md", "card.png", "card.json")
 
 
 def write_card(folder: Path, found: Mapping[str, Any]) -> list[str]:
-    """Write what `lib.takeaway.card.card` found as three files; returns the numbers as lines, and what was written."""
+    """Write what `lib.takeaway.card.card` found as three files; returns lines: weights, numbers, what was written."""
     write_json(folder / "card.json", found)
     save_figure(folder / "card.png", card_figure, found)
     write_text(folder / "card.md", page(found))
     written = [f"written: {folder / name}, {size((folder / name).stat().st_size)}" for name in FILES]
-    return [*tables(found).splitlines(), *written]
+    return [headline(found), "", *tables(found).splitlines(), *written]
+
+
+def headline(found: Mapping[str, Any]) -> str:
+    """Whether the weights are trained ones, and whose."""
+    return FRESH if found["encoder"]["fresh"] else f"{found['encoder']['weights']}.".capitalize()
 
 
 def page(found: Mapping[str, Any]) -> str:
@@ -69,7 +74,7 @@ def page(found: Mapping[str, Any]) -> str:
     kinds = f"{len(data['classes'])} classes" if scores else "without classes: no probe, no kNN, no concept bits"
     return PAGE.format(
         name=encoder["name"],
-        headline=FRESH if encoder["fresh"] else f"{encoder['weights']}.".capitalize(),
+        headline=headline(found),
         pictures=f"Images: {data['source']}, {side} x {side} pixels, {kinds}",
         **found["images"],
         gallery=" to ".join(map(str, sizes)),
