@@ -27,6 +27,8 @@ COMMANDS = {
 
 
 def main() -> None:
+    if sys.stdout:
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # an ASCII pipe lacks characters
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command not in COMMANDS:
         known = "\n".join(f"  {name:15}{about}" for name, (_, about) in COMMANDS.items())

@@ -59,22 +59,58 @@ def rows_of(shown: list[dict[str, Any]], measure: str) -> list[Row]:
     return rows
 
 
-def swept(rows: list[Row]) -> tuple[str, list[Row]]:
+def swept(rows: list[Row]) -> tuple[str, dict[float, Row]]:
     """The one number that differs between commit and experiments, and these by it; each value once, the latest of it.
 
-    A UserError says that there is no such number, or more than one.
+    A variant's own number that a run lacks is the shared one there. A UserError says that there is no such number, or
+    more than one. DVC lists the newest experiment first.
     """
-    runs = [row for row in rows if row.values and row.name != "workspace"]
+    commit, *newest = [row for row in rows if row.values and row.name != "workspace"]
+    runs = [commit, *reversed(newest)]
+
+    def value(row: Row, key: str) -> Any:
+        shared = key.split(".", 2)[2] if key.startswith("variants.") else key
+        return row.params.get(key, row.params.get(shared))
+
     keys = dict.fromkeys(key for row in runs for key in row.params)
-    varied = [key for key in keys if len({str(row.params.get(key)) for row in runs}) > 1]
-    numbers = [type(row.params.get(key)) in (int, float) for key in varied for row in runs]
+    varied = [key for key in keys if len({str(value(row, key)) for row in runs}) > 1]
+    numbers = [type(value(row, key)) in (int, float) for key in varied for row in runs]
     if len(varied) != 1 or not all(numbers):
         found = ", ".join(varied) or "none"
         raise UserError(
             f"a picture needs experiments that differ in one number of params.yaml; these differ in {found}"
         )
-    by_value = {row.params[varied[0]]: row for row in runs}
-    return varied[0], [by_value[value] for value in sorted(by_value)]
+    by_value = {value(row, varied[0]): row for row in runs}
+    return varied[0], dict(sorted(by_value.items()))
+
+
+def series_of(runs: dict[float, Row]) -> dict[str, list[tuple[float, list[float]]]]:
+    """By group of variants that differ in their seed alone, under the first one's name: a run's number, its values."""
+    groups: dict[str, list[str]] = {}
+    for name in names(list(runs.values())):
+        own = {
+            key: each
+            for row in runs.values()
+            for key, each in row.params.items()
+            if key.startswith(f"variants.{name}.")
+        }
+        kind = str(
+            {key.removeprefix(f"variants.{name}."): each for key, each in own.items() if not key.endswith(".seed")}
+        )
+        groups.setdefault(kind, []).append(name)
+    return {
+        members[0]: [
+            (number, found)
+            for number, row in runs.items()
+            if (found := [row.values[m] for m in members if m in row.values])
+        ]
+        for members in groups.values()
+    }
+
+
+def untrained(runs: dict[float, Row]) -> set[str]:
+    """Variants that are not trained."""
+    return {name for row in runs.values() for name in row.values if row.params.get(f"variants.{name}.epochs") == 0}
 
 
 def _params(revision: dict[str, Any]) -> dict[str, Any]:
@@ -135,6 +171,8 @@ def main(arguments: list[str]) -> None:
         raise UserError(
             "this repository has no commit, which experiments are held against; git commit, then dvc exp run"
         )
+    if chosen.picture and chosen.picture.suffix != ".png":
+        raise UserError(f"--picture is {chosen.picture}; allowed: a file that ends in .png")
     rows = rows_of(shown, chosen.measure)
     say("\n".join([chosen.measure, "", *table(rows)]))
     if chosen.picture:
@@ -142,8 +180,5 @@ def main(arguments: list[str]) -> None:
         from lib.report.figures_sweep import sweep_figure
 
         key, runs = swept(rows)
-        series = {
-            name: [(run.params[key], run.values[name]) for run in runs if name in run.values] for name in names(runs)
-        }
-        save_figure(chosen.picture, sweep_figure, key, MEASURES[chosen.measure], series)
+        save_figure(chosen.picture, sweep_figure, key, MEASURES[chosen.measure], series_of(runs), untrained(runs))
         say(f"drawn: {chosen.picture}")

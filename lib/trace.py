@@ -34,7 +34,7 @@ def trace(path: str, root: Path = Path()) -> list[str]:
     """
     if not (root / LOCK).is_file():
         raise UserError(f"{LOCK} does not exist: no stage has run; dvc repro")
-    stages = load_yaml(root / LOCK)["stages"]
+    stages = load_yaml(root / LOCK).get("stages", {})
     names = _behind(stages, path)
     if not names:
         how = "name an output as dvc.yaml has it, for example metrics/simclr.json"
@@ -59,7 +59,7 @@ def trace(path: str, root: Path = Path()) -> list[str]:
 
 def as_locked(stage: str, paths: Iterable[Path]) -> bool:
     """Whether files are, byte by byte, what ``stage`` read and wrote in the run of it that dvc.lock has."""
-    entry = load_yaml(LOCK)["stages"].get(stage, {}) if LOCK.is_file() else {}
+    entry = load_yaml(LOCK).get("stages", {}).get(stage, {}) if LOCK.is_file() else {}
     known = {each["path"]: each["md5"] for each in (*entry.get("deps", ()), *entry.get("outs", ()))}
     return all(path.is_file() and _md5(path) == known.get(path.as_posix()) for path in paths)
 
@@ -71,7 +71,7 @@ def _md5(path: Path) -> str:
 
 def in_short(path: str, root: Path = Path()) -> list[str]:
     """What a file is, of which data, network, training and settings, when and where; and the code of this checkout."""
-    stages = load_yaml(root / LOCK)["stages"]
+    stages = load_yaml(root / LOCK).get("stages", {})
     names, writers = _behind(stages, path), _writers(stages, path)
     encoders = [root / out["path"] for name in names for out in stages[name]["outs"] if ENCODER.fullmatch(out["path"])]
     abouts = [read_about(file) for file in sorted(encoders) if file.is_file()]

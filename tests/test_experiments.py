@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from lib.experiments import WIDTH, names, rows_of, swept, table
-from lib.report.figures import save_figure
+from lib.experiments import WIDTH, rows_of, series_of, swept, table, untrained
+from lib.report.figures import COLORS, GRAY
 from lib.report.figures_sweep import sweep_figure
 from lib.runtime.errors import UserError
 
@@ -54,17 +54,26 @@ def test_many_variants_and_long_changes_keep_within_the_width():
     )
 
 
-def test_a_sweep_is_drawn_by_the_number_that_it_changed(tmp_path):
+def test_a_sweep_is_drawn_by_the_number_that_it_changed():
     runs = [
         revision(f"g{gamma}", {"simclr": 60.0, "joint": 61 + gamma}, gamma=gamma, optimizer={"lr": 0.001})
         for gamma in (1.0, 0.001, -0.1)
     ]
-    rows = rows_of(experiments(*runs), "top1")
-    key, swept_rows = swept(rows)
-    assert key == "gamma" and [row.params[key] for row in swept_rows] == [-0.1, 0.001, 0.01, 1.0]
-    assert names(swept_rows) == ["simclr", "joint"]
-    save_figure(tmp_path / "sweep.png", sweep_figure, key, "top1", {"joint": [(0.1, 61.1), (1.0, 62.0)]})
-    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    again = revision("newest", {"simclr": 60.0, "joint": 70.0}, gamma=1.0, optimizer={"lr": 0.001})
+    key, by_value = swept(rows_of(experiments(again, *runs), "top1"))  # DVC lists the newest first
+    assert key == "gamma" and list(by_value) == [-0.1, 0.001, 0.01, 1.0] and by_value[1.0].name == "newest"
+    for row in by_value.values():
+        row.params["variants.joint.term"] = "pull"
+        row.params["variants.joint_s1.method"] = "simclr"
+        row.params["variants.joint_s1.term"], row.params["variants.joint_s1.seed"] = "pull", 1
+        row.values["joint_s1"] = row.values["joint"] + 1
+        row.params["variants.simclr.epochs"] = 0
+    assert series_of(by_value)["joint"][-1] == (1.0, [70.0, 71.0]) and untrained(by_value) == {"simclr"}
+    figure = sweep_figure(key, "top1", series_of(by_value), untrained(by_value))
+    (panel,) = figure.axes
+    assert [each.get_label() for each in panel.containers] == ["joint", "simclr"] and panel.get_xscale() == "symlog"
+    assert [container[0].get_color() for container in panel.containers] == [COLORS[0], GRAY]
+    assert list(panel.containers[0][0].get_ydata()) == pytest.approx([61.4, 61.501, 61.5, 70.5])
     runs[0]["data"]["params"]["params.yaml"]["data"]["optimizer"]["lr"] = 0.01
     with pytest.raises(UserError, match="one number of params.yaml; these differ in gamma, optimizer.lr"):
         swept(rows_of(experiments(*runs), "top1"))

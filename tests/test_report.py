@@ -64,16 +64,9 @@ def frame(root) -> pandas.DataFrame:
     return tables.read_results(root / "metrics/results.csv")
 
 
-def compared(root: Path, runs: dict[str, dict]) -> tuple[pandas.DataFrame, str]:
-    """`summary` of made-up runs, by model, and their page."""
-    for variant, settings in runs.items():
-        write_run(root, variant, **settings)
-    frame = tables.result_rows([read_record(variant, root) for variant in runs])
-    return tables.summary(frame).set_index("model"), tables.markdown(frame)
-
-
 def page_of(root: Path, **settings) -> str:
-    return compared(root, {"simclr": settings})[1]
+    write_run(root, "simclr", **settings)
+    return tables.markdown(tables.result_rows([read_record("simclr", root)]))
 
 
 def titles(figure: Figure) -> list[str]:
@@ -105,37 +98,57 @@ def test_replicates_are_one_row_with_mean_and_deviation_against_a_loop(frame):
     assert table.iloc[1:][[f"{key}_sd" for key in tables.MEASURED]].isna().all(axis=None)
 
 
+def compared(tmp_path, runs: dict[str, dict]) -> pandas.DataFrame:
+    """`summary` by model, of made-up runs."""
+    for variant, settings in runs.items():
+        write_run(tmp_path, variant, **settings)
+    frame = tables.result_rows([read_record(variant, tmp_path) for variant in runs])
+    return tables.summary(frame).set_index("model")
+
+
 def test_the_difference_to_simclr_is_paired_by_seed_with_students_interval(tmp_path):
     """Seed 3 has no SimCLR and does not count; t of 90 % with two degrees of freedom is 2.920."""
     runs = {f"simclr_{seed}": {"seed": seed} for seed in (0, 1, 2)}
     runs |= {f"joint_{seed}": {"seed": seed, "gamma": 0.1, "wrong": 0.2} for seed in (0, 1, 2, 3)}
     runs |= {"floor": {"epochs": 0}, "one": {"gamma": 0.2}}
-    table, page = compared(tmp_path, runs)
+    table = compared(tmp_path, runs)
     top1 = {name: read_json(tmp_path / f"data/scores/{name}.json")["latents"]["h"]["top1"] for name in runs}
     differences = [top1[f"joint_{seed}"] - top1[f"simclr_{seed}"] for seed in (0, 1, 2)]
     row = table.loc["joint_0"]
     assert row["delta_simclr"] == pytest.approx(statistics.mean(differences)) and row["n"] == 4
     assert row["delta_simclr_sd"] == pytest.approx(2.91999 * statistics.stdev(differences) / 3**0.5, rel=1e-5)
     assert table.loc[["simclr_0", "floor", "one"], "delta_simclr"].isna().all(), "itself, one seed"
+    page = tables.markdown(tables.result_rows([read_record(name, tmp_path) for name in runs]))
     assert "| Δ simclr |" in page and f"| {row['delta_simclr']:+.2f} ± {row['delta_simclr_sd']:.2f} |" in page
 
 
 def test_a_row_has_the_floor_of_its_own_kind(tmp_path):
-    kinds = {
-        "codes": {"method": "kwta", "latents": ("code", "h")},
-        "cmc": {"method": "cmc", "latents": ("h", "l"), "encoder_parameters": 681_088},
-        "layers": {"method": "cpc", "latents": ("layer6", "layer1"), "encoder": "vgg6"},
+    small, lab = 1_361_000, 681_088
+    runs = {
+        "floor": {"epochs": 0, "latents": ("h",)},
+        "floor_1": {"epochs": 0, "seed": 1, "latents": ("h",)},
+        "floor_codes": {"method": "kwta", "epochs": 0, "latents": ("code", "h")},
+        "floor_cmc": {"method": "cmc", "epochs": 0, "latents": ("h", "l"), "encoder_parameters": lab},
+        "floor_layers": {"method": "cpc", "epochs": 0, "latents": ("layer6", "layer1"), "encoder": "vgg6"},
+        "clapp": {"method": "cpc", "latents": ("layer6", "layer1"), "encoder": "vgg6"},
+        "dual": {"latents": ("upper", "lower")},
+        "vicreg": {"method": "vicreg", "projections": ("y",)},
+        "kwta": {"method": "kwta", "latents": ("code", "h")},
+        "cmc": {"method": "cmc", "latents": ("h", "l"), "encoder_parameters": lab},
+        "filters": {"method": "patch_filters", "encoder": "shallow", "encoder_parameters": small},
     }
-    runs = {f"floor{seed}": {"epochs": 0, "seed": seed} for seed in (0, 1)}  # one row, of their mean
-    runs |= {f"floor_{name}": {"epochs": 0, **kind} for name, kind in kinds.items()} | kinds
-    runs |= {"dual": {"latents": ("upper", "lower")}, "vicreg": {"method": "vicreg", "projections": ("y",)}}
-    runs |= {"filters": {"method": "patch_filters", "encoder": "shallow"}}
-    table, _ = compared(tmp_path, runs)
-    floors = {name: f"floor_{name}" for name in ("codes · code", "cmc · h", "cmc · l", "layers · layer1")}
-    floors |= {"vicreg": "floor0", "codes · h": "floor0"}
+    table = compared(tmp_path, runs)
+    floors = {
+        "vicreg": table.loc["floor"],  # the mean of two
+        "kwta · code": table.loc["floor_codes · code"],
+        "kwta · h": table.loc["floor"],
+        "cmc · h": table.loc["floor_cmc · h"],
+        "cmc · l": table.loc["floor_cmc · l"],
+        "clapp · layer1": table.loc["floor_layers · layer1"],
+    }
     for name, floor in floors.items():
-        assert table.loc[name, "floor_top1"] == pytest.approx(table.loc[floor, "top1"]), name
-    assert table.loc[["filters", "dual · upper", "floor0", "vicreg · y", "floor_cmc · h"], "floor_top1"].isna().all()
+        assert table.loc[name, "floor_top1"] == pytest.approx(floor["top1"]), name
+    assert table.loc[["filters", "dual · upper", "floor", "vicreg · y", "floor_cmc · h"], "floor_top1"].isna().all()
 
 
 @pytest.mark.parametrize(
@@ -145,9 +158,10 @@ def test_a_row_has_the_floor_of_its_own_kind(tmp_path):
 def test_the_dose_of_a_term_is_printed_as_the_study_had_it(tmp_path, term, gamma, temperature, distance, percent):
     """The distance is that of the last epoch; -32 and +14 % are docs/methods.md's."""
     options = {"term": term, "temperature": temperature}
-    joint = {"gamma": gamma, "options": options, "parts": PARTS, "distance": distance}
-    table, page = compared(tmp_path, {"joint": joint, "simclr": {}})
+    run = {"joint": {"gamma": gamma, "options": options, "parts": PARTS, "distance": distance}, "simclr": {}}
+    table = compared(tmp_path, run)
     assert table.loc["joint", "dose"] == pytest.approx(percent, abs=0.1) and pandas.isna(table.loc["simclr", "dose"])
+    page = tables.markdown(tables.result_rows([read_record(name, tmp_path) for name in run]))
     assert "| Dose λ, % |" in page and f"| {percent:+.1f} |" in page
 
 
@@ -175,6 +189,11 @@ def test_projections_have_a_section_and_no_place_in_pictures(tmp_path):
     assert shown in show(page, every=True) and shown not in show(page)
 
 
+@pytest.mark.parametrize(("epochs", "shown"), [(0, False), (5, False), (50, True)])
+def test_the_studys_protocol_is_shown_with_its_50_epochs_alone(tmp_path, epochs, shown):
+    assert (tables.STUDY in page_of(tmp_path, study=epochs, dataset="digits")) == shown
+
+
 def test_the_page_has_title_accuracies_and_runs_and_links_to_the_legend(root, frame):
     page, first = (root / "metrics/results.md").read_text(), tables.summary(frame).iloc[0]
     assert page.startswith("# cifar10: encoder small; 12 epochs; 1,000 training and 400 test images; seed 0, 1, 2\n")
@@ -198,16 +217,19 @@ def test_published_rows_stand_beside_cifar10_alone(tmp_path, dataset, rows):
     assert page.count("(published)") == rows and ("images (folder mine)" in page) == (dataset == "images")
 
 
-SCORES, BITS = ("kNN top-1", "Validation top-1"), ("Episode bits", "Concept bits")
+BITS = ("Episode bits", "Concept bits")
 
 
 @pytest.mark.parametrize(
     ("settings", "header"),
     [
-        ({}, ("Probe top-1", *SCORES, *BITS, *(f"{tables.STUDY} top-{k}" for k in (1, 5)))),
-        ({"study": 5}, ("Probe top-1", *SCORES, *BITS)),  # epochs of the study's protocol, which has 50
-        ({"study": 0, "classes": list(map(str, range(20)))}, ("Probe top-1", "Probe top-5", *SCORES, *BITS)),
-        ({"study": 0, "mode": "finetune"}, ("Fine-tuned top-1", *SCORES, *BITS)),
+        ({}, ["Probe top-1", "kNN top-1", "Validation top-1", *BITS, *(f"{tables.STUDY} top-{k}" for k in (1, 5))]),
+        ({"study": 0}, ["Probe top-1", "kNN top-1", "Validation top-1", *BITS]),
+        (
+            {"study": 0, "classes": list(map(str, range(20)))},
+            ["Probe top-1", "Probe top-5", "kNN top-1", "Validation top-1", *BITS],
+        ),
+        ({"study": 0, "mode": "finetune"}, ["Fine-tuned top-1", "kNN top-1", "Validation top-1", *BITS]),
     ],
 )
 def test_the_columns_are_those_that_tell_something(tmp_path, settings, header):
@@ -218,11 +240,11 @@ def test_the_columns_are_those_that_tell_something(tmp_path, settings, header):
 def test_shares_of_the_labels_have_a_table_where_they_were_asked_for(tmp_path, root):
     """The mean over seeds of means and of deviations over draws."""
     runs = {f"simclr_{seed}": {"seed": seed} for seed in (0, 1)} | {"floor": {"epochs": 0}}
-    for number, settings in enumerate(runs.values()):
+    for number, (name, settings) in enumerate(runs.items()):
         few = {"0.01": {"top1": 30.0 + number, "sd": 2.0 + number}, "0.1": {"top1": 50.0, "sd": 1.0}}
-        settings |= {"few": few, "dataset": "digits"}
-    table, page = compared(tmp_path, runs)
-    top1 = table.loc["floor", "top1"]
+        write_run(tmp_path, name, few=few, dataset="digits", **settings)
+    page = tables.markdown(tables.result_rows([read_record(name, tmp_path) for name in runs]))
+    top1 = tables.summary(tables.result_rows([read_record("floor", tmp_path)]))["top1"][0]
     section = page[page.index("## Shares of the training labels") : page.index("## Runs")]
     assert "| Model | 1 % | 10 % | 100 % |" in section and "| simclr_0 | 30.50 ± 2.50 | 50.00 ± 1.00 | " in section
     assert f"| floor | 32.00 ± 4.00 | 50.00 ± 1.00 | {top1:.2f} |" in section

@@ -40,9 +40,6 @@ class Fetched(StepProgress):
             self.reach(self.bytes / self.length)
 
 
-utils.tqdm = Fetched  # whose bar fills the log with lines where there is no terminal
-
-
 def read_official(dataset: str, size: int) -> RawDataset:
     """``cifar10``, ``cifar100`` (its fine labels) or ``mnist``, fetched unless it is there; resized to ``size``.
 
@@ -80,8 +77,9 @@ def _in_project(path: Path | str) -> Path:
 
 def _fetched(published: type, name: str, root: Path, stale: list[Path]) -> list:
     """The training and the test part, without the ``stale`` files; the network's failure becomes one line."""
-    before = socket.getdefaulttimeout()
+    before, bar = socket.getdefaulttimeout(), utils.tqdm
     socket.setdefaulttimeout(TIMEOUT)
+    utils.tqdm = Fetched  # torchvision's bar fills the log with lines where there is no terminal
     try:
         with writing(root):
             for path in stale:
@@ -95,6 +93,7 @@ def _fetched(published: type, name: str, root: Path, stale: list[Path]) -> list:
                 raise UserError(f"cannot fetch {name} ({reason}); {how}") from None
     finally:
         socket.setdefaulttimeout(before)
+        utils.tqdm = bar
 
 
 def _use_local_copy(files: list[tuple[str, str]], folder: Path) -> None:

@@ -21,7 +21,7 @@ from lib.report.records import (
     replicates,
 )
 from lib.runtime.errors import UserError
-from lib.runtime.files import require_file
+from lib.runtime.files import read_json, require_file
 from lib.verdict.judge import half_interval
 
 PERCENT = ("top1", "top5", "knn", "validation_top1", "validation_knn", "study_top1", "study_top5")
@@ -68,6 +68,11 @@ def read_results(path: Path) -> pandas.DataFrame:
         _ = frame[[*words, *MEASURED, *WHOLE, "floor_top1", "mode", "dataset"]].iloc[0]
     except (ValueError, KeyError, IndexError):
         raise UserError(f"{path} is damaged or of another version; dvc repro -f results") from None
+    for variant, row in frame.groupby("variant", sort=False).first().iterrows():  # its main latent
+        metrics = path.with_name(f"{variant}.json")
+        measured = read_json(metrics) if metrics.is_file() else {}
+        if any(measured.get(key) not in (None, row[key]) for key in ("top1", "knn")):
+            raise UserError(f"{path} is older than {metrics}; dvc repro results")
     return frame
 
 

@@ -22,12 +22,12 @@ class StepProgress:
     def __init__(self, title: str, total: int, done: int = 0, silent: bool = False) -> None:
         self.title, self.total, self.done, self.silent = title, total, done, silent
         self.first, self.started = done + 1, 0.0  # the step that the estimate counts from, and when it ended
-        self.last_line = time.monotonic()
+        self.last_line, self.estimated = time.monotonic(), False
         self.bar: Progress | None = None
         if sys.stdout.isatty() and not silent:
             done_of = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"))
             times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-            self.bar = Progress(*done_of, *times, console=Console(), transient=True)
+            self.bar = Progress(*done_of, *times, console=Console(file=sys.stdout), transient=True)
             self.task = self.bar.add_task(title, total=total, completed=done)
 
     def __enter__(self) -> "StepProgress":
@@ -44,19 +44,19 @@ class StepProgress:
         """Whether the step that is now done must be waited for before `advance`."""
         return self.done <= self.first
 
-    def advance(self) -> None:
-        self.done += 1
-        if self.done == self.first:
-            self.started = time.monotonic()
+    def advance(self, steps: int = 1) -> None:
+        self.done += steps
+        if not self.started and self.done >= self.first:
+            self.first, self.started = self.done, time.monotonic()
         if self.bar:
-            self.bar.advance(self.task)
+            self.bar.advance(self.task, steps)
         elif not self.silent and self._due():
             self._line(f"step {self.done} of {self.total}")
 
     def reach(self, share: float) -> None:
         """Advance to this share of all steps: for work in hundredths, whose own steps are too many or too unequal."""
-        while self.done < int(share * self.total):
-            self.advance()
+        if (steps := int(share * self.total) - self.done) > 0:
+            self.advance(steps)
 
     def note(self, text: str) -> None:
         if self.silent:
@@ -68,8 +68,10 @@ class StepProgress:
 
     def _due(self) -> bool:
         """At the first estimate, and then some time after the last line."""
-        long = self._left() > QUIET_SECONDS
-        return long and (self.done == self.first + 1 or time.monotonic() - self.last_line > PLAIN_SECONDS)
+        if not (left := self._left()):
+            return False
+        first, self.estimated = not self.estimated, True
+        return left > QUIET_SECONDS and (first or time.monotonic() - self.last_line > PLAIN_SECONDS)
 
     def _left(self) -> float:
         """Seconds; 0 where nothing is left, or known of it."""

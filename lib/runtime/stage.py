@@ -21,8 +21,8 @@ from lib.runtime.machine import keep_freed_memory
 NAME = r"[A-Za-z][A-Za-z0-9_]*"  # of stages and variants
 # What `dvc plots` draws of all variants, written by the stage results.
 CHARTS = tuple(Path("plots", f"{name}.csv") for name in ("accuracy", "confusion", "curves", "plane", "dose/dose"))
-
-NO_OUTPUTS = ("data/archives", "data/pictures")
+# Folders of data/ that hold outputs.
+OUTPUTS = ("variants", "encoders", "scores", "memory", "landmarks", "embeddings", "tsne", "filters")
 
 
 def run_stage(main: Callable[..., None], about: str, per_variant: bool = False) -> None:
@@ -54,12 +54,17 @@ def run_stage(main: Callable[..., None], about: str, per_variant: bool = False) 
 
 def _check_folders() -> None:
     """Refuse a link in the place of a folder of outputs, of which DVC says only after the stage that it keeps none."""
-    for folder in ("data", "metrics", "plots"):
-        for path in (Path(folder), *Path(folder).glob("*")):
-            if path.is_symlink() and path.is_dir() and path.as_posix() not in NO_OUTPUTS:
-                disk = "dvc cache dir --local PLACE; dvc config --local cache.type symlink"
-                how = f"make it a folder (outputs on another disk: {disk})"
-                raise UserError(f"{path} is a link, behind which DVC keeps no outputs; {how}")
+    data, *others = map(Path, ("data", "metrics", "plots"))
+    for path in (
+        data,
+        *(data / name for name in OUTPUTS),
+        *others,
+        *(path for each in others for path in each.glob("*")),
+    ):
+        if path.is_symlink() and path.is_dir():
+            disk = "dvc cache dir --local PLACE; dvc config --local cache.type symlink"
+            how = f"make it a folder (outputs on another disk: {disk})"
+            raise UserError(f"{path} is a link, behind which DVC keeps no outputs; {how}")
 
 
 class Terminated(BaseException):

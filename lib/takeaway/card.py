@@ -5,6 +5,7 @@ concept bits by cue, by how much is hidden and by how alike the competitors look
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,10 @@ def card_of_pictures(
     to: Path | None = None,
 ) -> list[str]:
     """Write the card of the encoder that is named so, on the pictures at ``images``; returns lines for the terminal."""
+    if not all(map(math.isfinite, (*(mean or ()), *(std or ())))) or any(value <= 0 for value in std or ()):
+        raise UserError(
+            "--mean and --std are of RGB in 0..1; allowed: three finite numbers each, those of --std above 0"
+        )
     machine = read_machine(alone=True)
     found = find_encoder(encoder, weights)
     found = dataclasses.replace(found, mean=mean or found.mean, std=std or found.std)
