@@ -22,7 +22,7 @@ from lib.params.pretraining import Augment
 from lib.runtime.errors import UserError
 from lib.runtime.files import read_json
 from lib.takeaway import card as card_module
-from lib.takeaway.card import Adapter, card, measure
+from lib.takeaway.card import Adapter, card, card_of_pictures, measure
 from lib.takeaway.encoders import Encoder, find_encoder
 from lib.takeaway.page import page, write_card
 from lib.views.augment import normalize
@@ -161,6 +161,11 @@ def test_weights_come_from_a_local_file_whatever_its_classifier(weights, file):
     assert not found.fresh and found.weights == f"weights of {file}"
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(model.fc(found.encode(images)), model(images))
+
+
+@pytest.mark.parametrize("wrong", [{"std": [0.0, 1.0, 1.0]}, {"mean": [float("nan"), 0.0, 0.0]}])
+def test_a_normalization_that_will_not_do_is_refused_before_anything_is_read(wrong):
+    refused(lambda: card_of_pictures("none.onnx", "nowhere", **wrong), "--mean and --std", "above 0")
 
 
 class Evil:

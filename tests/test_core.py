@@ -268,6 +268,11 @@ def test_progress_estimates_from_the_second_step_in_the_words_that_people_use(mo
         "reading: step 2 of 100, about 98 s left",
         "reading: step 63 of 100, about 37 s left",
     ]
+    with StepProgress("unpacking", 100) as progress:
+        for share in (0.4, 0.41, 0.43):  # one large file first, which counts for nothing
+            now[0] += 2.0
+            progress.reach(share)
+    assert capsys.readouterr().out == "unpacking: step 41 of 100, about 118 s left\n"
     lines = EpochLines("probe", 50)
     for epoch in range(1, 51):
         now[0] += 1.2

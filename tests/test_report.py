@@ -363,14 +363,14 @@ def test_names_are_drawn_or_spelled(tmp_path):
 def test_show_has_probe_and_knn_first_and_drops_the_last_columns_where_it_is_narrow(root):
     lines = show(root / "metrics/results.csv").splitlines()
     assert lines[0].startswith("cifar10: encoder small; 12 epochs;") and lines[0].endswith("seed 0, 1, 2")
-    end = lines.index("", 3)
-    assert (
-        len({len(line) for line in lines[3:end]}) == 1 and end == 3 + 3 + 1 + 5 + 3 and "(published)" in lines[end - 1]
-    )
-    assert lines[3].endswith("Study protocol") and re.findall(r"\w+ top-1", lines[5]) == ["Probe top-1", "kNN top-1"]
-    assert lines[end + 1].startswith("Which image") and lines[-1].startswith("More: 3 latents and projections")
+    start = lines.index("percent of test images, and bits") + 2
+    end = lines.index("", start)
+    assert len({len(line) for line in lines[start:end]}) == 1 and end == start + 3 + 1 + 5 + 3
+    assert "(published)" in lines[end - 1] and lines[start].endswith("Study protocol")
+    assert re.findall(r"\w+ top-1", lines[start + 2]) == ["Probe top-1", "kNN top-1"]
+    assert lines[2].startswith("Which image") and lines[-1].startswith("More: 3 latents and projections")
     every = show(root / "metrics/results.csv", every=True).splitlines()
-    assert every.index("", 3) == end + 3 and every[-1] == "More: all in metrics/results.md."
+    assert every.index("", start) == end + 3 and every[-1] == "More: all in metrics/results.md."
     narrow = show(root / "metrics/results.csv", width=40).splitlines()
     assert max(map(len, narrow)) <= 40 and "Study" not in "".join(narrow) and "Probe top-1" in "".join(narrow)
     assert "(published)" not in "".join(narrow) and "More: 6 columns in a wider terminal, 3" in narrow
@@ -404,3 +404,11 @@ def test_missing_and_older_files_are_one_line(tmp_path, monkeypatch):
     for text in ("", "model,top1\nsimclr,50\n", "group,variant\n"):
         (tmp_path / "results.csv").write_text(text)
         refused(lambda: show(tmp_path / "results.csv"), "is damaged or of another version; dvc repro -f results")
+
+
+def test_a_table_older_than_what_was_measured_is_refused(root):
+    metrics = root / "metrics/dual.json"
+    write_json(metrics, {"top1": 1.0, "knn": None})
+    refused(lambda: show(root / "metrics/results.csv"), "results.csv is older than", "dual.json; dvc repro results")
+    metrics.unlink()
+    assert show(root / "metrics/results.csv")

@@ -98,7 +98,8 @@ def test_a_folder_of_outputs_that_is_a_link_is_refused_before_anything_is_comput
         root, disk = tmp_path / name.replace("/", "-"), tmp_path / "disk"
         (root / "data/pictures").parent.mkdir(parents=True)
         disk.mkdir(exist_ok=True)
-        (root / "data/pictures").symlink_to(disk)  # which hold no outputs
+        for pictures in ("pictures", "mine"):  # which hold no outputs
+            (root / "data" / pictures).symlink_to(disk)
         stage = begin(root, "quick")
         assert stage.communicate(timeout=60) == ("started\n", "")
         place = root / name

@@ -19,7 +19,7 @@ UNTOLD = ("validation_top1", "study_top5")  # in metrics/results.md
 
 
 def show(path: Path = RESULTS, width: int | None = None, every: bool = False, encoding: str = "utf-8") -> str:
-    """The table of results.csv as aligned text, and what the plane of bits says.
+    """What the plane of bits says, and the table of results.csv as aligned text.
 
     Main latents alone, unless ``every``; the last columns are left out where ``width`` has no room for them.
     """
@@ -36,8 +36,8 @@ def show(path: Path = RESULTS, width: int | None = None, every: bool = False, en
     more = f"{wanted - len(columns)} columns in a wider terminal, " if len(columns) < wanted else ""
     hidden = 0 if every else len(table) - len(main_rows(table))
     latents = f"{hidden} latents and projections with --all, " if hidden else ""
-    lines = [title(frame), "percent of test images, and bits", "", *rows, ""]
-    lines += [plane_sentence(table), f"More: {more}{latents}all in metrics/results.md."]
+    lines = [title(frame), "", plane_sentence(table), "", "percent of test images, and bits", "", *rows, ""]
+    lines += [f"More: {more}{latents}all in metrics/results.md."]
     return "\n".join(line if line in rows else textwrap.fill(line, width or PROSE) for line in lines)
 
 
