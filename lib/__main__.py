@@ -27,8 +27,9 @@ COMMANDS = {
 
 
 def main() -> None:
-    if sys.stdout:
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # an ASCII pipe lacks characters
+    if sys.stdout is None:  # closed before the start
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # an ASCII pipe lacks characters
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command not in COMMANDS:
         known = "\n".join(f"  {name:15}{about}" for name, (_, about) in COMMANDS.items())

@@ -392,6 +392,8 @@ def test_show_in_a_pipe_is_plain_in_its_encoding_and_silent_when_it_closes(root,
     ended = subprocess.run(command, stdout=writer, **given)
     os.close(writer)
     assert (ended.returncode, ended.stderr) == (0, b"")
+    ended = subprocess.run(["sh", "-c", f"exec '{sys.executable}' -m lib show >&-"], **given)
+    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 def test_missing_and_older_files_are_one_line(tmp_path, monkeypatch):
