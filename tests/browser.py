@@ -1,6 +1,5 @@
 """A page in headless Chromium, through its DevTools protocol."""
 
-import base64
 import json
 import os
 import shutil
@@ -93,10 +92,6 @@ class Browser:
     def key(self, key: str, **more: Any) -> None:
         for kind in ("keyDown", "keyUp"):
             self("Input.dispatchKeyEvent", type=kind, key=key, code=key, **(more if kind == "keyDown" else {}))
-
-    def screenshot(self, file: Path, whole: bool = False) -> None:
-        taken = self("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        file.write_bytes(base64.b64decode(taken["data"]))
 
     def close(self) -> None:
         self.process.kill()

@@ -184,3 +184,27 @@ def test_nothing_was_refused_said_on_the_console_or_fetched(tab):
     assert tab.errors == []
     fetched = tab.run("performance.getEntriesByType('resource').map((each) => each.name)")
     assert [name for name in fetched if not name.startswith("data:")] == []
+
+
+# WCAG 2's contrast of text and what is behind it, and the width of what does not fit the window
+READABLE = """(() => {
+  const light = (color) => color.match(/\\d+/g).slice(0, 3).map((part) => part / 255)
+    .map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, part, number) => sum + part * [0.2126, 0.7152, 0.0722][number], 0);
+  const style = getComputedStyle(document.body), lights = [light(style.color), light(style.backgroundColor)];
+  const contrast = (Math.max(...lights) + 0.05) / (Math.min(...lights) + 0.05);
+  return [lights[1], contrast, document.documentElement.scrollWidth - window.innerWidth];
+})()"""
+
+
+@pytest.mark.parametrize(("dark", "scale"), [(False, 2), (True, 1)])
+def test_the_page_is_readable_in_the_dark_and_at_200_percent(dark, scale, tmp_path):
+    write_page(tmp_path, RUNS)
+    browser = Browser(tmp_path / "profile", scale=scale, dark=dark)
+    try:
+        browser.open(tmp_path / "report.html")
+        behind, contrast, beyond = browser.run(READABLE)
+        assert (behind < 0.05) == dark and contrast > 7 and beyond <= 0
+        assert not browser.errors
+    finally:
+        browser.close()
