@@ -65,8 +65,8 @@ def swept(rows: list[Row]) -> tuple[str, dict[float, Row]]:
     A variant's own number that a run lacks is the shared one there. A UserError says that there is no such number, or
     more than one. DVC lists the newest experiment first.
     """
-    commit, *newest = [row for row in rows if row.values and row.name != "workspace"]
-    runs = [commit, *reversed(newest)]
+    runs = [row for row in rows if row.values and row.name != "workspace"]
+    runs[1:] = reversed(runs[1:])
 
     def value(row: Row, key: str) -> Any:
         shared = key.split(".", 2)[2] if key.startswith("variants.") else key

@@ -77,3 +77,5 @@ def test_a_sweep_is_drawn_by_the_number_that_it_changed():
     runs[0]["data"]["params"]["params.yaml"]["data"]["optimizer"]["lr"] = 0.01
     with pytest.raises(UserError, match="one number of params.yaml; these differ in gamma, optimizer.lr"):
         swept(rows_of(experiments(*runs), "top1"))
+    with pytest.raises(UserError, match="these differ in none"):
+        swept([])
