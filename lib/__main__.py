@@ -4,7 +4,7 @@ import os
 import sys
 from importlib import import_module
 
-from lib.runtime.errors import UserError
+from lib.runtime.errors import UserError, print_anywhere
 
 COMMANDS = {
     "repro": ("lib.repro", "dvc repro, with the number of each stage and without DVC's hints"),
@@ -27,9 +27,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    if sys.stdout is None:  # closed before the start
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # an ASCII pipe lacks characters
+    print_anywhere()
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command not in COMMANDS:
         known = "\n".join(f"  {name:15}{about}" for name, (_, about) in COMMANDS.items())

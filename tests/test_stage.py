@@ -19,6 +19,9 @@ from lib.runtime.stage import run_stage
 def main(variant):
     if variant == "wrong":
         raise UserError("gamma is no number; allowed: a number")
+    if variant == "say":
+        print("\\u732b\\n" * 20_000, end="")
+        return
     print("started", flush=True)
     if variant == "long":
         import time
@@ -120,3 +123,13 @@ def test_a_stage_run_as_a_file_says_how_it_is_run():
         )
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == f"error: stages run as modules: python -m stages.{meant}\n"
+
+
+def test_a_pipe_that_lacks_characters_gets_escapes_and_one_that_is_closed_ends_the_stage_in_a_line(tmp_path):
+    stage = begin(tmp_path, "say", PYTHONIOENCODING="ascii")
+    assert stage.communicate(timeout=60) == ("\\u732b\n" * 20_000, "") and stage.returncode == 0
+    stage = begin(tmp_path, "say")
+    stage.stdout.close()
+    stage.wait(timeout=60)
+    assert stage.stderr.read() == "stopped: what read the output has ended; give the same command again\n"
+    assert stage.returncode == 141

@@ -1,6 +1,8 @@
-"""The one exception that a user is meant to read, and how it quotes what the user gave."""
+"""The one exception that a user is meant to read, how it quotes what the user gave, and where that is printed."""
 
+import os
 import reprlib
+import sys
 from typing import Any
 
 
@@ -35,6 +37,13 @@ _SHORT.maxlevel = 2
 def one_line(error: Exception) -> str:
     """What a library's error says."""
     return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+
+
+def print_anywhere() -> None:
+    """Let print() work where standard output is closed, or a pipe that lacks most characters."""
+    if sys.stdout is None:  # closed before the start
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def shown(value: Any) -> str:

@@ -14,13 +14,14 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from lib.runtime.errors import UserError, shown
+from lib.runtime.errors import UserError, print_anywhere, shown
 from lib.runtime.files import write_json
 from lib.runtime.machine import keep_freed_memory
 
 NAME = r"[A-Za-z][A-Za-z0-9_]*"  # of stages and variants
-# What `dvc plots` draws of all variants, written by the stage results.
-CHARTS = tuple(Path("plots", f"{name}.csv") for name in ("accuracy", "confusion", "curves", "plane", "dose/dose"))
+# What shows numbers of all variants, written by the stages results and report; `dvc plots` draws the tables.
+OVERVIEWS = ("accuracy", "confusion", "curves", "plane", "dose/dose")
+CHARTS = (Path("report.html"), *(Path("plots", f"{name}.{kind}") for name in OVERVIEWS for kind in ("csv", "png")))
 # Folders of data/ that hold outputs.
 OUTPUTS = ("variants", "encoders", "scores", "memory", "landmarks", "embeddings", "tsne", "filters")
 
@@ -28,9 +29,10 @@ OUTPUTS = ("variants", "encoders", "scores", "memory", "landmarks", "embeddings"
 def run_stage(main: Callable[..., None], about: str, per_variant: bool = False) -> None:
     """Call ``main()``, or ``main(variant)`` with the variant that the command line names.
 
-    A UserError ends the process with one line and status 1, an interrupt with one line and 130, SIGTERM with
-    one line and 143.
+    A UserError ends the process with one line and status 1, an interrupt with one line and 130, a pipe that no one
+    reads any more with one line and 141, SIGTERM with one line and 143.
     """
+    print_anywhere()
     signal.signal(signal.SIGTERM, _terminate)
     keep_freed_memory()
     parser = argparse.ArgumentParser(description=about)
@@ -50,6 +52,10 @@ def run_stage(main: Callable[..., None], about: str, per_variant: bool = False) 
         word, status = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
         print(f"{word}; give the same command again (a training goes on from its last checkpoint)", file=sys.stderr)
         sys.exit(status)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more to flush at the end
+        print("stopped: what read the output has ended; give the same command again", file=sys.stderr)
+        sys.exit(141)
 
 
 def _check_folders() -> None:
@@ -76,9 +82,9 @@ def _terminate(*_: object) -> None:
 
 
 def remove_charts() -> None:
-    """For a stage that has written new numbers of one variant: charts of all variants now hold its old ones.
+    """For a stage that has written new numbers of one variant: charts and report of all variants hold its old ones.
 
-    Where no ``results`` follows, as in ``dvc exp run linear@joint``, DVC would draw them as if they were new.
+    Where no ``results`` follows, as in ``dvc exp run linear@joint``, they would be drawn and read as if they were new.
     """
     for path in CHARTS:
         path.unlink(missing_ok=True)
