@@ -67,7 +67,7 @@ def test_gamma_reruns_joint_alone(project):
     moved = json.loads(project.run("dvc", "metrics", "diff", "--json"))
     assert set(moved) == {"metrics/joint.json", "metrics/memory/joint.json"}
     assert "up to date" in project.run("dvc", "status")
-    listed = [line.split() for line in project.run("python", "-m", "lib", "experiments", "probe").splitlines()]
+    listed = [line.split() for line in project.run("python", "-m", "lib", "experiments", "top1").splitlines()]
     rows = [words for words in listed if "gamma=0.1" in words]
     assert len(rows) == 1 and all(len(line) <= 100 for line in map(" ".join, listed))
 
