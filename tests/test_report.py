@@ -283,7 +283,7 @@ def test_plot_tables_have_a_row_for_every_point_and_bar(groups, frame):
     curves = tables.curves_table(groups)
     assert len(curves) == 6 * 12 + 1 and curves[curves["variant"] == "simclr_2"]["group"].eq("simclr").all()
     colors = dict.fromkeys(groups, "#000000")
-    bars = tables.accuracy_table(tables.summary(frame), ranked(groups), colors)
+    bars = tables.accuracy_table(tables.summary(frame), groups, colors)
     assert list(bars["group"].unique()) == list(ranked(groups)) and len(bars) == 5 * 3 + 3 * 2
     assert bars[bars["sd"].notna()]["group"].unique().tolist() == ["simclr"] and bars["n"].max() == 3
 

@@ -65,6 +65,22 @@ def ranked(groups: Groups) -> Groups:
     return {name: groups[name] for name in sorted(groups, key=place)}
 
 
+def objectives(groups: Groups) -> list[list[str]]:
+    """Names, together where losses can be compared: one method with another loss, or another first part of it, is
+    another objective."""
+    families: dict[tuple[object, ...], list[str]] = {}
+    for name, (first, *_) in groups.items():
+        params, first_part = first.pretraining, first.curve.columns[2]
+        families.setdefault((params.method, params.options.get("loss"), first_part), []).append(name)
+    return list(families.values())
+
+
+def mean_curve(members: Sequence[Record], column: str) -> pandas.DataFrame:
+    """``mean`` and ``std`` over seeds by epoch, where there are any; no rows for a column that is not measured."""
+    every = pandas.concat([record.curve for record in members])
+    return every.reindex(columns=["epoch", column]).groupby("epoch")[column].agg(["mean", "std"]).dropna(subset="mean")
+
+
 def read_record(variant: str, root: Path = Path()) -> Record:
     """Everything about ``variant`` below ``root``; a UserError says that a file is missing, damaged or older."""
     scores = read_json(root / f"data/scores/{variant}.json")

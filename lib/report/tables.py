@@ -18,6 +18,7 @@ from lib.report.records import (
     Record,
     confusion_counts,
     percent_of_actual,
+    ranked,
     replicates,
 )
 from lib.runtime.errors import UserError
@@ -208,19 +209,24 @@ def with_deviation(row: pandas.Series, key: str, form: str) -> str:
     return f"{row[key]:{form}}" + ("" if pandas.isna(deviation) else f" ± {deviation:{form.removeprefix('+')}}")
 
 
-def accuracy_table(table: pandas.DataFrame, order: Iterable[str], colors: Mapping[str, str]) -> pandas.DataFrame:
-    """The bars of ``dvc plots show``: `summary` with a row per measure, groups in ``order``, ``value`` in percent."""
+def best_first(table: pandas.DataFrame, groups: Groups) -> pandas.DataFrame:
+    """Rows of `summary` in the order of `ranked`, those that were published last."""
+    places = {name: place for place, name in enumerate(ranked(groups))}
+    return table.sort_values("group", key=lambda names: names.map(places), kind="stable")
+
+
+def accuracy_table(table: pandas.DataFrame, groups: Groups, colors: Mapping[str, str]) -> pandas.DataFrame:
+    """The bars of ``dvc plots show``: `summary` with a row per measure, best first, ``value`` in percent."""
     parts = []
     for key, measure in measures(table).items():
         part = table[["model", "group", "latent", key, f"{key}_sd", "n"]].dropna(subset=["group", key])
         part.insert(3, "measure", measure)
         parts.append(part.rename(columns={key: "value", f"{key}_sd": "sd"}).round(4))
-    places = {name: place for place, name in enumerate(order)}
     if not parts:  # without labels
         return pandas.DataFrame(columns=["model", "group", "latent", "measure", "value", "sd", "n"])
     bars = pandas.concat(parts).astype({"n": int})
     bars["color"] = bars["group"].map(colors)
-    return bars.sort_values("group", key=lambda names: names.map(places), kind="stable")
+    return best_first(bars, groups)
 
 
 def curves_table(groups: Groups) -> pandas.DataFrame:

@@ -12,8 +12,8 @@ from bokeh.transform import factor_cmap, factor_mark
 from lib.report.charts import looks
 from lib.report.figures import COLORS
 from lib.report.plane import dose_table, plane_table
-from lib.report.records import BITS, KINDS, UNLABELED, Groups, ranked
-from lib.report.tables import measures, with_deviation
+from lib.report.records import BITS, KINDS, UNLABELED, Groups, mean_curve, objectives, ranked
+from lib.report.tables import best_first, measures, with_deviation
 
 MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "plus", "x")  # of lib.report.figures
 DASHES = ("solid", "dashed", "dotted", "dashdot")
@@ -67,8 +67,7 @@ def _text(row: pandas.Series, keys: Sequence[str], name: str) -> str:
 
 def accuracy_chart(groups: Groups, table: pandas.DataFrame) -> figure:
     """Every measure of every latent with its deviation over seeds, best first; chance, and the floor of each kind."""
-    order = {name: place for place, name in enumerate(ranked(groups))}
-    rows = table.sort_values("group", key=lambda names: names.map(order), kind="stable")
+    rows = best_first(table, groups)
     names = FactorRange(factors=rows["model"].tolist()[::-1])
     chart = plot("Accuracy on the test images, %", 150 + 22 * len(rows), y_range=names)
     chance = 100 / table["classes"].max()
@@ -89,8 +88,7 @@ def accuracy_chart(groups: Groups, table: pandas.DataFrame) -> figure:
 def plane_chart(groups: Groups, table: pandas.DataFrame) -> figure:
     """Concept bits against episode bits of every latent; as many names as there is room for, best first."""
     x, y = reversed(BITS)
-    order = {name: place for place, name in enumerate(ranked(groups))}
-    rows = table.dropna(subset=[x, y]).sort_values("group", key=lambda names: names.map(order), kind="stable")
+    rows = best_first(table.dropna(subset=[x, y]), groups)
     names = {"x_axis_label": BIT_NAMES[x], "y_axis_label": BIT_NAMES[y]}
     chart = plot("What a latent tells of which image, and of its class", 480, **names)
     kinds = rows["group"].map({name: members[0].kind for name, members in groups.items()})
@@ -152,28 +150,22 @@ def dose_charts(groups: Groups, table: pandas.DataFrame) -> list[figure]:
 def curve_charts(groups: Groups) -> list[figure]:
     """kNN and embedding std of all trained variants, then the loss, of which each family has a panel of its own."""
     trained = {name: members for name, members in ranked(groups).items() if members[0].pretraining.epochs}
-    families: dict[str, Groups] = {}
-    for name, members in trained.items():
-        family = (
-            f"{members[0].pretraining.method}, {members[0].curve.columns[2]}"  # its first part tells objectives apart
-        )
-        families.setdefault(family, {})[name] = members
     panels = [
         ("kNN on the validation images, %", "knn", trained),
         (UNLABELED["other_view"], "other_view", trained),
         ("Embedding std (0: collapsed)", "embedding_std", trained),
     ]
-    panels += [(f"Loss: {family}", "loss", members) for family, members in families.items()]
+    for family in objectives(trained):
+        first = groups[family[0]][0]
+        title = f"Loss: {first.pretraining.method}, {first.curve.columns[2]}"
+        panels.append((title, "loss", {name: groups[name] for name in family}))
     return [chart for panel in panels for chart in _curves(*panel)]
 
 
 def _curves(title: str, column: str, groups: Groups) -> Iterator[figure]:
     """One panel, or none where no curve has the column; a band is one standard deviation over seeds to each side."""
-    curves = {}
-    for name, members in groups.items():
-        every = pandas.concat([record.curve for record in members])
-        if column in every:
-            curves[name] = every.groupby("epoch")[column].agg(["mean", "std"]).dropna(subset=["mean"]).reset_index()
+    curves = {name: mean_curve(members, column).reset_index() for name, members in groups.items()}
+    curves = {name: curve for name, curve in curves.items() if len(curve)}
     if not curves:
         return
     chart, lines = plot(title, 340, x_axis_label="epoch"), []
