@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,29 +87,19 @@ def swept(rows: list[Row]) -> tuple[str, dict[float, Row]]:
 def series_of(runs: dict[float, Row]) -> dict[str, list[tuple[float, list[float]]]]:
     """By group of variants that differ in their seed alone, under the first one's name: a run's number, its values."""
     groups: dict[str, list[str]] = {}
-    for name in names(list(runs.values())):
-        own = {
-            key: each
-            for row in runs.values()
-            for key, each in row.params.items()
-            if key.startswith(f"variants.{name}.")
-        }
-        kind = str(
-            {key.removeprefix(f"variants.{name}."): each for key, each in own.items() if not key.endswith(".seed")}
-        )
-        groups.setdefault(kind, []).append(name)
-    return {
-        members[0]: [
-            (number, found)
-            for number, row in runs.items()
-            if (found := [row.values[m] for m in members if m in row.values])
-        ]
-        for members in groups.values()
-    }
+    for name in names(runs.values()):
+        start = f"variants.{name}."
+        params = {key: value for row in runs.values() for key, value in row.params.items() if key.startswith(start)}
+        own = {key.removeprefix(start): value for key, value in params.items() if key != f"{start}seed"}
+        groups.setdefault(str(own), []).append(name)
+    series: dict[str, list[tuple[float, list[float]]]] = {}
+    for members in groups.values():
+        found = [(x, [row.values[name] for name in members if name in row.values]) for x, row in runs.items()]
+        series[members[0]] = [(x, values) for x, values in found if values]
+    return series
 
 
 def untrained(runs: dict[float, Row]) -> set[str]:
-    """Variants that are not trained."""
     return {name for row in runs.values() for name in row.values if row.params.get(f"variants.{name}.epochs") == 0}
 
 
@@ -124,25 +114,20 @@ def table(rows: list[Row], width: int = WIDTH) -> Iterator[str]:
     values = {name: [row.values.get(name) for row in rows] for name in names(rows)}
     equal = {name: found[0] for name, found in values.items() if len(set(found)) == 1}
     columns = {name: [_text(value) for value in found] for name, found in values.items() if name not in equal}
-    first = [f"{'experiment':{max(len(row.name) for row in rows)}}", *(row.name for row in rows)]
-    second = ["changed", *(textwrap.shorten(row.changed, width // 3, placeholder=" ...") for row in rows)]
-    left = _beside(first, second)
-    while True:
-        lines = left
-        for name in list(columns):
-            wider = _beside(lines, [name, *columns[name]], str.rjust)
-            if lines is not left and len(wider[0]) > width:
-                break
-            lines = wider
-            del columns[name]
-        yield from (*(line.rstrip() for line in lines), "")
-        if not columns:
-            break
+    changed = [textwrap.shorten(row.changed, width // 3, placeholder=" ...") for row in rows]
+    lines = left = _beside(["experiment", *(row.name for row in rows)], ["changed", *changed])
+    for name, texts in columns.items():
+        wider = _beside(lines, [name, *texts], str.rjust)
+        if lines is not left and len(wider[0]) > width:  # a further table
+            yield from (*lines, "")
+            wider = _beside(left, [name, *texts], str.rjust)
+        lines = wider
+    yield from (*(line.rstrip() for line in lines), "")
     same = ", ".join(f"{key} {_text(value)}" for key, value in equal.items())
     yield from textwrap.wrap(f"the same in all: {same}" if same else "", width)
 
 
-def names(rows: list[Row]) -> list[str]:
+def names(rows: Iterable[Row]) -> list[str]:
     """All variants, in order."""
     return list(dict.fromkeys(name for row in rows for name in row.values))
 
