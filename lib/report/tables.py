@@ -150,37 +150,36 @@ def latent_rows(table: pandas.DataFrame) -> pandas.DataFrame:
     return table[table["space"] != "projection"]
 
 
-def markdown(frame: pandas.DataFrame) -> str:
-    """The results page of `result_rows`: accuracies, projections, runs, and binary codes where there are any."""
+def sections(frame: pandas.DataFrame) -> list[tuple[str, str, pandas.DataFrame, dict[str, str]]]:
+    """Of `result_rows` heading, remark, rows and columns of each table: accuracies, projections, shares of the labels,
+    runs, and binary codes, where there are any."""
     table = summary(frame)
     runs, latents, projections = main_rows(table), latent_rows(table), table[table["space"] == "projection"]
-    codes = table[table["active"].notna()]
-    parts = [
-        f"# {title(frame)}",
-        f"Percent of test images, and bits; ± is the standard deviation over n seeds. "
-        f"[What each column means](../{LEGEND}).",
-        markdown_table(latents, accuracy_columns(latents)),
-        *(["## Projections", markdown_table(projections, accuracy_columns(projections))] if len(projections) else []),
-        *_few_labels(runs),
-        "## Runs",
-        markdown_table(runs.assign(model=runs["group"].fillna(runs["model"])), RUN),
-    ]
-    if len(codes):
-        columns = {key: name for key, name in CODES.items() if key != "n" or codes["n"].max() > 1}
-        parts += ["## Binary codes", markdown_table(codes, columns)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _few_labels(runs: pandas.DataFrame) -> list[str]:
-    """A section, where shares of the labels were asked for."""
     shares = [key for key in map(str, runs) if key.startswith(FEW) and not key.endswith("_sd")]
-    few = {key: f"{100 * float(key.removeprefix(FEW)):.4g} %" for key in shares}
-    if not few:
-        return []
-    word = "Fine-tuned" if (runs["mode"] == "finetune").any() else "Probe"
-    about = f"{word} top-1 of the main latent; ± is the standard deviation over {LABEL_DRAWS} stratified draws"
-    rows, columns = runs.dropna(subset=[*few]), {"model": "Model", **few, "top1": "100 %"}
-    return ["## Shares of the training labels", f"{about}, of all labels over seeds.", markdown_table(rows, columns)]
+    found = [("Results", "", latents, accuracy_columns(latents))]
+    if len(projections):
+        found.append(("Projections", "", projections, accuracy_columns(projections)))
+    if shares:
+        few = {key: f"{100 * float(key.removeprefix(FEW)):.4g} %" for key in shares}
+        word = "Fine-tuned" if (table["mode"] == "finetune").any() else "Probe"
+        about = f"{word} top-1 of the main latent; ± is the standard deviation over {LABEL_DRAWS} stratified draws"
+        rows, columns = runs.dropna(subset=shares), {"model": "Model", **few, "top1": "100 %"}
+        found.append(("Shares of the training labels", f"{about}, of all labels over seeds.", rows, columns))
+    found.append(("Runs", "", runs.assign(model=runs["group"].fillna(runs["model"])), RUN))
+    if len(codes := table[table["active"].notna()]):
+        columns = {key: name for key, name in CODES.items() if key != "n" or codes["n"].max() > 1}
+        found.append(("Binary codes", "", codes, columns))
+    return found
+
+
+def markdown(frame: pandas.DataFrame) -> str:
+    """The results page of `result_rows`."""
+    intro = "Percent of test images, and bits; ± is the standard deviation over n seeds."
+    parts = [f"# {title(frame)}", f"{intro} [What each column means](../{LEGEND})."]
+    for heading, about, rows, columns in sections(frame):
+        parts += [f"## {heading}", about, markdown_table(rows, columns)]
+    parts.remove("## Results")  # which the page's own title stands for
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def markdown_table(table: pandas.DataFrame, columns: Mapping[str, str]) -> str:
