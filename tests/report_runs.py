@@ -7,7 +7,7 @@ import numpy
 import pandas
 import torch
 
-from lib.params.pretraining import Monitor, Optimizer, Pretraining, Shared
+from lib.params.pretraining import Pretraining, Shared
 from lib.runtime.files import write_arrays, write_json, write_table, write_tensors
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -64,16 +64,8 @@ def write_run(
     spaces = {"latents": latents, "projections": projections}
     write_json(root / f"data/memory/{variant}.json", {key: dict.fromkeys(names, bits) for key, names in spaces.items()})
     write_arrays(root / f"data/scores/{variant}.npz", {"labels": labels, latents[0]: predictions[latents[0]]})
-    shared = {"encoder": "small", "batch_size": 256, "micro_batch_size": 0, "gamma": None, "optimizer": Optimizer()}
-    shared |= {
-        "augment": Shared().augment,
-        "monitor": Monitor(),
-        "options": {},
-        "image_size": 32,
-        "calibrate_batchnorm": True,
-    }
-    shared |= pretraining
-    params = Pretraining(variant=variant, method=method, epochs=epochs, seed=seed, **shared)
+    own = {"encoder": "small", "gamma": None, "options": {}, "image_size": 32, "epochs": epochs, "seed": seed}
+    params = Pretraining(variant, method, **{**vars(Shared()), **own, **pretraining})
     about = {
         "pretraining": params.as_json(),
         "supervised": supervised,
