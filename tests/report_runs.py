@@ -8,6 +8,7 @@ import pandas
 import torch
 
 from lib.params.pretraining import Pretraining, Shared
+from lib.report.records import Record, read_record
 from lib.runtime.files import write_arrays, write_json, write_table, write_tensors
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -69,6 +70,7 @@ def write_run(
     about = {
         "pretraining": params.as_json(),
         "supervised": supervised,
+        "encoder": params.encoder,
         "parameters": {"encoder": encoder_parameters, "total": 24_615_616},
         "data": {"dataset": dataset, "source": "folder mine"},
     }
@@ -85,3 +87,10 @@ def write_run(
     shown = {"labels": labels[:200], "indices": numpy.arange(200), "classes": numpy.array(classes)}
     planes = {name: draw.normal(size=(200, 2)) + 3 * labels[:200, None] for name in latents}
     write_arrays(root / f"data/tsne/{variant}.npz", {**planes, **shown})
+
+
+def write_runs(root: Path, runs: dict[str, dict[str, Any]]) -> list[Record]:
+    """`write_run` of each by its name and settings; their records."""
+    for variant, settings in runs.items():
+        write_run(root, variant, **settings)
+    return [read_record(variant, root) for variant in runs]

@@ -24,7 +24,7 @@ from lib.report.results import write_results
 from lib.report.show import main, show
 from lib.runtime.files import read_arrays, read_json, write_json
 from tests.faults.refusals import refused
-from tests.report_runs import CLASSES, CODE, TEST_IMAGES, write_run
+from tests.report_runs import CLASSES, CODE, TEST_IMAGES, write_run, write_runs
 
 HALVES = ("upper", "lower", "both", "mean")
 PARTS = ("nt_xent", "distance")
@@ -43,8 +43,7 @@ WRITTEN += [f"plots/{name}.{end}" for name in ("accuracy", "confusion", "curves"
 
 
 def written(root: Path, runs: dict[str, dict]) -> Path:
-    for variant, settings in runs.items():
-        write_run(root, variant, **settings)
+    write_runs(root, runs)
     write_results(SimpleNamespace(variants=dict.fromkeys(runs)), root)
     return root
 
@@ -64,15 +63,8 @@ def frame(root) -> pandas.DataFrame:
     return tables.read_results(root / "metrics/results.csv")
 
 
-def rows_of(root: Path, runs: dict[str, dict]) -> pandas.DataFrame:
-    """`result_rows` of made-up runs."""
-    for variant, settings in runs.items():
-        write_run(root, variant, **settings)
-    return tables.result_rows([read_record(variant, root) for variant in runs])
-
-
 def page_of(root: Path, **settings) -> str:
-    return tables.markdown(rows_of(root, {"simclr": settings}))
+    return tables.markdown(tables.result_rows(write_runs(root, {"simclr": settings})))
 
 
 def titles(figure: Figure) -> list[str]:
@@ -109,7 +101,7 @@ def test_the_difference_to_simclr_is_paired_by_seed_with_students_interval(tmp_p
     runs = {f"simclr_{seed}": {"seed": seed} for seed in (0, 1, 2)}
     runs |= {f"joint_{seed}": {"seed": seed, "gamma": 0.1, "wrong": 0.2} for seed in (0, 1, 2, 3)}
     runs |= {"floor": {"epochs": 0}, "one": {"gamma": 0.2}}
-    frame = rows_of(tmp_path, runs)
+    frame = tables.result_rows(write_runs(tmp_path, runs))
     table, page = tables.summary(frame).set_index("model"), tables.markdown(frame)
     top1 = {name: read_json(tmp_path / f"data/scores/{name}.json")["latents"]["h"]["top1"] for name in runs}
     differences = [top1[f"joint_{seed}"] - top1[f"simclr_{seed}"] for seed in (0, 1, 2)]
@@ -135,7 +127,7 @@ def test_a_row_has_the_floor_of_its_own_kind(tmp_path):
         "cmc": {"method": "cmc", "latents": ("h", "l"), "encoder_parameters": lab},
         "filters": {"method": "patch_filters", "encoder": "shallow", "encoder_parameters": small},
     }
-    table = tables.summary(rows_of(tmp_path, runs)).set_index("model")
+    table = tables.summary(tables.result_rows(write_runs(tmp_path, runs))).set_index("model")
     floors = {
         "vicreg": table.loc["floor"],  # the mean of two
         "kwta · code": table.loc["floor_codes · code"],
@@ -157,7 +149,7 @@ def test_the_dose_of_a_term_is_printed_as_the_study_had_it(tmp_path, term, gamma
     """The distance is that of the last epoch; -32 and +14 % are docs/methods.md's."""
     options = {"term": term, "temperature": temperature}
     run = {"joint": {"gamma": gamma, "options": options, "parts": PARTS, "distance": distance}, "simclr": {}}
-    frame = rows_of(tmp_path, run)
+    frame = tables.result_rows(write_runs(tmp_path, run))
     table, page = tables.summary(frame).set_index("model"), tables.markdown(frame)
     assert table.loc["joint", "dose"] == pytest.approx(percent, abs=0.1) and pandas.isna(table.loc["simclr", "dose"])
     assert "| Dose λ, % |" in page and f"| {percent:+.1f} |" in page
@@ -230,7 +222,7 @@ def test_shares_of_the_labels_have_a_table_where_they_were_asked_for(tmp_path, r
     for number, run in enumerate(runs.values()):
         few = {"0.01": {"top1": 30.0 + number, "sd": 2.0 + number}, "0.1": {"top1": 50.0, "sd": 1.0}}
         run |= {"few": few, "dataset": "digits"}
-    frame = rows_of(tmp_path, runs)
+    frame = tables.result_rows(write_runs(tmp_path, runs))
     page, top1 = tables.markdown(frame), frame["top1"].iloc[-1]
     section = page[page.index("## Shares of the training labels") : page.index("## Runs")]
     assert "| Model | 1 % | 10 % | 100 % |" in section and "| simclr_0 | 30.50 ± 2.50 | 50.00 ± 1.00 | " in section
@@ -311,8 +303,8 @@ def test_a_group_has_one_color_in_every_picture_whatever_its_results(root, group
 
 def test_pictures_of_25_variants_fit_on_a_page(tmp_path):
     runs = {f"joint_{number}": {"gamma": number / 100, "latents": ("h", "z", "both")} for number in range(25)}
-    table = tables.summary(rows_of(tmp_path, runs))
-    groups = replicates(read_record(name, tmp_path) for name in runs)
+    records = write_runs(tmp_path, runs)
+    table, groups = tables.summary(tables.result_rows(records)), replicates(records)
     maps = {name: read_arrays(tmp_path / f"data/tsne/{name}.npz") for name in runs}
     figures = [charts.curves_figure(groups), charts.accuracy_figure(groups, table), charts.confusion_figure(groups)]
     assert all(figure.get_size_inches()[1] <= 12 for figure in (*figures, overview_figure(maps)))
@@ -341,8 +333,8 @@ def test_the_overview_marks_what_collapsed_and_what_has_no_legend(root):
 def test_names_are_drawn_or_spelled(tmp_path):
     assert readable(["cat", "größe", "$x$"]) == ["cat", "größe", "$x$"]
     assert readable(["\ue000a"]) == [r"\ue000a"]  # of no script: no font has it
-    write_run(tmp_path, "simclr", classes=["\ue000", "$\\frac"])
-    save_figure(tmp_path / "a.png", charts.confusion_figure, replicates([read_record("simclr", tmp_path)]))
+    records = write_runs(tmp_path, {"simclr": {"classes": ["\ue000", "$\\frac"]}})
+    save_figure(tmp_path / "a.png", charts.confusion_figure, replicates(records))
 
 
 def test_show_has_probe_and_knn_first_and_drops_the_last_columns_where_it_is_narrow(root):
