@@ -5,9 +5,6 @@
 """
 
 import argparse
-import json
-import subprocess
-import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.params.spec import PARAMS_FILE
+from lib.plan import ask_dvc
 from lib.preset import flat
 from lib.report.show import say
 from lib.runtime.errors import UserError
@@ -76,10 +74,8 @@ def swept(rows: list[Row]) -> tuple[str, dict[float, Row]]:
     varied = [key for key in keys if len({str(value(row, key)) for row in runs}) > 1]
     numbers = [type(value(row, key)) in (int, float) for key in varied for row in runs]
     if len(varied) != 1 or not all(numbers):
-        found = ", ".join(varied) or "none"
-        raise UserError(
-            f"a picture needs experiments that differ in one number of params.yaml; these differ in {found}"
-        )
+        needs = "a picture needs experiments that differ in one number of params.yaml"
+        raise UserError(f"{needs}; these differ in {', '.join(varied) or 'none'}")
     by_value = {value(row, varied[0]): row for row in runs}
     return varied[0], dict(sorted(by_value.items()))
 
@@ -148,14 +144,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("measure", nargs="?", choices=list(MEASURES), default="top1", help="probe top-1 unless given")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="of a sweep: the measure by the swept number")
     chosen = parser.parse_args(arguments)
-    done = subprocess.run([sys.executable, "-m", "dvc", "exp", "show", "--json"], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(" ".join(done.stderr.split()).removeprefix("ERROR: ") or "dvc exp show failed")
-    shown = json.loads(done.stdout[done.stdout.index("[") :])
+    shown = ask_dvc("exp", "show")
     if len(shown) < 2:
-        raise UserError(
-            "this repository has no commit, which experiments are held against; git commit, then dvc exp run"
-        )
+        how = "git commit, then dvc exp run"
+        raise UserError(f"this repository has no commit, which experiments are held against; {how}")
     if chosen.picture and chosen.picture.suffix != ".png":
         raise UserError(f"--picture is {chosen.picture}; allowed: a file that ends in .png")
     rows = rows_of(shown, chosen.measure)

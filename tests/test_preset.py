@@ -9,14 +9,14 @@ import torch
 from lib.methods import build_method, typed_options
 from lib.methods.base import count_parameters
 from lib.params.experiment import read_experiment
-from lib.params.spec import load_yaml
-from lib.preset import FOLDER, apply_preset, describe, differences, preset_names
+from lib.params.spec import load_yaml, read_yaml
+from lib.preset import apply_preset, differences, presets
 from lib.report.compare import floor
 from lib.report.dose import relative_pull
 from tests.examples import ROOT
 from tests.faults.refusals import refused
 
-PRESETS = ROOT / FOLDER
+PRESETS = ROOT / "presets"
 
 
 @pytest.fixture
@@ -27,23 +27,23 @@ def params(tmp_path):
 
 
 def test_a_preset_is_copied_byte_for_byte_and_what_differs_is_said(params):
-    lines = apply_preset("demo", [], params, PRESETS)
+    lines = apply_preset("demo", [], params)
     assert params.read_text() == (PRESETS / "demo.yaml").read_text()
     assert "dataset cifar10 -> digits" in lines and "encoder resnet50 -> small" in lines
-    assert apply_preset("demo", [], params, PRESETS) == ["no change"]
+    assert apply_preset("demo", [], params) == ["no change"]
     assert not (params.parent / "params.yaml.bak").exists()
 
 
 def test_what_was_no_preset_is_kept(params):
     own = params.read_text().replace("gamma: 0.01", "gamma: 0.3")
     params.write_text(own)
-    apply_preset("cpu", [], params, PRESETS)
+    apply_preset("cpu", [], params)
     assert (params.parent / "params.yaml.bak").read_text() == own
 
 
 def test_settings_change_values_may_add_a_variants_option_and_keep_comments(params):
     settings = ["gamma=1e-4", "optimizer.lr=0.5", "transfer.variants=[simclr]", "variants.simclr.seed=3"]
-    apply_preset("study", settings, params, PRESETS)
+    apply_preset("study", settings, params)
     found = load_yaml(params)
     assert (found["gamma"], found["optimizer"]["lr"], found["transfer"]["variants"]) == (1e-4, 0.5, ["simclr"])
     assert found["variants"]["simclr"] == {"method": "simclr", "seed": 3}
@@ -64,19 +64,19 @@ def test_settings_change_values_may_add_a_variants_option_and_keep_comments(para
 )
 def test_a_refused_setting_leaves_the_file_as_it_was(params, settings, words):
     before = params.read_text()
-    refused(lambda: apply_preset("demo", settings, params, PRESETS), words)
+    refused(lambda: apply_preset("demo", settings, params), words)
     assert params.read_text() == before
 
 
 def test_an_unknown_preset_is_refused(params):
     words = "there is no preset 'cup'; presets: all, codes, cpu, demo, hypothesis, pilot, study"
-    refused(lambda: apply_preset("cup", [], params, PRESETS), words)
+    refused(lambda: apply_preset("cup", [], params), words)
 
 
 def test_every_preset_says_what_it_is_for_and_names_the_same_shared_keys():
-    keys = [[key for key in load_yaml(PRESETS / f"{name}.yaml") if key != "variants"] for name in preset_names(PRESETS)]
-    assert all(each == keys[0] for each in keys)
-    assert all(describe(name, PRESETS).endswith(".") for name in preset_names(PRESETS))
+    keys = [[key for key in read_yaml(text, name) if key != "variants"] for name, text in presets().items()]
+    assert len(keys) == 7 and all(each == keys[0] for each in keys)
+    assert all(text.splitlines()[0].endswith(".") for text in presets().values())
 
 
 DISTANCES = {0.5: 8.9, 0.2: 11.2}  # of the two views of 256 images, by temperature

@@ -98,7 +98,7 @@ def summary(frame: pandas.DataFrame) -> pandas.DataFrame:
     table["delta_simclr"] = table["delta_simclr"].where(pairs > 1)
     table["delta_simclr_sd"] = half_interval(table["delta_simclr_sd"], pairs.clip(2), CONFIDENCE)
     table["n"] = grouped.size()
-    table["seeds"] = grouped["seed"].agg(_distinct)
+    table["seeds"] = grouped["seed"].agg(distinct)
     table = table.reset_index()
     # a latent is named where there are several, a projection always
     projection = table["space"] == "projection"
@@ -114,11 +114,11 @@ def summary(frame: pandas.DataFrame) -> pandas.DataFrame:
 
 def title(frame: pandas.DataFrame) -> str:
     """Data, encoders, epochs, images and seeds of a run in one line."""
-    first, epochs = frame.iloc[0], _distinct(frame["epochs"][frame["epochs"] > 0]) or "0"
+    first, epochs = frame.iloc[0], distinct(frame["epochs"][frame["epochs"] > 0]) or "0"
     return (
-        f"{_distinct(frame['dataset'])}: encoder {_distinct(frame['encoder'])}; {epochs} epoch{'s' * (epochs != '1')}; "
+        f"{distinct(frame['dataset'])}: encoder {distinct(frame['encoder'])}; {epochs} epoch{'s' * (epochs != '1')}; "
         f"{first['train_images']:,} training and {first['test_images']:,} test images; "
-        f"seed {_distinct(sorted(frame['seed']))}" + "; no labels: what needs them is left out" * (not first["classes"])
+        f"seed {distinct(sorted(frame['seed']))}" + "; no labels: what needs them is left out" * (not first["classes"])
     )
 
 
@@ -251,5 +251,5 @@ def confusion_table(groups: Groups) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=["group", "actual", "predicted", "images", "percent"])
 
 
-def _distinct(values: Iterable[object]) -> str:
+def distinct(values: Iterable[object]) -> str:
     return ", ".join(dict.fromkeys(map(str, values)))
