@@ -38,6 +38,7 @@ def write_run(
     supervised: bool = False,
     code: dict[str, float] | None = None,
     few: dict[str, dict] | None = None,
+    bits: tuple[float, float] | None = None,
     **pretraining: Any,
 ) -> None:
     """``wrong``: the share of test images that the main latent's probe gets wrong; ``study``: the protocol's epochs."""
@@ -61,9 +62,9 @@ def write_run(
         "study": {"top1": numbers[latents[0]]["top1"] - 4, "top5": 98.0} if study else None,
     }
     write_json(root / f"data/scores/{variant}.json", scores | ({"few_labels": few} if few else {}))
-    bits = {"cues": {"trained": {"episode_bits": 5.0 + seed, "concept_bits": 1.25}}}
-    spaces = {"latents": latents, "projections": projections}
-    write_json(root / f"data/memory/{variant}.json", {key: dict.fromkeys(names, bits) for key, names in spaces.items()})
+    memory = {"cues": {"trained": dict(zip(("episode_bits", "concept_bits"), bits or (5.0 + seed, 1.25)))}}
+    spaces = {"latents": dict.fromkeys(latents, memory), "projections": dict.fromkeys(projections, memory)}
+    write_json(root / f"data/memory/{variant}.json", spaces)
     write_arrays(root / f"data/scores/{variant}.npz", {"labels": labels, latents[0]: predictions[latents[0]]})
     own = {"encoder": "small", "gamma": None, "options": {}, "image_size": 32, "epochs": epochs, "seed": seed}
     params = Pretraining(variant, method, **{**vars(Shared()), **own, **pretraining})

@@ -205,13 +205,8 @@ def explorer_charts(classes: list[dict[str, str]], count: int) -> list[figure]:
         chart.outline_line_color = GRAY
         chart.toolbar.logo = None
         chart.hover.tooltips = None
-        dots = {
-            "size": 9 if count <= 1000 else 5,
-            "line_color": None,
-            "fill_alpha": 0.8,
-            "nonselection_fill_alpha": 0.08,
-        }
-        points = chart.scatter(f"x{side}", f"y{side}", source=source, view=view, **look, **dots)
+        points = chart.scatter(f"x{side}", f"y{side}", source=source, view=view, size=9 if count <= 1000 else 5,
+                               line_color=None, fill_alpha=0.8, nonselection_fill_alpha=0.08, **look)  # fmt: skip
         chart.hover.renderers = [points]
         ring = {"fill_color": None, "line_color": "black", "line_width": 2}
         chart.scatter(f"x{side}", f"y{side}", source=rings, marker="marker", size="size", **ring)
