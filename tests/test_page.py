@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy
-import pandas
 import pytest
 from PIL import Image
 
@@ -165,7 +164,7 @@ def test_names_are_text_and_nothing_is_fetched(tmp_path):
 def test_the_names_in_a_plane_of_points_cover_neither_points_nor_each_other():
     draw = numpy.random.default_rng(0)
     points = numpy.concatenate([draw.normal(size=(30, 2)), numpy.zeros((10, 2))])
-    placed = pandas.DataFrame(charts.place_labels(points, [f"variant_{number}" for number in range(40)]))
+    placed = charts.place_labels(points, [f"variant_{number}" for number in range(40)])
     assert 10 < len(placed) < 40 and placed["text"].iloc[0] == "variant_0"
     room = numpy.array(charts.LABEL_ROOM)
     at = (placed[["x", "y"]].to_numpy() - points.min(0)) / numpy.ptp(points, 0) * room

@@ -45,10 +45,10 @@ def curves_figure(groups: Groups) -> Figure:
     losses, monitored = (
         {name: mean_curve(members, column) for name, members in order.items()} for column in ("loss", monitor)
     )
-    methods = [groups[first][0].pretraining.method for first, *_ in families]
+    methods = [method for method, *_ in families]
     panels_of = [
         (method if methods.count(method) == 1 else ", ".join(shown), family, shown)
-        for method, family in zip(methods, families)
+        for method, family in zip(methods, families.values())
         for shown in (family[start : start + LINES] for start in range(0, len(family), LINES))
     ]
     # one pair of panels in a row where there are few, else two, so that twelve pairs fit on a page

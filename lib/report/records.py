@@ -65,14 +65,13 @@ def ranked(groups: Groups) -> Groups:
     return {name: groups[name] for name in sorted(groups, key=place)}
 
 
-def objectives(groups: Groups) -> list[list[str]]:
-    """Names, together where losses can be compared: one method with another loss, or another first part of it, is
-    another objective."""
-    families: dict[tuple[object, ...], list[str]] = {}
+def objectives(groups: Groups) -> dict[tuple[str, ...], list[str]]:
+    """The names whose losses can be compared, by their objective: the method, its loss, the first part of that."""
+    families: dict[tuple[str, ...], list[str]] = {}
     for name, (first, *_) in groups.items():
-        params, first_part = first.pretraining, first.curve.columns[2]
-        families.setdefault((params.method, params.options.get("loss"), first_part), []).append(name)
-    return list(families.values())
+        words = (first.pretraining.method, first.pretraining.options.get("loss"), first.curve.columns[2])
+        families.setdefault(tuple(dict.fromkeys(word for word in words if word)), []).append(name)
+    return families
 
 
 def mean_curve(members: Sequence[Record], column: str) -> pandas.DataFrame:
@@ -127,9 +126,9 @@ def _numbers(numbers: dict[str, Any]) -> dict[str, Any]:
 def _main_latent(scores: Any) -> dict[str, Any]:
     """The study's protocol, with the study's epochs alone; top-1 by share of the training labels, and its deviation
     over draws, where asked for."""
-    found, epochs = {}, scores["linear"]["study_epochs"]
-    if epochs == STUDY_EPOCHS:
-        found = {**{f"study_{key}": scores["study"][key] for key in ("top1", "top5")}, "study_epochs": epochs}
+    found, study = {}, scores["study"]
+    if scores["linear"]["study_epochs"] == STUDY_EPOCHS:
+        found = {"study_top1": study["top1"], "study_top5": study["top5"], "study_epochs": STUDY_EPOCHS}
     for share, few in scores.get("few_labels", {}).items():
         found |= {f"{FEW}{share}": few["top1"], f"{FEW}{share}_sd": few["sd"]}
     return found

@@ -37,6 +37,7 @@ RULES_PAGE = Path(__file__).parents[2] / "docs/verdict.md"
 SHOWN = {"top1": "Probe", "top1 z": "Probe of z", "e": "e", "c": "c"}  # of each run, by the names of `row_of`
 SHOWN |= {"e whitened": "e, whitened", "c whitened": "c, whitened"}
 SHOWN |= {"e occlusion_25": "e, 25 % hidden", "e occlusion_50": "e, 50 % hidden"}
+BITS = {"e": "episode_bits", "c": "concept_bits"}
 WORDS = {"h1": "H1: keeps the probe", "h2": "H2: separates", "against_frontier": "Against the frontier"}
 FIGURES = {
     "plane": (draw.plane_figure, "Concept against episode bits: the frontier of temperature, the arms, the landmarks"),
@@ -175,9 +176,9 @@ def row_of(run: Mapping[str, Any], rule: Rule) -> dict[str, Any]:
     memory = run["memory"]
     row = {"variant": run["name"], "arm": rule.arm_of[run["name"]], "seed": run["pretraining"]["seed"]}
     row |= {"top1": run["top1"], "lambda": run.get("lambda"), "top1 z": run.get("z", {}).get("top1")}
-    for measured, suffix in ((memory, ""), *((memory.get(key, {}), f" {key}") for key in ("z", "whitened"))):
-        names = {"e": "episode_bits", "c": "concept_bits"}
-        row |= {f"{short}{suffix}": measured[name] for short, name in names.items() if name in measured}
+    measured = {"": memory, " z": memory.get("z", {}), " whitened": memory.get("whitened", {})}
+    for suffix, bits in measured.items():
+        row |= {f"{short}{suffix}": bits[name] for short, name in BITS.items() if name in bits}
     cues = [key for key, found in memory.items() if isinstance(found, dict) and "episode_bits" in found]
     row |= {f"e {cue}": memory[cue]["episode_bits"] for cue in cues if cue not in OTHERS}
     row |= {f"rank {rank}": gain for rank, gain in memory.get("ranks", {}).items()}

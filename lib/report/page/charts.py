@@ -8,6 +8,7 @@ import pandas
 from bokeh.models import BooleanFilter, CDSView, ColumnDataSource, FactorRange, HoverTool, Legend, Whisker
 from bokeh.plotting import figure
 from bokeh.transform import factor_cmap, factor_mark
+from matplotlib.transforms import Bbox
 
 from lib.report.charts import looks
 from lib.report.figures import COLORS
@@ -95,32 +96,28 @@ def plane_chart(groups: Groups, table: pandas.DataFrame) -> figure:
     for kind, look in KIND_LOOKS.items():
         if (kinds == kind).any():
             draw(chart, rows[kinds == kind], x, y, kind, look)
-    labels = place_labels(rows[[x, y]].to_numpy(), rows["model"].tolist())
-    chart.text("x", "y", "text", source=ColumnDataSource(labels), x_offset="dx", y_offset="dy", text_align="align",
+    labels = ColumnDataSource(place_labels(rows[[x, y]].to_numpy(), rows["model"].tolist()).to_dict("list"))
+    chart.text("x", "y", "text", source=labels, x_offset="dx", y_offset="dy", text_align="align",
                text_baseline="middle", text_font_size="12px")  # fmt: skip
     legend(chart, 3)
     return chart
 
 
-def place_labels(points: numpy.ndarray, names: Sequence[str]) -> dict[str, list[Any]]:
+def place_labels(points: numpy.ndarray, names: Sequence[str]) -> pandas.DataFrame:
     """Where the names of points [N, 2] can stand, right, left, above or below them, without covering another's."""
     room = numpy.array(LABEL_ROOM)
     pixels = (points - points.min(0)) / numpy.where(numpy.ptp(points, 0), numpy.ptp(points, 0), 1) * room
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in pixels]
-    placed: dict[str, list[Any]] = {key: [] for key in ("x", "y", "text", "dx", "dy", "align")}
+    taken, placed = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in pixels], []
     for (x, y), at, name in zip(pixels, points, names):
         half = 3.5 * len(name)  # of its width
         for dx, dy, align in ((8, 0, "left"), (-8, 0, "right"), (0, -13, "center"), (0, 13, "center")):
             middle = x + dx + half * numpy.sign(dx)
-            box = (middle - half, y - dy - 7, middle + half, y - dy + 7)
-            if box[2] < room[0] + 20 and not any(
-                box[0] < c and a < box[2] and box[1] < d and b < box[3] for a, b, c, d in taken
-            ):
+            box = Bbox.from_bounds(middle - half, y - dy - 7, 2 * half, 14)
+            if box.x1 < room[0] + 20 and not box.count_overlaps(taken):
                 taken.append(box)
-                for key, value in zip(placed, (*at, name, dx, dy, align)):
-                    placed[key].append(value)
+                placed.append((*at, name, dx, dy, align))
                 break
-    return placed
+    return pandas.DataFrame(placed, columns=["x", "y", "text", "dx", "dy", "align"])
 
 
 def dose_charts(groups: Groups, table: pandas.DataFrame) -> list[figure]:
@@ -155,10 +152,8 @@ def curve_charts(groups: Groups) -> list[figure]:
         (UNLABELED["other_view"], "other_view", trained),
         ("Embedding std (0: collapsed)", "embedding_std", trained),
     ]
-    for family in objectives(trained):
-        first = groups[family[0]][0]
-        title = f"Loss: {first.pretraining.method}, {first.curve.columns[2]}"
-        panels.append((title, "loss", {name: groups[name] for name in family}))
+    for objective, names in objectives(trained).items():
+        panels.append((f"Loss: {', '.join(objective)}", "loss", {name: groups[name] for name in names}))
     return [chart for panel in panels for chart in _curves(*panel)]
 
 
