@@ -187,6 +187,8 @@ def test_doses_are_drawn_only_where_there_are_any(records):
             assert doses[0] == 0 and doses[1] == pytest.approx(records["joint"].rows[0]["dose"])
 
 
-def test_losses_share_a_panel_only_with_their_objective(records):
+def test_losses_share_a_panel_only_with_their_objective(records, tmp_path):
+    records = records | {"hinge": write_runs(tmp_path, {"hinge": {"options": {"loss": "hinge"}, "wrong": 0.7}})[0]}
     titles = [chart.title.text for chart in charts.curve_charts(replicates(records.values()))]
-    assert titles == ["kNN on the validation images, %", "Embedding std (0: collapsed)", "Loss: simclr, nt_xent"]
+    losses = ["Loss: simclr, nt_xent", "Loss: simclr, hinge, nt_xent"]
+    assert titles == ["kNN on the validation images, %", "Embedding std (0: collapsed)", *losses]

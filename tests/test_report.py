@@ -19,6 +19,7 @@ from lib.report import charts, tables
 from lib.report.dose import relative_pull
 from lib.report.figures import COLORS, GRAY, readable, save_figure
 from lib.report.figures_tsne import overview_figure
+from lib.report.page.build import sortable_tables
 from lib.report.records import Groups, confusion_counts, ranked, read_record, replicates
 from lib.report.results import write_results
 from lib.report.show import main, show
@@ -227,6 +228,8 @@ def test_shares_of_the_labels_have_a_table_where_they_were_asked_for(tmp_path, r
     section = page[page.index("## Shares of the training labels") : page.index("## Runs")]
     assert "| Model | 1 % | 10 % | 100 % |" in section and "| simclr_0 | 30.50 ± 2.50 | 50.00 ± 1.00 | " in section
     assert f"| floor | 32.00 ± 4.00 | 50.00 ± 1.00 | {top1:.2f} |" in section
+    on_page = [table["caption"] for table in sortable_tables(frame)]
+    assert on_page == ["Results", "Shares of the training labels", "Runs"]
     assert "Shares" not in (root / "metrics/results.md").read_text()
     assert "labels" not in (root / "metrics/results.csv").read_text().splitlines()[0]
 
