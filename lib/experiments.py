@@ -5,16 +5,14 @@
 """
 
 import argparse
-import json
-import subprocess
-import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lib.params.spec import PARAMS_FILE
+from lib.plan import ask_dvc
 from lib.preset import flat
 from lib.report.show import say
 from lib.runtime.errors import UserError
@@ -76,10 +74,8 @@ def swept(rows: list[Row]) -> tuple[str, dict[float, Row]]:
     varied = [key for key in keys if len({str(value(row, key)) for row in runs}) > 1]
     numbers = [type(value(row, key)) in (int, float) for key in varied for row in runs]
     if len(varied) != 1 or not all(numbers):
-        found = ", ".join(varied) or "none"
-        raise UserError(
-            f"a picture needs experiments that differ in one number of params.yaml; these differ in {found}"
-        )
+        needs = "a picture needs experiments that differ in one number of params.yaml"
+        raise UserError(f"{needs}; these differ in {', '.join(varied) or 'none'}")
     by_value = {value(row, varied[0]): row for row in runs}
     return varied[0], dict(sorted(by_value.items()))
 
@@ -87,29 +83,19 @@ def swept(rows: list[Row]) -> tuple[str, dict[float, Row]]:
 def series_of(runs: dict[float, Row]) -> dict[str, list[tuple[float, list[float]]]]:
     """By group of variants that differ in their seed alone, under the first one's name: a run's number, its values."""
     groups: dict[str, list[str]] = {}
-    for name in names(list(runs.values())):
-        own = {
-            key: each
-            for row in runs.values()
-            for key, each in row.params.items()
-            if key.startswith(f"variants.{name}.")
-        }
-        kind = str(
-            {key.removeprefix(f"variants.{name}."): each for key, each in own.items() if not key.endswith(".seed")}
-        )
-        groups.setdefault(kind, []).append(name)
-    return {
-        members[0]: [
-            (number, found)
-            for number, row in runs.items()
-            if (found := [row.values[m] for m in members if m in row.values])
-        ]
-        for members in groups.values()
-    }
+    for name in names(runs.values()):
+        start = f"variants.{name}."
+        params = {key: value for row in runs.values() for key, value in row.params.items() if key.startswith(start)}
+        own = {key.removeprefix(start): value for key, value in params.items() if key != f"{start}seed"}
+        groups.setdefault(str(own), []).append(name)
+    series: dict[str, list[tuple[float, list[float]]]] = {}
+    for members in groups.values():
+        found = [(x, [row.values[name] for name in members if name in row.values]) for x, row in runs.items()]
+        series[members[0]] = [(x, values) for x, values in found if values]
+    return series
 
 
 def untrained(runs: dict[float, Row]) -> set[str]:
-    """Variants that are not trained."""
     return {name for row in runs.values() for name in row.values if row.params.get(f"variants.{name}.epochs") == 0}
 
 
@@ -124,25 +110,20 @@ def table(rows: list[Row], width: int = WIDTH) -> Iterator[str]:
     values = {name: [row.values.get(name) for row in rows] for name in names(rows)}
     equal = {name: found[0] for name, found in values.items() if len(set(found)) == 1}
     columns = {name: [_text(value) for value in found] for name, found in values.items() if name not in equal}
-    first = [f"{'experiment':{max(len(row.name) for row in rows)}}", *(row.name for row in rows)]
-    second = ["changed", *(textwrap.shorten(row.changed, width // 3, placeholder=" ...") for row in rows)]
-    left = _beside(first, second)
-    while True:
-        lines = left
-        for name in list(columns):
-            wider = _beside(lines, [name, *columns[name]], str.rjust)
-            if lines is not left and len(wider[0]) > width:
-                break
-            lines = wider
-            del columns[name]
-        yield from (*(line.rstrip() for line in lines), "")
-        if not columns:
-            break
+    changed = [textwrap.shorten(row.changed, width // 3, placeholder=" ...") for row in rows]
+    lines = left = _beside(["experiment", *(row.name for row in rows)], ["changed", *changed])
+    for name, texts in columns.items():
+        wider = _beside(lines, [name, *texts], str.rjust)
+        if lines is not left and len(wider[0]) > width:  # a further table
+            yield from (*lines, "")
+            wider = _beside(left, [name, *texts], str.rjust)
+        lines = wider
+    yield from (*(line.rstrip() for line in lines), "")
     same = ", ".join(f"{key} {_text(value)}" for key, value in equal.items())
     yield from textwrap.wrap(f"the same in all: {same}" if same else "", width)
 
 
-def names(rows: list[Row]) -> list[str]:
+def names(rows: Iterable[Row]) -> list[str]:
     """All variants, in order."""
     return list(dict.fromkeys(name for row in rows for name in row.values))
 
@@ -163,14 +144,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("measure", nargs="?", choices=list(MEASURES), default="top1", help="probe top-1 unless given")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="of a sweep: the measure by the swept number")
     chosen = parser.parse_args(arguments)
-    done = subprocess.run([sys.executable, "-m", "dvc", "exp", "show", "--json"], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(" ".join(done.stderr.split()).removeprefix("ERROR: ") or "dvc exp show failed")
-    shown = json.loads(done.stdout[done.stdout.index("[") :])
+    shown = ask_dvc("exp", "show")
     if len(shown) < 2:
-        raise UserError(
-            "this repository has no commit, which experiments are held against; git commit, then dvc exp run"
-        )
+        how = "git commit, then dvc exp run"
+        raise UserError(f"this repository has no commit, which experiments are held against; {how}")
     if chosen.picture and chosen.picture.suffix != ".png":
         raise UserError(f"--picture is {chosen.picture}; allowed: a file that ends in .png")
     rows = rows_of(shown, chosen.measure)

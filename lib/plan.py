@@ -72,7 +72,7 @@ def plan(raw: dict[str, Any], experiment: Experiment) -> tuple[list[Stage], list
 
     variants, stages = resolve(experiment), stages_of(load_yaml(Path("dvc.yaml")), raw)
     recorded = load_yaml(Path("dvc.lock"))["stages"] if Path("dvc.lock").is_file() else {}
-    status = _dvc_status()
+    status = ask_dvc("status")
     for number, stage in enumerate(stages):
         if stage.name not in recorded:
             stage.why.append("has not run yet")
@@ -82,20 +82,21 @@ def plan(raw: dict[str, Any], experiment: Experiment) -> tuple[list[Stage], list
         if stage.name.startswith("pretrain@") and stage.name in recorded:
             path = VARIANTS / f"{stage.variant}.json"
             stage.why += _changed_json(read_json(path) if path.is_file() else {}, variants[stage.variant])
-        moved = [other for other in stages[:number] if other.why or other.after]
         # A variant's JSON tells by itself whether `resolve` moves the stages that read it.
-        stage.after = [other.name for other in moved if other.name != "resolve" and _feeds(other, stage)]
+        moved = [other for other in stages[:number] if (other.why or other.after) and other.name != "resolve"]
+        read = {other.name for other in moved for out in other.outs if any(overlap(dep, out) for dep in stage.deps)}
+        stage.after = [other.name for other in moved if other.name in read]
     running = [stage for stage in stages if stage.why or stage.after]
     trained = {stage.variant for stage in running if stage.name.startswith("pretrain@")}
     return running, [name for name in variants if name not in trained]
 
 
-def _dvc_status() -> dict[str, list[Any]]:
-    """What DVC finds changed since the last run, by stage."""
-    done = subprocess.run([sys.executable, "-m", "dvc", "status", "--json"], capture_output=True, text=True)
+def ask_dvc(*command: str) -> Any:
+    """What a command of DVC's answers with ``--json``."""
+    done = subprocess.run([sys.executable, "-m", "dvc", *command, "--json"], capture_output=True, text=True)
     if done.returncode:
-        raise UserError(" ".join(done.stderr.split()).removeprefix("ERROR: ") or "dvc status failed")
-    return json.loads(done.stdout[done.stdout.index("{") :])
+        raise UserError(" ".join(done.stderr.split()).removeprefix("ERROR: ") or f"dvc {' '.join(command)} failed")
+    return json.loads(done.stdout.splitlines()[-1])  # what comes before it is said to people
 
 
 def _from_status(found: list[Any], stages: list[Stage]) -> list[str]:
@@ -123,10 +124,6 @@ def _changed_json(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[s
     old, new = before.get("code", {}), after["code"]
     code = [f"{path} changed" for path in {**old, **new} if old.get(path) != new.get(path)]
     return differences({**before, "code": {}}, {**after, "code": {}}) + code
-
-
-def _feeds(earlier: Stage, later: Stage) -> bool:
-    return any(overlap(dep, out) for dep in later.deps for out in earlier.outs)
 
 
 def seconds(stage: Stage, epochs: Mapping[str, int]) -> float | None:

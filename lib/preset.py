@@ -20,13 +20,9 @@ FOLDER = Path("presets")
 BACKUP = Path("params.yaml.bak")  # git-ignored: what a preset replaced, if it was no preset itself
 
 
-def preset_names(folder: Path = FOLDER) -> list[str]:
-    return sorted(path.stem for path in folder.glob("*.yaml"))
-
-
-def describe(name: str, folder: Path = FOLDER) -> str:
-    """The first line of a preset, which says what it is for."""
-    return (folder / f"{name}.yaml").read_text().partition("\n")[0].lstrip("# ")
+def presets() -> dict[str, str]:
+    """The text of each by its name; its first line says what it is for."""
+    return {path.stem: path.read_text() for path in sorted(FOLDER.glob("*.yaml"))}
 
 
 def with_settings(text: str, settings: list[str]) -> str:
@@ -70,16 +66,17 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return lines + [f"{key} added, {after[key]}" for key in after if key not in before]
 
 
-def apply_preset(name: str, settings: list[str], params: Path = PARAMS_FILE, folder: Path = FOLDER) -> list[str]:
+def apply_preset(name: str, settings: list[str], params: Path = PARAMS_FILE) -> list[str]:
     """Write the preset with ``settings`` to ``params``, unless one is refused; returns what is said about it."""
-    if name not in preset_names(folder):
-        raise UserError(f"there is no preset {shown(name)}; presets: {', '.join(preset_names(folder))}")
-    text = with_settings((folder / f"{name}.yaml").read_text(), settings)
+    known = presets()
+    if name not in known:
+        raise UserError(f"there is no preset {shown(name)}; presets: {', '.join(known)}")
+    text = with_settings(known[name], settings)
     raw = read_yaml(text, "params.yaml")
     parse_experiment(raw)
     before = params.read_text() if params.is_file() else ""
     lines = differences(load_yaml(params), raw) if before else []
-    if before and before not in [text, *((folder / f"{other}.yaml").read_text() for other in preset_names(folder))]:
+    if before and before not in (text, *known.values()):
         write_text(params.with_name(BACKUP.name), before)
         lines.append(f"the params.yaml before, which was no preset, is kept as {BACKUP}")
     write_text(params, text)
@@ -96,6 +93,6 @@ def main(arguments: list[str]) -> None:
     add_settings(parser, "one more value; may be repeated")
     chosen = parser.parse_args(arguments)
     if chosen.name is None:
-        print("\n".join(f"{name:8}{describe(name)}" for name in preset_names()))
+        print("\n".join(f"{name:8}{text.splitlines()[0].lstrip('# ')}" for name, text in presets().items()))
     else:
         print("\n".join(apply_preset(chosen.name, chosen.settings)))

@@ -15,9 +15,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lib.params.spec import PARAMS_FILE, load_yaml
-from lib.preset import FOLDER, differences, preset_names
+from lib.params.spec import PARAMS_FILE, load_yaml, read_yaml
+from lib.preset import differences, presets
 from lib.report.show import say
+from lib.report.tables import distinct
 from lib.runtime.errors import UserError
 from lib.runtime.files import overlap, read_about, read_json
 from lib.runtime.progress import duration
@@ -75,25 +76,19 @@ def in_short(path: str, root: Path = Path()) -> list[str]:
     names, writers = _behind(stages, path), _writers(stages, path)
     encoders = [root / out["path"] for name in names for out in stages[name]["outs"] if ENCODER.fullmatch(out["path"])]
     abouts = [read_about(file) for file in sorted(encoders) if file.is_file()]
-    trained = [about["pretraining"] for about in abouts]
+    trained = [about["pretraining"] | {"encoder": about["encoder"]} for about in abouts]
     recorded = stages.get("resolve", {}).get("params", {}).get(str(PARAMS_FILE), {})
     images = root / "data/images.safetensors"
     data = read_about(images) if images.is_file() else {"dataset": recorded.get("dataset"), "checksum": "not here"}
     facts = {
         path: _numbers(root / path) or f"written by {', '.join(writers)}",
         "data": f"{data['dataset']}, sha256 {data['checksum'][:12]}",
-        "encoder": _distinct(about.get("encoder") or values.get("encoder") for about, values in zip(abouts, trained)),
-        "epochs": _distinct(values["epochs"] for values in trained),
-        "seed": _distinct(values["seed"] for values in trained),
+        **{key: distinct(values[key] for values in trained) or "none" for key in ("encoder", "epochs", "seed")},
         "settings": _settings(recorded),
         "checkout": _code(root),
         "run": _run(root, writers[0]),
     }
     return [f"{key:{max(map(len, facts))}}  {value}" for key, value in facts.items()]
-
-
-def _distinct(values: Iterable[object]) -> str:
-    return ", ".join(dict.fromkeys(map(str, values))) or "none"
 
 
 def _numbers(path: Path) -> str:
@@ -104,17 +99,17 @@ def _numbers(path: Path) -> str:
 
 def _settings(recorded: dict[str, Any]) -> str:
     """What the recorded params.yaml has other than the preset that is most like it."""
-    each = {name: differences(load_yaml(FOLDER / f"{name}.yaml"), recorded) for name in preset_names()}
+    each = {name: differences(read_yaml(text, name), recorded) for name, text in presets().items()}
     name = min(each, key=lambda name: len(each[name]))
     return f"preset {name}" + (f", but {'; '.join(each[name])}" if each[name] else "")
 
 
 def _code(root: Path) -> str:
-    command = ["git", "log", "-1", "--format=commit %h of %cs", "--", "lib", "stages", "dvc.yaml"]
-    changes = ["git", "status", "--porcelain", "--", "lib", "stages", "dvc.yaml"]
-    last, changed = (
-        subprocess.run(line, cwd=root, capture_output=True, text=True).stdout for line in (command, changes)
-    )
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments, "--", "lib", "stages", "dvc.yaml"]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout
+
+    last, changed = git("log", "-1", "--format=commit %h of %cs"), git("status", "--porcelain")
     return (last.strip() or "of no commit") + (", and changes since that no commit has" if changed else "")
 
 

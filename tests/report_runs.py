@@ -7,7 +7,8 @@ import numpy
 import pandas
 import torch
 
-from lib.params.pretraining import Monitor, Optimizer, Pretraining, Shared
+from lib.params.pretraining import Pretraining, Shared
+from lib.report.records import Record, read_record
 from lib.runtime.files import write_arrays, write_json, write_table, write_tensors
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -37,6 +38,7 @@ def write_run(
     supervised: bool = False,
     code: dict[str, float] | None = None,
     few: dict[str, dict] | None = None,
+    bits: tuple[float, float] | None = None,
     **pretraining: Any,
 ) -> None:
     """``wrong``: the share of test images that the main latent's probe gets wrong; ``study``: the protocol's epochs."""
@@ -60,23 +62,16 @@ def write_run(
         "study": {"top1": numbers[latents[0]]["top1"] - 4, "top5": 98.0} if study else None,
     }
     write_json(root / f"data/scores/{variant}.json", scores | ({"few_labels": few} if few else {}))
-    bits = {"cues": {"trained": {"episode_bits": 5.0 + seed, "concept_bits": 1.25}}}
-    spaces = {"latents": latents, "projections": projections}
-    write_json(root / f"data/memory/{variant}.json", {key: dict.fromkeys(names, bits) for key, names in spaces.items()})
+    memory = {"cues": {"trained": dict(zip(("episode_bits", "concept_bits"), bits or (5.0 + seed, 1.25)))}}
+    spaces = {"latents": dict.fromkeys(latents, memory), "projections": dict.fromkeys(projections, memory)}
+    write_json(root / f"data/memory/{variant}.json", spaces)
     write_arrays(root / f"data/scores/{variant}.npz", {"labels": labels, latents[0]: predictions[latents[0]]})
-    shared = {"encoder": "small", "batch_size": 256, "micro_batch_size": 0, "gamma": None, "optimizer": Optimizer()}
-    shared |= {
-        "augment": Shared().augment,
-        "monitor": Monitor(),
-        "options": {},
-        "image_size": 32,
-        "calibrate_batchnorm": True,
-    }
-    shared |= pretraining
-    params = Pretraining(variant=variant, method=method, epochs=epochs, seed=seed, **shared)
+    own = {"encoder": "small", "gamma": None, "options": {}, "image_size": 32, "epochs": epochs, "seed": seed}
+    params = Pretraining(variant, method, **{**vars(Shared()), **own, **pretraining})
     about = {
         "pretraining": params.as_json(),
         "supervised": supervised,
+        "encoder": params.encoder,
         "parameters": {"encoder": encoder_parameters, "total": 24_615_616},
         "data": {"dataset": dataset, "source": "folder mine"},
     }
@@ -93,3 +88,10 @@ def write_run(
     shown = {"labels": labels[:200], "indices": numpy.arange(200), "classes": numpy.array(classes)}
     planes = {name: draw.normal(size=(200, 2)) + 3 * labels[:200, None] for name in latents}
     write_arrays(root / f"data/tsne/{variant}.npz", {**planes, **shown})
+
+
+def write_runs(root: Path, runs: dict[str, dict[str, Any]]) -> list[Record]:
+    """`write_run` of each by its name and settings; their records."""
+    for variant, settings in runs.items():
+        write_run(root, variant, **settings)
+    return [read_record(variant, root) for variant in runs]

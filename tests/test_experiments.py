@@ -7,7 +7,7 @@ import pytest
 from lib.experiments import WIDTH, rows_of, series_of, swept, table, untrained
 from lib.report.figures import COLORS, GRAY
 from lib.report.figures_sweep import sweep_figure
-from lib.runtime.errors import UserError
+from tests.faults.refusals import refused
 
 
 def revision(name: str | None, top1: dict[str, float], **params: Any) -> dict[str, Any]:
@@ -48,10 +48,9 @@ def test_many_variants_and_long_changes_keep_within_the_width():
     names = [f"variant_number_{number}" for number in range(45)]
     runs = [revision(f"sweep-{seed}", dict.fromkeys(names, float(seed)), seed=seed, note="x" * 90) for seed in range(4)]
     lines = list(table(rows_of(experiments(*runs), "top1")))
-    assert max(map(len, lines)) <= WIDTH and all(any(f"{name}" in line for line in lines) for name in names)
-    assert (
-        sum(line.startswith("sweep-3") for line in lines) == sum(line.startswith("experiment ") for line in lines) > 5
-    )
+    assert max(map(len, lines)) <= WIDTH and all(any(name in line for line in lines) for name in names)
+    tables, rows = (sum(line.startswith(start) for line in lines) for start in ("experiment ", "sweep-3"))
+    assert rows == tables > 5
 
 
 def test_a_sweep_is_drawn_by_the_number_that_it_changed():
@@ -75,7 +74,6 @@ def test_a_sweep_is_drawn_by_the_number_that_it_changed():
     assert [container[0].get_color() for container in panel.containers] == [COLORS[0], GRAY]
     assert list(panel.containers[0][0].get_ydata()) == pytest.approx([61.4, 61.501, 61.5, 70.5])
     runs[0]["data"]["params"]["params.yaml"]["data"]["optimizer"]["lr"] = 0.01
-    with pytest.raises(UserError, match="one number of params.yaml; these differ in gamma, optimizer.lr"):
-        swept(rows_of(experiments(*runs), "top1"))
-    with pytest.raises(UserError, match="these differ in none"):
-        swept([])
+    words = "one number of params.yaml; these differ in gamma, optimizer.lr"
+    refused(lambda: swept(rows_of(experiments(*runs), "top1")), words)
+    refused(lambda: swept([]), "these differ in none")

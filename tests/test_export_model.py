@@ -18,11 +18,11 @@ from lib.commands import export as main
 from lib.methods import build_method
 from lib.methods.base import Method
 from lib.methods.export import encoder_file, save_method
-from lib.runtime.errors import UserError
 from lib.runtime.files import write_json
 from lib.takeaway import export
 from lib.takeaway.export import export_encoder
 from tests.examples import SOME, pretraining, tiny_data
+from tests.faults.refusals import refused
 from tests.project import write_lock
 
 EXTRA = "the extra export is not installed"
@@ -142,20 +142,23 @@ def test_a_network_that_is_no_resnet_has_no_config_and_says_why(without_onnx, ca
     trained("simclr", without_onnx)
     write_json(Path("exports/simclr/config.json"), {"of": "an earlier export"})
     main(["simclr"])
-    assert (
-        "left out: config.json, since timm and torchvision have no network like this one (small)"
-        in capsys.readouterr().out
-    )
+    said = "left out: config.json, since timm and torchvision have no network like this one (small)"
+    assert said in capsys.readouterr().out
     assert {path.name for path in Path("exports/simclr").iterdir()} == {"model.safetensors", "model.onnx", "README.md"}
     text = Path("exports/simclr/README.md").read_text()
     assert "With ONNX Runtime" in text and "timm" not in text and "torchvision:" not in text
     assert "conv1.weight" in load_file("exports/simclr/model.safetensors")
 
 
+def exported(variant: str) -> str:
+    """The card of an export to the folder there."""
+    export_encoder(variant, Path("there"))
+    return Path("there/README.md").read_text()
+
+
 def test_the_card_says_what_is_known_of_the_encoder(without_onnx):
     trained("dual", without_onnx, encoder="resnet18", gamma=0.5, seed=3)
-    export_encoder("dual", Path("there"))
-    text = Path("there/README.md").read_text()
+    text = exported("dual")
     _, head, body = text.split("---\n", 2)
     assert yaml.safe_load(head)["library_name"] == "timm" and not re.search(r"{(?!\"images\")", body)
     for words in (
@@ -178,19 +181,13 @@ def test_the_card_says_what_is_known_of_the_encoder(without_onnx):
 
 def measured(variant: str) -> None:
     """What the stages linear and memory leave, as dvc.lock has it."""
+    scores = {"images": {"test": 60, "train": 150, "validation": 15}, "linear": {"mode": "probe"}, "knn": {"k": 7}}
+    possible = {"episode_bits": 3, "concept_bits": 1.6}
     files = {
         f"metrics/{variant}.json": {"top1": 61.25, "study_top1": None, "z": {"top1": 50.5}},
-        f"data/scores/{variant}.json": {
-            "images": {"test": 60, "train": 150, "validation": 15},
-            "linear": {"mode": "probe"},
-            "knn": {"k": 7},
-        },
+        f"data/scores/{variant}.json": scores,
         f"metrics/memory/{variant}.json": {"episode_bits": 1.25, "z": {"episode_bits": 0.75}},
-        f"data/memory/{variant}.json": {
-            "images": {"stored": 150, "cued": 48},
-            "possible": {"episode_bits": 3, "concept_bits": 1.6},
-            "draws": 4,
-        },
+        f"data/memory/{variant}.json": {"images": {"stored": 150, "cued": 48}, "possible": possible, "draws": 4},
     }
     for path, values in files.items():
         write_json(Path(path), values)
@@ -201,35 +198,27 @@ def measured(variant: str) -> None:
 def test_figures_are_of_these_weights_or_not_given(without_onnx):
     trained("simclr", without_onnx)
     measured("simclr")
-    export_encoder("simclr", Path("there"))
-    text = Path("there/README.md").read_text()
+    text = exported("simclr")
     for words in ("| top1 | 61.25 |", "| z.top1 | 50.5 |", "| z.episode_bits | 0.75 |", "the 7 nearest of 150"):
         assert words in text, words
     assert "at most 3)" in text and "not known" not in text and "| None" not in text
     write_json(Path("metrics/simclr.json"), {"top1": 99.9})  # by hand
-    export_encoder("simclr", Path("there"))
-    text = Path("there/README.md").read_text()
-    assert (
-        "99.9" not in text
-        and "What linear measures is not known of these weights" in text
-        and "| episode_bits | 1.25" in text
-    )
+    text = exported("simclr")
+    assert "99.9" not in text and "What linear measures is not known of these weights" in text
+    assert "| episode_bits | 1.25" in text
     trained("simclr", without_onnx, seed=1)  # other weights, or another record of them
-    export_encoder("simclr", Path("there"))
-    assert "1.25" not in Path("there/README.md").read_text()
+    assert "1.25" not in exported("simclr")
 
 
 def test_what_cannot_be_exported_is_refused_before_anything_is_written(without_onnx, monkeypatch):
-    with pytest.raises(UserError, match=r"simclr.safetensors does not exist"):
-        main(["simclr"])
+    refused(lambda: main(["simclr"]), "simclr.safetensors does not exist")
     trained("simclr", without_onnx)
     Path("mine").mkdir()
     Path("mine/notes.txt").touch()
-    with pytest.raises(UserError, match="mine holds more than an export .*name another folder with --to"):
-        main(["simclr", "--to", "mine"])
+    words = ("mine holds more than an export ", "name another folder with --to")
+    refused(lambda: main(["simclr", "--to", "mine"]), *words)
     monkeypatch.undo()
     monkeypatch.chdir(without_onnx)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UserError, match="export needs the package onnx.*: pip install onnx onnxscript"):
-        main(["simclr"])
+    refused(lambda: main(["simclr"]), "export needs the package onnx", ": pip install onnx onnxscript")
     assert not Path("exports").exists() and [path.name for path in Path("mine").iterdir()] == ["notes.txt"]

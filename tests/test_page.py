@@ -8,17 +8,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy
-import pandas
 import pytest
 from PIL import Image
 
 from lib.evaluate.neighbors import nearest
 from lib.report import tables
 from lib.report.page import build, charts, explorer
-from lib.report.records import read_record, replicates
-from lib.runtime.errors import UserError
+from lib.report.records import Record, read_record, replicates
 from lib.runtime.files import read_arrays, size, write_arrays
-from tests.report_runs import CLASSES, TEST_IMAGES, write_run
+from tests.faults.refusals import refused
+from tests.report_runs import CLASSES, TEST_IMAGES, write_runs
 
 PULL = {"term": "pull", "temperature": 0.5}
 RUNS = {
@@ -34,8 +33,8 @@ IMAGES = numpy.random.default_rng(0).integers(0, 256, (TEST_IMAGES, 3, 16, 16), 
 
 def write_page(root: Path, runs: dict[str, dict], **shared) -> list[str]:
     """The page of made-up runs; returns the latents that did not fit."""
-    for variant, settings in runs.items():
-        write_run(root, variant, **settings, **shared)
+    write_runs(root, {variant: settings | shared for variant, settings in runs.items()})
+    for variant in runs:
         arrays = read_arrays(root / f"data/tsne/{variant}.npz")
         draw = numpy.random.default_rng([*variant.encode()])
         latents = {name: draw.normal(size=(TEST_IMAGES, 8)) for name in arrays if name not in explorer.BESIDE}
@@ -61,6 +60,11 @@ def root(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def page(root) -> str:
     return (root / "report.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def records(root) -> dict[str, Record]:
+    return {variant: read_record(variant, root) for variant in RUNS}
 
 
 def test_neighbors_are_those_of_highest_cosine_and_never_the_point_itself():
@@ -128,18 +132,17 @@ def test_the_page_is_bounded_by_its_bytes_and_names_what_is_left_out(tmp_path, m
     assert 'id="planes"' not in (tmp_path / "report.html").read_text()
 
 
-def test_planes_of_other_images_are_refused(tmp_path):
-    write_page(tmp_path, RUNS)
+def test_planes_of_other_images_are_refused(records, tmp_path):
+    write_runs(tmp_path, RUNS)
     shown = read_arrays(tmp_path / "data/tsne/dual.npz")
     write_arrays(tmp_path / "data/tsne/dual.npz", shown | {"indices": shown["indices"][::-1]})
-    groups = replicates(read_record(variant, tmp_path) for variant in RUNS)
-    with pytest.raises(UserError, match="data/tsne/dual.npz shows other images than the rest; run dvc repro"):
-        explorer.read_planes(groups, tmp_path)
+    words = "data/tsne/dual.npz shows other images than the rest; run dvc repro"
+    refused(lambda: explorer.read_planes(replicates(records.values()), tmp_path), words)
 
 
-def test_each_column_of_the_table_is_explained_by_the_page_that_has_the_legends(root):
+def test_each_column_of_the_table_is_explained_by_the_page_that_has_the_legends(records):
     known = build.legends(Path(tables.LEGEND).read_text())
-    table = tables.summary(tables.result_rows([read_record(variant, root) for variant in RUNS]))
+    table = tables.summary(tables.result_rows([*records.values()]))
     table = table.assign(delta_simclr=1.0, classes=100)
     names = {*tables.accuracy_columns(table).values(), *tables.accuracy_columns(table.assign(mode="finetune")).values()}
     assert {"n", "Δ simclr", "Dose λ, %", "Fine-tuned top-5"} < names
@@ -161,7 +164,7 @@ def test_names_are_text_and_nothing_is_fetched(tmp_path):
 def test_the_names_in_a_plane_of_points_cover_neither_points_nor_each_other():
     draw = numpy.random.default_rng(0)
     points = numpy.concatenate([draw.normal(size=(30, 2)), numpy.zeros((10, 2))])
-    placed = pandas.DataFrame(charts.place_labels(points, [f"variant_{number}" for number in range(40)]))
+    placed = charts.place_labels(points, [f"variant_{number}" for number in range(40)])
     assert 10 < len(placed) < 40 and placed["text"].iloc[0] == "variant_0"
     room = numpy.array(charts.LABEL_ROOM)
     at = (placed[["x", "y"]].to_numpy() - points.min(0)) / numpy.ptp(points, 0) * room
@@ -174,8 +177,7 @@ def test_the_names_in_a_plane_of_points_cover_neither_points_nor_each_other():
             assert beside or abs(middle[one] - middle[other]) >= 14, placed.iloc[[one, other]]
 
 
-def test_doses_are_drawn_only_where_there_are_any(root):
-    records = {variant: read_record(variant, root) for variant in RUNS}
+def test_doses_are_drawn_only_where_there_are_any(records):
     for names, drawn in ((list(RUNS), 3), (["simclr", "untrained"], 0)):
         chosen = [records[name] for name in names]
         found = charts.dose_charts(replicates(chosen), tables.summary(tables.result_rows(chosen)))
@@ -185,7 +187,8 @@ def test_doses_are_drawn_only_where_there_are_any(root):
             assert doses[0] == 0 and doses[1] == pytest.approx(records["joint"].rows[0]["dose"])
 
 
-def test_losses_share_a_panel_only_with_their_objective(root):
-    groups = replicates(read_record(variant, root) for variant in RUNS)
-    titles = [chart.title.text for chart in charts.curve_charts(groups)]
-    assert titles == ["kNN on the validation images, %", "Embedding std (0: collapsed)", "Loss: simclr, nt_xent"]
+def test_losses_share_a_panel_only_with_their_objective(records, tmp_path):
+    records = records | {"hinge": write_runs(tmp_path, {"hinge": {"options": {"loss": "hinge"}, "wrong": 0.7}})[0]}
+    titles = [chart.title.text for chart in charts.curve_charts(replicates(records.values()))]
+    losses = ["Loss: simclr, nt_xent", "Loss: simclr, hinge, nt_xent"]
+    assert titles == ["kNN on the validation images, %", "Embedding std (0: collapsed)", *losses]

@@ -3,6 +3,8 @@
 The tests share one tab and run in order.
 """
 
+from contextlib import closing
+
 import pytest
 
 from tests.browser import CHROMIUM, Browser
@@ -31,13 +33,10 @@ window.shown = () => by("picture").innerText;
 def tab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser")
     write_page(folder, RUNS)
-    browser = Browser(folder / "profile")
-    try:
+    with closing(Browser(folder / "profile")) as browser:
         browser.open(folder / "report.html")
         browser.run(KNOWN)
         yield browser
-    finally:
-        browser.close()
 
 
 def column(tab: Browser, number: int) -> list[str]:
@@ -200,11 +199,8 @@ READABLE = """(() => {
 @pytest.mark.parametrize(("dark", "scale"), [(False, 2), (True, 1)])
 def test_the_page_is_readable_in_the_dark_and_at_200_percent(dark, scale, tmp_path):
     write_page(tmp_path, RUNS)
-    browser = Browser(tmp_path / "profile", scale=scale, dark=dark)
-    try:
+    with closing(Browser(tmp_path / "profile", scale=scale, dark=dark)) as browser:
         browser.open(tmp_path / "report.html")
         behind, contrast, beyond = browser.run(READABLE)
         assert (behind < 0.05) == dark and contrast > 7 and beyond <= 0
         assert not browser.errors
-    finally:
-        browser.close()

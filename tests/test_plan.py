@@ -1,9 +1,7 @@
 """What would rerun, from parameters alone; tests/test_pipeline.py holds it against what dvc really runs."""
 
-import pytest
-
 from lib.params.spec import load_yaml
-from lib.plan import TIMES, Stage, _changed_json, _feeds, seconds, stages_of
+from lib.plan import TIMES, Stage, _changed_json, seconds, stages_of
 from tests.examples import ROOT, raw_params
 
 
@@ -18,13 +16,6 @@ def test_stages_are_those_of_dvc_yaml_with_their_slots_filled():
     assert not any("${" in path for stage in stages.values() for path in stage.deps + stage.outs)
 
 
-def test_a_stage_feeds_those_that_read_its_outputs_or_the_folder_of_them():
-    encoder = Stage("pretrain@x", [], ["data/encoders/x.safetensors"], [])
-    assert _feeds(encoder, Stage("linear@x", ["data/encoders/x.safetensors"], [], []))
-    assert _feeds(encoder, Stage("results", ["data/encoders"], [], []))
-    assert not _feeds(encoder, Stage("linear@y", ["data/encoders/y.safetensors"], [], []))
-
-
 def test_what_moves_a_variant_is_named():
     before = {"gamma": 0.01, "optimizer": {"lr": 1}, "code": {"lib/methods/simclr.py": "a"}}
     after = {"gamma": 0.1, "optimizer": {"lr": 1}, "code": {"lib/methods/simclr.py": "b"}}
@@ -32,17 +23,12 @@ def test_what_moves_a_variant_is_named():
     assert _changed_json(before, before) == []
 
 
-@pytest.fixture
-def times(tmp_path, monkeypatch):
-    monkeypatch.setattr("lib.plan.TIMES", tmp_path)
+def test_times_are_of_the_last_run_scaled_to_the_epochs(tmp_path, monkeypatch):
     assert TIMES.name == ".times"
-    return tmp_path
-
-
-def test_times_are_of_the_last_run_scaled_to_the_epochs(times):
-    (times / "joint.csv").write_text("epoch,seconds\n1,10\n2,14\n")
+    monkeypatch.setattr("lib.plan.TIMES", tmp_path)
+    (tmp_path / "joint.csv").write_text("epoch,seconds\n1,10\n2,14\n")
     assert seconds(Stage("pretrain@joint", [], [], []), {"joint": 5}) == 60
     assert seconds(Stage("pretrain@new", [], [], []), {"new": 5}) is None
     assert seconds(Stage("linear@new", [], [], []), {}) is None
-    (times / "linear@joint.json").write_text('{"seconds": 7.5}')
+    (tmp_path / "linear@joint.json").write_text('{"seconds": 7.5}')
     assert seconds(Stage("linear@new", [], [], []), {}) == 7.5

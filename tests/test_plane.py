@@ -6,9 +6,8 @@ import pandas
 import pytest
 
 from lib.report import charts, plane, tables
-from lib.report.records import read_record, replicates
-from lib.runtime.files import read_json, write_json
-from tests.report_runs import write_run
+from lib.report.records import replicates
+from tests.report_runs import write_runs
 from tests.test_report import HALVES, PARTS, PULL, written
 
 PLANE = {"simclr": {}, "simclr_1": {"seed": 1}, "floor": {"epochs": 0}, "dual": {"latents": HALVES, "gamma": 0.5}}
@@ -16,13 +15,7 @@ PLANE = {"simclr": {}, "simclr_1": {"seed": 1}, "floor": {"epochs": 0}, "dual": 
 
 def plane_of(folder: Path, runs: dict[str, dict], bits: dict[str, tuple[float, float]]):
     """Groups, `summary` and `plane_table` of made-up runs, with their episode and concept bits."""
-    for variant, settings in runs.items():
-        write_run(folder, variant, **settings)
-        memory = read_json(folder / f"data/memory/{variant}.json")
-        for latent in memory["latents"].values():
-            latent["cues"]["trained"] = dict(zip(("episode_bits", "concept_bits"), bits[variant]))
-        write_json(folder / f"data/memory/{variant}.json", memory)
-    records = [read_record(variant, folder) for variant in runs]
+    records = write_runs(folder, {name: {**settings, "bits": bits[name]} for name, settings in runs.items()})
     groups, table = replicates(records), tables.summary(tables.result_rows(records))
     return groups, table, plane.plane_table(groups, table)
 
@@ -68,9 +61,8 @@ def test_the_dose_has_a_picture_only_where_a_variant_has_one(tmp_path):
     term = {"joint": {"gamma": 0.01, "options": PULL, "parts": PARTS}, "simclr": {}, "vicreg": {"method": "vicreg"}}
     written(tmp_path, term)
     dosed = pandas.read_csv(tmp_path / "plots/dose/dose.csv")
-    assert dosed["group"].tolist() == ["simclr", "joint"] and dosed["dose"].tolist() == pytest.approx(
-        [0, 14.38], abs=0.01
-    )
+    assert dosed["group"].tolist() == ["simclr", "joint"]
+    assert dosed["dose"].tolist() == pytest.approx([0, 14.38], abs=0.01)
     assert (tmp_path / "plots/dose/dose.png").stat().st_size
     written(tmp_path, {"simclr": {}})
     assert pandas.read_csv(tmp_path / "plots/dose/dose.csv").empty and not (tmp_path / "plots/dose/dose.png").exists()

@@ -10,13 +10,13 @@ from lib.methods import build_method, typed_options
 from lib.methods.base import count_parameters
 from lib.params.experiment import read_experiment
 from lib.params.spec import load_yaml, read_yaml
-from lib.preset import FOLDER, apply_preset, describe, differences, preset_names, with_settings
+from lib.preset import apply_preset, differences, presets
 from lib.report.compare import floor
 from lib.report.dose import relative_pull
-from lib.runtime.errors import UserError
 from tests.examples import ROOT
+from tests.faults.refusals import refused
 
-PRESETS = ROOT / FOLDER
+PRESETS = ROOT / "presets"
 
 
 @pytest.fixture
@@ -27,34 +27,36 @@ def params(tmp_path):
 
 
 def test_a_preset_is_copied_byte_for_byte_and_what_differs_is_said(params):
-    lines = apply_preset("demo", [], params, PRESETS)
+    lines = apply_preset("demo", [], params)
     assert params.read_text() == (PRESETS / "demo.yaml").read_text()
     assert "dataset cifar10 -> digits" in lines and "encoder resnet50 -> small" in lines
-    assert apply_preset("demo", [], params, PRESETS) == ["no change"]
+    assert apply_preset("demo", [], params) == ["no change"]
     assert not (params.parent / "params.yaml.bak").exists()
 
 
 def test_what_was_no_preset_is_kept(params):
     own = params.read_text().replace("gamma: 0.01", "gamma: 0.3")
     params.write_text(own)
-    apply_preset("cpu", [], params, PRESETS)
+    apply_preset("cpu", [], params)
     assert (params.parent / "params.yaml.bak").read_text() == own
 
 
-def test_settings_change_their_values_and_keep_comments(params):
-    apply_preset("study", ["gamma=1e-4", "optimizer.lr=0.5", "transfer.variants=[simclr]"], params, PRESETS)
+def test_settings_change_values_may_add_a_variants_option_and_keep_comments(params):
+    settings = ["gamma=1e-4", "optimizer.lr=0.5", "transfer.variants=[simclr]", "variants.simclr.seed=3"]
+    apply_preset("study", settings, params)
     found = load_yaml(params)
     assert (found["gamma"], found["optimizer"]["lr"], found["transfer"]["variants"]) == (1e-4, 0.5, ["simclr"])
-    before = (PRESETS / "study.yaml").read_text().splitlines()
-    comments = [line for line in before if line.lstrip().startswith("#")]
-    assert [line for line in params.read_text().splitlines() if line.lstrip().startswith("#")] == comments
+    assert found["variants"]["simclr"] == {"method": "simclr", "seed": 3}
+    texts = [path.read_text().splitlines() for path in (PRESETS / "study.yaml", params)]
+    before, after = ([line for line in text if line.lstrip().startswith("#")] for text in texts)
+    assert before == after
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
         (["gamma"], "setting 'gamma' is not understood"),
-        (["gamme=1"], r"no key gamme \(did you mean gamma\?\)"),
+        (["gamme=1"], "no key gamme (did you mean gamma?)"),
         (["optimizer.rate=1"], "no key optimizer.rate"),
         (["gamma=x"], "gamma is 'x'; allowed: a number"),
         (["gamma=[1"], "is not valid YAML"),
@@ -62,22 +64,19 @@ def test_settings_change_their_values_and_keep_comments(params):
 )
 def test_a_refused_setting_leaves_the_file_as_it_was(params, settings, words):
     before = params.read_text()
-    with pytest.raises(UserError, match=words):
-        apply_preset("demo", settings, params, PRESETS)
+    refused(lambda: apply_preset("demo", settings, params), words)
     assert params.read_text() == before
 
 
 def test_an_unknown_preset_is_refused(params):
-    names = "all, codes, cpu, demo, hypothesis, pilot, study"
-    with pytest.raises(UserError, match=f"there is no preset 'cup'; presets: {names}"):
-        apply_preset("cup", [], params, PRESETS)
+    words = "there is no preset 'cup'; presets: all, codes, cpu, demo, hypothesis, pilot, study"
+    refused(lambda: apply_preset("cup", [], params), words)
 
 
 def test_every_preset_says_what_it_is_for_and_names_the_same_shared_keys():
-    keys = [[key for key in load_yaml(PRESETS / f"{name}.yaml") if key != "variants"] for name in preset_names(PRESETS)]
-    assert all(each == keys[0] for each in keys)
-    assert all(describe(name, PRESETS).endswith(".") for name in preset_names(PRESETS))
-    assert (ROOT / "params.yaml").is_file()
+    keys = [[key for key in read_yaml(text, name) if key != "variants"] for name, text in presets().items()]
+    assert len(keys) == 7 and all(each == keys[0] for each in keys)
+    assert all(text.splitlines()[0].endswith(".") for text in presets().values())
 
 
 DISTANCES = {0.5: 8.9, 0.2: 11.2}  # of the two views of 256 images, by temperature
@@ -103,12 +102,9 @@ def test_every_main_latent_has_a_floor_of_its_own_kind_beside_it(preset):
         method = build_method(params).eval()
         with torch.no_grad():
             latents = method.latents(torch.zeros(1, 3, 32, 32))
-        rows = [
-            {"latent": name, "space": "latent", "width": values.shape[1], "top1": 10.0}
-            for name, values in latents.items()
-        ]
-        calibrated = getattr(params, "calibrate_batchnorm", True)
-        network = (method.encoder.name, count_parameters(method.encoder), calibrated)
+        shared = {"space": "latent", "top1": 10.0}
+        rows = [{"latent": name, "width": values.shape[1], **shared} for name, values in latents.items()]
+        network = (method.encoder.name, count_parameters(method.encoder), params.calibrate_batchnorm)
         records.append(SimpleNamespace(variant=params.variant, pretraining=params, network=network, rows=rows))
     groups = {record.variant: [record] for record in records}
     trained = [record for record in records if record.pretraining.epochs]
@@ -127,8 +123,3 @@ def test_differences_are_told_by_key():
     old, new = {"a": 1, "b": {"c": 2, "d": 3}}, {"a": 5, "b": {"c": 2}, "e": 4}
     assert differences(old, new) == ["a 1 -> 5", "b.d removed", "e added, 4"]
     assert differences(old, old) == []
-
-
-def test_settings_of_variants_may_add_an_option():
-    text = with_settings((PRESETS / "study.yaml").read_text(), ["variants.simclr.seed=3"])
-    assert read_yaml(text, "x")["variants"]["simclr"] == {"method": "simclr", "seed": 3}

@@ -19,12 +19,13 @@ from lib.report import charts, tables
 from lib.report.dose import relative_pull
 from lib.report.figures import COLORS, GRAY, readable, save_figure
 from lib.report.figures_tsne import overview_figure
+from lib.report.page.build import sortable_tables
 from lib.report.records import Groups, confusion_counts, ranked, read_record, replicates
 from lib.report.results import write_results
 from lib.report.show import main, show
 from lib.runtime.files import read_arrays, read_json, write_json
 from tests.faults.refusals import refused
-from tests.report_runs import CLASSES, CODE, TEST_IMAGES, write_run
+from tests.report_runs import CLASSES, CODE, TEST_IMAGES, write_run, write_runs
 
 HALVES = ("upper", "lower", "both", "mean")
 PARTS = ("nt_xent", "distance")
@@ -43,8 +44,7 @@ WRITTEN += [f"plots/{name}.{end}" for name in ("accuracy", "confusion", "curves"
 
 
 def written(root: Path, runs: dict[str, dict]) -> Path:
-    for variant, settings in runs.items():
-        write_run(root, variant, **settings)
+    write_runs(root, runs)
     write_results(SimpleNamespace(variants=dict.fromkeys(runs)), root)
     return root
 
@@ -65,8 +65,7 @@ def frame(root) -> pandas.DataFrame:
 
 
 def page_of(root: Path, **settings) -> str:
-    write_run(root, "simclr", **settings)
-    return tables.markdown(tables.result_rows([read_record("simclr", root)]))
+    return tables.markdown(tables.result_rows(write_runs(root, {"simclr": settings})))
 
 
 def titles(figure: Figure) -> list[str]:
@@ -98,27 +97,19 @@ def test_replicates_are_one_row_with_mean_and_deviation_against_a_loop(frame):
     assert table.iloc[1:][[f"{key}_sd" for key in tables.MEASURED]].isna().all(axis=None)
 
 
-def compared(tmp_path, runs: dict[str, dict]) -> pandas.DataFrame:
-    """`summary` by model, of made-up runs."""
-    for variant, settings in runs.items():
-        write_run(tmp_path, variant, **settings)
-    frame = tables.result_rows([read_record(variant, tmp_path) for variant in runs])
-    return tables.summary(frame).set_index("model")
-
-
 def test_the_difference_to_simclr_is_paired_by_seed_with_students_interval(tmp_path):
     """Seed 3 has no SimCLR and does not count; t of 90 % with two degrees of freedom is 2.920."""
     runs = {f"simclr_{seed}": {"seed": seed} for seed in (0, 1, 2)}
     runs |= {f"joint_{seed}": {"seed": seed, "gamma": 0.1, "wrong": 0.2} for seed in (0, 1, 2, 3)}
     runs |= {"floor": {"epochs": 0}, "one": {"gamma": 0.2}}
-    table = compared(tmp_path, runs)
+    frame = tables.result_rows(write_runs(tmp_path, runs))
+    table, page = tables.summary(frame).set_index("model"), tables.markdown(frame)
     top1 = {name: read_json(tmp_path / f"data/scores/{name}.json")["latents"]["h"]["top1"] for name in runs}
     differences = [top1[f"joint_{seed}"] - top1[f"simclr_{seed}"] for seed in (0, 1, 2)]
     row = table.loc["joint_0"]
     assert row["delta_simclr"] == pytest.approx(statistics.mean(differences)) and row["n"] == 4
     assert row["delta_simclr_sd"] == pytest.approx(2.91999 * statistics.stdev(differences) / 3**0.5, rel=1e-5)
     assert table.loc[["simclr_0", "floor", "one"], "delta_simclr"].isna().all(), "itself, one seed"
-    page = tables.markdown(tables.result_rows([read_record(name, tmp_path) for name in runs]))
     assert "| Δ simclr |" in page and f"| {row['delta_simclr']:+.2f} ± {row['delta_simclr_sd']:.2f} |" in page
 
 
@@ -137,7 +128,7 @@ def test_a_row_has_the_floor_of_its_own_kind(tmp_path):
         "cmc": {"method": "cmc", "latents": ("h", "l"), "encoder_parameters": lab},
         "filters": {"method": "patch_filters", "encoder": "shallow", "encoder_parameters": small},
     }
-    table = compared(tmp_path, runs)
+    table = tables.summary(tables.result_rows(write_runs(tmp_path, runs))).set_index("model")
     floors = {
         "vicreg": table.loc["floor"],  # the mean of two
         "kwta · code": table.loc["floor_codes · code"],
@@ -159,9 +150,9 @@ def test_the_dose_of_a_term_is_printed_as_the_study_had_it(tmp_path, term, gamma
     """The distance is that of the last epoch; -32 and +14 % are docs/methods.md's."""
     options = {"term": term, "temperature": temperature}
     run = {"joint": {"gamma": gamma, "options": options, "parts": PARTS, "distance": distance}, "simclr": {}}
-    table = compared(tmp_path, run)
+    frame = tables.result_rows(write_runs(tmp_path, run))
+    table, page = tables.summary(frame).set_index("model"), tables.markdown(frame)
     assert table.loc["joint", "dose"] == pytest.approx(percent, abs=0.1) and pandas.isna(table.loc["simclr", "dose"])
-    page = tables.markdown(tables.result_rows([read_record(name, tmp_path) for name in run]))
     assert "| Dose λ, % |" in page and f"| {percent:+.1f} |" in page
 
 
@@ -189,19 +180,12 @@ def test_projections_have_a_section_and_no_place_in_pictures(tmp_path):
     assert shown in show(page, every=True) and shown not in show(page)
 
 
-@pytest.mark.parametrize(("epochs", "shown"), [(0, False), (5, False), (50, True)])
-def test_the_studys_protocol_is_shown_with_its_50_epochs_alone(tmp_path, epochs, shown):
-    assert (tables.STUDY in page_of(tmp_path, study=epochs, dataset="digits")) == shown
-
-
 def test_the_page_has_title_accuracies_and_runs_and_links_to_the_legend(root, frame):
     page, first = (root / "metrics/results.md").read_text(), tables.summary(frame).iloc[0]
     assert page.startswith("# cifar10: encoder small; 12 epochs; 1,000 training and 400 test images; seed 0, 1, 2\n")
-    study = tables.STUDY
     for line in (
         "](../docs/reading-the-table.md)",
-        "| Probe top-1 | kNN top-1 | Validation top-1 | Floor | Episode bits | Concept bits | Dose λ, % "
-        f"| {study} top-1 | {study} top-5 |",
+        "| Floor | Episode bits | Concept bits | Dose λ, % | Study protocol (best test epoch) top-1 |",
         f"| simclr | 3 | {first['top1']:.2f} ± {first['top1_sd']:.2f} | ",
         "| simclr (published) | - | - | - | - | - | - | - | - | 85.15 | 99.60 |",
         "| simclr | 0, 1, 2 | cifar10 | small | 12 | 256 | - | adam 0.001, constant | 24,615,616 | 50 |",
@@ -217,37 +201,35 @@ def test_published_rows_stand_beside_cifar10_alone(tmp_path, dataset, rows):
     assert page.count("(published)") == rows and ("images (folder mine)" in page) == (dataset == "images")
 
 
-BITS = ("Episode bits", "Concept bits")
-
-
 @pytest.mark.parametrize(
-    ("settings", "header"),
+    ("settings", "probe", "study"),
     [
-        ({}, ["Probe top-1", "kNN top-1", "Validation top-1", *BITS, *(f"{tables.STUDY} top-{k}" for k in (1, 5))]),
-        ({"study": 0}, ["Probe top-1", "kNN top-1", "Validation top-1", *BITS]),
-        (
-            {"study": 0, "classes": list(map(str, range(20)))},
-            ["Probe top-1", "Probe top-5", "kNN top-1", "Validation top-1", *BITS],
-        ),
-        ({"study": 0, "mode": "finetune"}, ["Fine-tuned top-1", "kNN top-1", "Validation top-1", *BITS]),
+        ({"study": 50}, ["Probe top-1"], [f"{tables.STUDY} top-{k}" for k in (1, 5)]),
+        ({"study": 5}, ["Probe top-1"], []),
+        ({"study": 0, "classes": list(map(str, range(20)))}, ["Probe top-1", "Probe top-5"], []),
+        ({"study": 0, "mode": "finetune"}, ["Fine-tuned top-1"], []),
     ],
 )
-def test_the_columns_are_those_that_tell_something(tmp_path, settings, header):
+def test_the_columns_are_those_that_tell_something(tmp_path, settings, probe, study):
+    """The study's protocol is shown with its 50 epochs alone."""
     page = page_of(tmp_path, dataset="digits", **settings)
+    header = [*probe, "kNN top-1", "Validation top-1", "Episode bits", "Concept bits", *study]
     assert f"\n| Model | {' | '.join(header)} |\n" in page and "±" not in page.split("\n| Model")[1]
 
 
 def test_shares_of_the_labels_have_a_table_where_they_were_asked_for(tmp_path, root):
     """The mean over seeds of means and of deviations over draws."""
-    runs = {f"simclr_{seed}": {"seed": seed} for seed in (0, 1)} | {"floor": {"epochs": 0}}
-    for number, (name, settings) in enumerate(runs.items()):
+    runs = {"simclr_0": {"seed": 0}, "simclr_1": {"seed": 1}, "floor": {"epochs": 0}}
+    for number, run in enumerate(runs.values()):
         few = {"0.01": {"top1": 30.0 + number, "sd": 2.0 + number}, "0.1": {"top1": 50.0, "sd": 1.0}}
-        write_run(tmp_path, name, few=few, dataset="digits", **settings)
-    page = tables.markdown(tables.result_rows([read_record(name, tmp_path) for name in runs]))
-    top1 = tables.summary(tables.result_rows([read_record("floor", tmp_path)]))["top1"][0]
+        run |= {"few": few, "dataset": "digits"}
+    frame = tables.result_rows(write_runs(tmp_path, runs))
+    page, top1 = tables.markdown(frame), frame["top1"].iloc[-1]
     section = page[page.index("## Shares of the training labels") : page.index("## Runs")]
     assert "| Model | 1 % | 10 % | 100 % |" in section and "| simclr_0 | 30.50 ± 2.50 | 50.00 ± 1.00 | " in section
     assert f"| floor | 32.00 ± 4.00 | 50.00 ± 1.00 | {top1:.2f} |" in section
+    on_page = [table["caption"] for table in sortable_tables(frame)]
+    assert on_page == ["Results", "Shares of the training labels", "Runs"]
     assert "Shares" not in (root / "metrics/results.md").read_text()
     assert "labels" not in (root / "metrics/results.csv").read_text().splitlines()[0]
 
@@ -283,7 +265,7 @@ def test_plot_tables_have_a_row_for_every_point_and_bar(groups, frame):
     curves = tables.curves_table(groups)
     assert len(curves) == 6 * 12 + 1 and curves[curves["variant"] == "simclr_2"]["group"].eq("simclr").all()
     colors = dict.fromkeys(groups, "#000000")
-    bars = tables.accuracy_table(tables.summary(frame), ranked(groups), colors)
+    bars = tables.accuracy_table(tables.summary(frame), groups, colors)
     assert list(bars["group"].unique()) == list(ranked(groups)) and len(bars) == 5 * 3 + 3 * 2
     assert bars[bars["sd"].notna()]["group"].unique().tolist() == ["simclr"] and bars["n"].max() == 3
 
@@ -323,12 +305,10 @@ def test_a_group_has_one_color_in_every_picture_whatever_its_results(root, group
 
 
 def test_pictures_of_25_variants_fit_on_a_page(tmp_path):
-    names = [f"joint_{number}" for number in range(25)]
-    for number, name in enumerate(names):
-        write_run(tmp_path, name, gamma=number / 100, latents=("h", "z", "both"))
-    groups = replicates(read_record(name, tmp_path) for name in names)
-    table = tables.summary(tables.result_rows([record for members in groups.values() for record in members]))
-    maps = {name: read_arrays(tmp_path / f"data/tsne/{name}.npz") for name in names}
+    runs = {f"joint_{number}": {"gamma": number / 100, "latents": ("h", "z", "both")} for number in range(25)}
+    records = write_runs(tmp_path, runs)
+    table, groups = tables.summary(tables.result_rows(records)), replicates(records)
+    maps = {name: read_arrays(tmp_path / f"data/tsne/{name}.npz") for name in runs}
     figures = [charts.curves_figure(groups), charts.accuracy_figure(groups, table), charts.confusion_figure(groups)]
     assert all(figure.get_size_inches()[1] <= 12 for figure in (*figures, overview_figure(maps)))
 
@@ -356,8 +336,8 @@ def test_the_overview_marks_what_collapsed_and_what_has_no_legend(root):
 def test_names_are_drawn_or_spelled(tmp_path):
     assert readable(["cat", "größe", "$x$"]) == ["cat", "größe", "$x$"]
     assert readable(["\ue000a"]) == [r"\ue000a"]  # of no script: no font has it
-    write_run(tmp_path, "simclr", classes=["\ue000", "$\\frac"])
-    save_figure(tmp_path / "a.png", charts.confusion_figure, replicates([read_record("simclr", tmp_path)]))
+    records = write_runs(tmp_path, {"simclr": {"classes": ["\ue000", "$\\frac"]}})
+    save_figure(tmp_path / "a.png", charts.confusion_figure, replicates(records))
 
 
 def test_show_has_probe_and_knn_first_and_drops_the_last_columns_where_it_is_narrow(root):

@@ -57,13 +57,10 @@ def test_curves_have_one_line_per_run_and_revision_in_the_look_of_its_group(revi
 
 @pytest.mark.parametrize("revisions", [("workspace",), ("workspace", "HEAD")])
 def test_bars_say_their_value_and_their_deviation_over_seeds(revisions):
-    bars = (
-        *(("simclr", "probe top-1", "72.5", "1.5"), ("simclr", "kNN top-1", "60.25", "0.75")),
-        ("dual · upper", "probe top-1", "69.0", ""),
-    )
-    keys = ("model", "measure", "value", "sd")
-    beside = {"n": "1", "color": COLORS[2]}
-    rows = [{**dict(zip(keys, bar)), **beside, "rev": revision} for revision in revisions for bar in bars]
+    bars = [("simclr", "probe top-1", "72.5", "1.5"), ("simclr", "kNN top-1", "60.25", "0.75")]
+    bars.append(("dual · upper", "probe top-1", "69.0", ""))
+    keys = ("model", "measure", "value", "sd", "n", "color", "rev")
+    rows = [dict(zip(keys, (*bar, "1", COLORS[2], revision))) for revision in revisions for bar in bars]
     svg = draw("bars_by_measure", rows, "value", "model")
     marks = re.findall(r'aria-roledescription="bar"[^>]*?fill="([^"]*)"(?: opacity="([^"]*)")?', svg)
     assert [color for color, _ in marks] == [COLORS[2]] * len(rows)
@@ -100,12 +97,8 @@ def test_points_have_their_names_colors_and_deviations_in_each_revision():
 @pytest.mark.parametrize("revisions", [("workspace",), ("workspace", "HEAD")])
 def test_confusion_has_one_matrix_per_group_and_revision_three_in_a_line(revisions):
     cells = (("cat", "cat", "90.0"), ("cat", "dog", "10.0"), ("dog", "dog", "100.0"))
-    rows = [
-        {"group": group, "actual": actual, "predicted": guess, "images": "5", "percent": percent, "rev": revision}
-        for revision in revisions
-        for group in VARIANTS
-        for actual, guess, percent in cells
-    ]
+    keys = ("rev", "group", "actual", "predicted", "percent", "images")
+    rows = [dict(zip(keys, (*where, *cell, "5"))) for *where, cell in product(revisions, VARIANTS, cells)]
     svg = draw("confusion_by_variant", rows, "predicted", "actual")
     assert svg.count('aria-roledescription="rect mark"') == len(rows)
     assert [words(svg).count(text) for text in ("90", "10")] == [len(rows) // 3] * 2

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.report.figures import GRAY, draw_line, grid, look, readable
-from lib.report.records import UNLABELED, Groups, Record, confusion_counts, percent_of_actual, ranked
-from lib.report.tables import measures, with_deviation
+from lib.report.records import UNLABELED, Groups, confusion_counts, mean_curve, objectives, percent_of_actual, ranked
+from lib.report.tables import best_first, measures, with_deviation
 
 SHAPES = {"top1": ("o", "full"), "knn": ("s", "none"), "study_top1": ("^", "none")}  # marker and filling of a measure
 LINES = 5  # curves that one panel tells apart
@@ -38,21 +38,29 @@ def curves_figure(groups: Groups) -> Figure:
     Losses share an axis only within a family, whose objective is one. Gray behind them are the others; a band is one
     standard deviation over seeds to each side, a dotted line the best untrained encoder.
     """
-    curves = {name: _mean_curve(members) for name, members in ranked(groups).items()}
-    trained = [name for name in curves if groups[name][0].pretraining.epochs]
-    styles = looks(groups)
-    panels_of = _families({name: groups[name][0] for name in trained})
+    order = ranked(groups)
+    trained = {name: members for name, members in order.items() if members[0].pretraining.epochs}
+    families, styles = objectives(trained), looks(groups)
+    monitor = "knn" if next(iter(groups.values()))[0].classes else "other_view"
+    losses, monitored = (
+        {name: mean_curve(members, column) for name, members in order.items()} for column in ("loss", monitor)
+    )
+    methods = [method for method, *_ in families]
+    panels_of = [
+        (method if methods.count(method) == 1 else ", ".join(shown), family, shown)
+        for method, family in zip(methods, families.values())
+        for shown in (family[start : start + LINES] for start in range(0, len(family), LINES))
+    ]
     # one pair of panels in a row where there are few, else two, so that twelve pairs fit on a page
     across = 1 if len(panels_of) <= 3 else 2
     down = max(1, -(-len(panels_of) // across))
     figure = Figure(figsize=(9 * across - 4 * (across - 1), min(PAGE, 0.4 + 2.4 * down)))
     panels = figure.subplots(down, 2 * across, squeeze=False)
-    floor = max((curves[name]["monitor"]["mean"].max() for name in curves if name not in trained), default=math.nan)
-    labeled = bool(next(iter(groups.values()))[0].classes)
+    floor = max((monitored[name]["mean"].max() for name in order if name not in trained), default=math.nan)
     for number, (title, family, shown) in enumerate(panels_of):
         loss, knn = panels[number // across, 2 * (number % across) :][:2]
-        for panel, column, behind in ((loss, "loss", family), (knn, "monitor", trained)):
-            _draw_curves(panel, {name: curves[name][column] for name in behind}, shown, styles)
+        _draw_curves(loss, {name: losses[name] for name in family}, shown, styles)
+        _draw_curves(knn, {name: monitored[name] for name in trained}, shown, styles)
         if math.isfinite(floor):
             knn.axhline(floor, color="0.35", linestyle=":", linewidth=1.2, label="untrained")
         # accuracies can be compared across panels, losses of different objectives cannot
@@ -60,35 +68,12 @@ def curves_figure(groups: Groups) -> Figure:
         knn.sharex(panels[0, 0])
         loss.sharex(panels[0, 0])
         loss.set_title(f"{title}: loss", loc="left")
-        knn.set_title("kNN on validation images, %" if labeled else UNLABELED["other_view"], loc="left")
+        knn.set_title(UNLABELED.get(monitor, "kNN on validation images, %"), loc="left")
         knn.legend(handlelength=3.5, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     for panel in panels.ravel()[2 * len(panels_of) :]:
         panel.remove()
     figure.supxlabel("epoch" if trained else "no variant was trained", fontsize=10)
     return figure
-
-
-def _mean_curve(members: Sequence[Record]) -> dict[str, pandas.DataFrame]:
-    """Mean and standard deviation over seeds of the loss and of what was monitored, by epoch, where they are."""
-    epochs = pandas.concat([record.curve for record in members]).groupby("epoch")
-    columns = {"loss": "loss", "monitor": "knn" if members[0].classes else "other_view"}
-    return {name: epochs[column].agg(["mean", "std"]).dropna(subset=["mean"]) for name, column in columns.items()}
-
-
-def _families(firsts: dict[str, Record]) -> list[tuple[str, list[str], list[str]]]:
-    """Title, names of a whole family, and those of it to show together; the family of the best comes first."""
-    families: dict[tuple[str, ...], list[str]] = {}
-    for name, record in firsts.items():
-        # one method with another loss, or with another first part of it, is another objective
-        params, first_part = record.pretraining, record.curve.columns[2]
-        families.setdefault((params.method, str(params.options.get("loss")), first_part), []).append(name)
-    methods = [method for method, *_ in families]
-    parts = []
-    for (method, *_), family in families.items():
-        for start in range(0, len(family), LINES):
-            shown = family[start : start + LINES]
-            parts.append((method if methods.count(method) == 1 else ", ".join(shown), family, shown))
-    return parts
 
 
 def _draw_curves(panel: Axes, curves: dict[str, pandas.DataFrame], shown: Sequence[str], styles: dict) -> None:
@@ -140,16 +125,12 @@ def accuracy_figure(groups: Groups, table: pandas.DataFrame) -> Figure:
 
 def _accuracy_rows(groups: Groups, table: pandas.DataFrame) -> pandas.DataFrame:
     """The rows of the chart, best first; a heading, a row without numbers, where the kind changes."""
-    # a heading takes a row too, so a page is a little less than full
-    every = table["group"].count() * ROW <= PAGE - 2
-    parts, kind = [], ""
-    for name, members in ranked(groups).items():
-        if members[0].kind != kind:
-            kind = members[0].kind
-            parts.append(pandas.DataFrame({"model": [kind]}))
-        latents = table[table["group"] == name]
-        parts.append(latents if every else latents[:1])
-    return pandas.concat(parts, ignore_index=True)
+    rows = best_first(table.dropna(subset="group"), groups)
+    if len(rows) * ROW > PAGE - 2:  # less than a page: a heading takes a row too
+        rows = rows.drop_duplicates("group")
+    kinds = rows["group"].map({name: members[0].kind for name, members in groups.items()})
+    parts = [(pandas.DataFrame({"model": [kind]}), part) for kind, part in rows.groupby(kinds, sort=False)]
+    return pandas.concat([each for pair in parts for each in pair], ignore_index=True)
 
 
 def confusion_figure(groups: Groups) -> Figure:

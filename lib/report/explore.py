@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy
 from PIL import Image
@@ -41,8 +42,18 @@ def explore(variant: str, latent: str | None, folder: Path, root: Path = Path())
     classes = names[arrays["labels"]] if len(names) else numpy.full(len(rows), "")
     features = read_arrays(root / f"data/embeddings/{variant}.npz")[latent][rows]
     images = load_data(root / "data/images.safetensors").shown()[0].numpy()[rows]
-    columns = {"image": rows, "class": classes}
-    write_parquet(folder / "points.parquet", variant, latent, columns, arrays[latent], features, images)
+    near, distances = nearest(features, NEIGHBORS)
+    points = {
+        "variant": [variant] * len(rows),
+        "latent": [latent] * len(rows),
+        "image": rows,
+        "class": classes,
+        "x": arrays[latent][:, 0],
+        "y": arrays[latent][:, 1],
+        "neighbors": [{"ids": ids, "distances": far} for ids, far in zip(near.tolist(), distances.tolist())],
+        "picture": [{"bytes": png(image), "path": None} for image in images],
+    }
+    write_parquet(folder / "points.parquet", points)
     sheet, tile = thumbnails(images)
     write_bytes(folder / "sprite.png", lambda file: sheet.save(file, "PNG"))
     write_text(folder / "vectors.tsv", "".join("\t".join(map("{:.6g}".format, row)) + "\n" for row in features))
@@ -52,28 +63,15 @@ def explore(variant: str, latent: str | None, folder: Path, root: Path = Path())
     return len(rows)
 
 
-def write_parquet(
-    path: Path, variant: str, latent: str, columns: Mapping[str, numpy.ndarray], plane: numpy.ndarray,
-    features: numpy.ndarray, images: numpy.ndarray,
-) -> None:  # fmt: skip
+def write_parquet(path: Path, points: Mapping[str, Any]) -> None:
     """One row per point; pictures are PNG files as Hugging Face's Image has them, neighbors are rows of this file."""
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise UserError("pyarrow is not installed, which writes Parquet; run pip install 'pyarrow>=15'") from None
-    near, distances = nearest(features, NEIGHBORS)
-    points = {
-        "variant": [variant] * len(plane),
-        "latent": [latent] * len(plane),
-        **columns,
-        "x": plane[:, 0],
-        "y": plane[:, 1],
-        "neighbors": [{"ids": ids, "distances": far} for ids, far in zip(near.tolist(), distances.tolist())],
-        "picture": [{"bytes": png(image), "path": None} for image in images],
-    }
-    features_of = {"info": {"features": {"picture": {"_type": "Image"}}}}
-    table = pyarrow.table(points).replace_schema_metadata({"huggingface": json.dumps(features_of)})
+    features = {"info": {"features": {"picture": {"_type": "Image"}}}}
+    table = pyarrow.table(points).replace_schema_metadata({"huggingface": json.dumps(features)})
     write_bytes(path, lambda file: parquet.write_table(table, file))
 
 

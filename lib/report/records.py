@@ -65,6 +65,21 @@ def ranked(groups: Groups) -> Groups:
     return {name: groups[name] for name in sorted(groups, key=place)}
 
 
+def objectives(groups: Groups) -> dict[tuple[str, ...], list[str]]:
+    """The names whose losses can be compared, by their objective: the method, its loss, the first part of that."""
+    families: dict[tuple[str, ...], list[str]] = {}
+    for name, (first, *_) in groups.items():
+        words = (first.pretraining.method, first.pretraining.options.get("loss"), first.curve.columns[2])
+        families.setdefault(tuple(dict.fromkeys(word for word in words if word)), []).append(name)
+    return families
+
+
+def mean_curve(members: Sequence[Record], column: str) -> pandas.DataFrame:
+    """``mean`` and ``std`` over seeds by epoch, where there are any; no rows for a column that is not measured."""
+    every = pandas.concat([record.curve for record in members])
+    return every.reindex(columns=["epoch", column]).groupby("epoch")[column].agg(["mean", "std"]).dropna(subset="mean")
+
+
 def read_record(variant: str, root: Path = Path()) -> Record:
     """Everything about ``variant`` below ``root``; a UserError says that a file is missing, damaged or older."""
     scores = read_json(root / f"data/scores/{variant}.json")
@@ -77,20 +92,14 @@ def read_record(variant: str, root: Path = Path()) -> Record:
         params = Pretraining.from_json(about["pretraining"])
         frame = pandas.read_csv(curve)
         shared = _run(scores, about, params) | {"dose": term_dose(params, frame)}
-        rows = [
-            {
-                "variant": variant,
-                "latent": name,
-                "space": space,
-                **_numbers(numbers),
-                **_bits(memory[f"{space}s"][name]),
-                **shared,
-            }
-            for space in SPACES
-            for name, numbers in scores[f"{space}s"].items()
-        ]
-        labeled = scores["classes"]
-        rows[0] |= _study(scores) | _few_labels(scores) if labeled else {key: frame[key].iloc[-1] for key in UNLABELED}
+        rows = []
+        for space in SPACES:
+            for name, numbers in scores[f"{space}s"].items():
+                # under the cues of the augmentation of training
+                trained = memory[f"{space}s"][name]["cues"]["trained"]
+                bits = {"episode_bits": trained["episode_bits"], "concept_bits": trained.get("concept_bits")}
+                rows.append({"variant": variant, "latent": name, "space": space, **_numbers(numbers), **bits, **shared})
+        rows[0] |= _main_latent(scores) if scores["classes"] else {key: frame[key].iloc[-1] for key in UNLABELED}
         # a floor whose batch norms were not calibrated is none of those that are
         network = (rows[0]["encoder"], about["parameters"]["encoder"], params.calibrate_batchnorm)
         kind = KINDS[2 if not params.epochs else 0 if about["supervised"] else 1]
@@ -99,12 +108,6 @@ def read_record(variant: str, root: Path = Path()) -> Record:
     except (KeyError, TypeError) as error:
         what = f"the files of variant {variant} under data/ are of another version ({error})"
         raise UserError(f"{what}; dvc repro -f linear@{variant} memory@{variant}") from None
-
-
-def _bits(measured: dict[str, Any]) -> dict[str, float]:
-    """Episode and concept bits of one latent or projection, under the cues of the augmentation of training."""
-    trained = measured["cues"]["trained"]
-    return {"episode_bits": trained["episode_bits"], "concept_bits": trained.get("concept_bits")}
 
 
 def _numbers(numbers: dict[str, Any]) -> dict[str, Any]:
@@ -120,18 +123,15 @@ def _numbers(numbers: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _study(scores: Any) -> dict[str, Any]:
-    """The study's protocol, which reads the main latent, if it was run with the study's epochs."""
-    epochs, study = scores["linear"]["study_epochs"], scores["study"]
-    if epochs != STUDY_EPOCHS:
-        return {}
-    return {"study_top1": study["top1"], "study_top5": study["top5"], "study_epochs": epochs}
-
-
-def _few_labels(scores: Any) -> dict[str, float]:
-    """Top-1 of the main latent by share of the training labels, and its deviation over draws, where asked for."""
-    few = scores.get("few_labels", {}).items()
-    return {f"{FEW}{share}{end}": found[key] for share, found in few for end, key in (("", "top1"), ("_sd", "sd"))}
+def _main_latent(scores: Any) -> dict[str, Any]:
+    """The study's protocol, with the study's epochs alone; top-1 by share of the training labels, and its deviation
+    over draws, where asked for."""
+    found, study = {}, scores["study"]
+    if scores["linear"]["study_epochs"] == STUDY_EPOCHS:
+        found = {"study_top1": study["top1"], "study_top5": study["top5"], "study_epochs": STUDY_EPOCHS}
+    for share, few in scores.get("few_labels", {}).items():
+        found |= {f"{FEW}{share}": few["top1"], f"{FEW}{share}_sd": few["sd"]}
+    return found
 
 
 def _run(scores: Any, about: Any, params: Pretraining) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def _run(scores: Any, about: Any, params: Pretraining) -> dict[str, Any]:
         "train_images": scores["images"]["train"],
         "test_images": scores["images"]["test"],
         "classes": len(scores["classes"]),
-        "encoder": about.get("encoder") or params.encoder,
+        "encoder": about["encoder"],
         "epochs": params.epochs,
         "batch_size": params.batch_size if params.epochs else None,
         "gamma": params.gamma,

@@ -28,7 +28,7 @@ def write_results(experiment: Experiment, root: Path = Path()) -> None:
     colors = dict(zip(points["group"], points["color"]))
     write_table(plots / "plane.csv", points.round(4))
     write_table(plots / "dose/dose.csv", dosed.round(4))
-    write_table(plots / "accuracy.csv", tables.accuracy_table(table, ranked(groups), colors))
+    write_table(plots / "accuracy.csv", tables.accuracy_table(table, groups, colors))
     write_table(plots / "confusion.csv", tables.confusion_table(groups))
     # a 2-D embedding has no mean: of replicates the first is shown
     embedded = {name: read_arrays(root / f"data/tsne/{name}.npz") for name in ranked(groups)}

@@ -18,6 +18,7 @@ from lib.report.records import (
     Record,
     confusion_counts,
     percent_of_actual,
+    ranked,
     replicates,
 )
 from lib.runtime.errors import UserError
@@ -97,7 +98,7 @@ def summary(frame: pandas.DataFrame) -> pandas.DataFrame:
     table["delta_simclr"] = table["delta_simclr"].where(pairs > 1)
     table["delta_simclr_sd"] = half_interval(table["delta_simclr_sd"], pairs.clip(2), CONFIDENCE)
     table["n"] = grouped.size()
-    table["seeds"] = grouped["seed"].agg(_distinct)
+    table["seeds"] = grouped["seed"].agg(distinct)
     table = table.reset_index()
     # a latent is named where there are several, a projection always
     projection = table["space"] == "projection"
@@ -113,11 +114,11 @@ def summary(frame: pandas.DataFrame) -> pandas.DataFrame:
 
 def title(frame: pandas.DataFrame) -> str:
     """Data, encoders, epochs, images and seeds of a run in one line."""
-    first, epochs = frame.iloc[0], _distinct(frame["epochs"][frame["epochs"] > 0]) or "0"
+    first, epochs = frame.iloc[0], distinct(frame["epochs"][frame["epochs"] > 0]) or "0"
     return (
-        f"{_distinct(frame['dataset'])}: encoder {_distinct(frame['encoder'])}; {epochs} epoch{'s' * (epochs != '1')}; "
+        f"{distinct(frame['dataset'])}: encoder {distinct(frame['encoder'])}; {epochs} epoch{'s' * (epochs != '1')}; "
         f"{first['train_images']:,} training and {first['test_images']:,} test images; "
-        f"seed {_distinct(sorted(frame['seed']))}" + "; no labels: what needs them is left out" * (not first["classes"])
+        f"seed {distinct(sorted(frame['seed']))}" + "; no labels: what needs them is left out" * (not first["classes"])
     )
 
 
@@ -149,37 +150,36 @@ def latent_rows(table: pandas.DataFrame) -> pandas.DataFrame:
     return table[table["space"] != "projection"]
 
 
-def markdown(frame: pandas.DataFrame) -> str:
-    """The results page of `result_rows`: accuracies, projections, runs, and binary codes where there are any."""
+def sections(frame: pandas.DataFrame) -> list[tuple[str, str, pandas.DataFrame, dict[str, str]]]:
+    """Of `result_rows` heading, remark, rows and columns of each table: accuracies, projections, shares of the labels,
+    runs, and binary codes, where there are any."""
     table = summary(frame)
     runs, latents, projections = main_rows(table), latent_rows(table), table[table["space"] == "projection"]
-    codes = table[table["active"].notna()]
-    parts = [
-        f"# {title(frame)}",
-        f"Percent of test images, and bits; ± is the standard deviation over n seeds. "
-        f"[What each column means](../{LEGEND}).",
-        markdown_table(latents, accuracy_columns(latents)),
-        *(["## Projections", markdown_table(projections, accuracy_columns(projections))] if len(projections) else []),
-        *_few_labels(runs),
-        "## Runs",
-        markdown_table(runs.assign(model=runs["group"].fillna(runs["model"])), RUN),
-    ]
-    if len(codes):
-        columns = {key: name for key, name in CODES.items() if key != "n" or codes["n"].max() > 1}
-        parts += ["## Binary codes", markdown_table(codes, columns)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _few_labels(runs: pandas.DataFrame) -> list[str]:
-    """A section, where shares of the labels were asked for."""
     shares = [key for key in map(str, runs) if key.startswith(FEW) and not key.endswith("_sd")]
-    few = {key: f"{100 * float(key.removeprefix(FEW)):.4g} %" for key in shares}
-    if not few:
-        return []
-    word = "Fine-tuned" if (runs["mode"] == "finetune").any() else "Probe"
-    about = f"{word} top-1 of the main latent; ± is the standard deviation over {LABEL_DRAWS} stratified draws"
-    rows, columns = runs.dropna(subset=[*few]), {"model": "Model", **few, "top1": "100 %"}
-    return ["## Shares of the training labels", f"{about}, of all labels over seeds.", markdown_table(rows, columns)]
+    found = [("Results", "", latents, accuracy_columns(latents))]
+    if len(projections):
+        found.append(("Projections", "", projections, accuracy_columns(projections)))
+    if shares:
+        few = {key: f"{100 * float(key.removeprefix(FEW)):.4g} %" for key in shares}
+        word = "Fine-tuned" if (table["mode"] == "finetune").any() else "Probe"
+        about = f"{word} top-1 of the main latent; ± is the standard deviation over {LABEL_DRAWS} stratified draws"
+        rows, columns = runs.dropna(subset=shares), {"model": "Model", **few, "top1": "100 %"}
+        found.append(("Shares of the training labels", f"{about}, of all labels over seeds.", rows, columns))
+    found.append(("Runs", "", runs.assign(model=runs["group"].fillna(runs["model"])), RUN))
+    if len(codes := table[table["active"].notna()]):
+        columns = {key: name for key, name in CODES.items() if key != "n" or codes["n"].max() > 1}
+        found.append(("Binary codes", "", codes, columns))
+    return found
+
+
+def markdown(frame: pandas.DataFrame) -> str:
+    """The results page of `result_rows`."""
+    intro = "Percent of test images, and bits; ± is the standard deviation over n seeds."
+    parts = [f"# {title(frame)}", f"{intro} [What each column means](../{LEGEND})."]
+    for heading, about, rows, columns in sections(frame):
+        parts += [f"## {heading}", about, markdown_table(rows, columns)]
+    parts.remove("## Results")  # which the page's own title stands for
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def markdown_table(table: pandas.DataFrame, columns: Mapping[str, str]) -> str:
@@ -208,19 +208,24 @@ def with_deviation(row: pandas.Series, key: str, form: str) -> str:
     return f"{row[key]:{form}}" + ("" if pandas.isna(deviation) else f" ± {deviation:{form.removeprefix('+')}}")
 
 
-def accuracy_table(table: pandas.DataFrame, order: Iterable[str], colors: Mapping[str, str]) -> pandas.DataFrame:
-    """The bars of ``dvc plots show``: `summary` with a row per measure, groups in ``order``, ``value`` in percent."""
+def best_first(table: pandas.DataFrame, groups: Groups) -> pandas.DataFrame:
+    """Rows of `summary` in the order of `ranked`, those that were published last."""
+    places = {name: place for place, name in enumerate(ranked(groups))}
+    return table.sort_values("group", key=lambda names: names.map(places), kind="stable")
+
+
+def accuracy_table(table: pandas.DataFrame, groups: Groups, colors: Mapping[str, str]) -> pandas.DataFrame:
+    """The bars of ``dvc plots show``: `summary` with a row per measure, best first, ``value`` in percent."""
     parts = []
     for key, measure in measures(table).items():
         part = table[["model", "group", "latent", key, f"{key}_sd", "n"]].dropna(subset=["group", key])
         part.insert(3, "measure", measure)
         parts.append(part.rename(columns={key: "value", f"{key}_sd": "sd"}).round(4))
-    places = {name: place for place, name in enumerate(order)}
     if not parts:  # without labels
         return pandas.DataFrame(columns=["model", "group", "latent", "measure", "value", "sd", "n"])
     bars = pandas.concat(parts).astype({"n": int})
     bars["color"] = bars["group"].map(colors)
-    return bars.sort_values("group", key=lambda names: names.map(places), kind="stable")
+    return best_first(bars, groups)
 
 
 def curves_table(groups: Groups) -> pandas.DataFrame:
@@ -246,5 +251,5 @@ def confusion_table(groups: Groups) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=["group", "actual", "predicted", "images", "percent"])
 
 
-def _distinct(values: Iterable[object]) -> str:
+def distinct(values: Iterable[object]) -> str:
     return ", ".join(dict.fromkeys(map(str, values)))

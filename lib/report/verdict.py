@@ -37,15 +37,14 @@ RULES_PAGE = Path(__file__).parents[2] / "docs/verdict.md"
 SHOWN = {"top1": "Probe", "top1 z": "Probe of z", "e": "e", "c": "c"}  # of each run, by the names of `row_of`
 SHOWN |= {"e whitened": "e, whitened", "c whitened": "c, whitened"}
 SHOWN |= {"e occlusion_25": "e, 25 % hidden", "e occlusion_50": "e, 50 % hidden"}
+BITS = {"e": "episode_bits", "c": "concept_bits"}
 WORDS = {"h1": "H1: keeps the probe", "h2": "H2: separates", "against_frontier": "Against the frontier"}
 FIGURES = {
-    "plane": "Concept against episode bits: the frontier of temperature, the arms, the landmarks",
-    "dose": "Episode bits and probe against the dose of the term",
-    "ranks": "Gain of episode bits over the baseline, by the competitor's rank",
-    "completion": "Episode bits against the occluded share of the cue",
+    "plane": (draw.plane_figure, "Concept against episode bits: the frontier of temperature, the arms, the landmarks"),
+    "dose": (draw.dose_figure, "Episode bits and probe against the dose of the term"),
+    "ranks": (draw.ranks_figure, "Gain of episode bits over the baseline, by the competitor's rank"),
+    "completion": (draw.completion_figure, "Episode bits against the occluded share of the cue"),
 }
-
-
 SOURCES = (
     "data/encoders/{}.safetensors",
     "metrics/{}.json",
@@ -176,14 +175,10 @@ def row_of(run: Mapping[str, Any], rule: Rule) -> dict[str, Any]:
     """One run as columns: ``e`` and ``c`` (of h, trained family), ``e z``, ``rank 1``, ``occluded 25``."""
     memory = run["memory"]
     row = {"variant": run["name"], "arm": rule.arm_of[run["name"]], "seed": run["pretraining"]["seed"]}
-    row |= {
-        "top1": run["top1"],
-        **_bits(memory, ""),
-        "lambda": run.get("lambda"),
-        "top1 z": run.get("z", {}).get("top1"),
-    }
-    for key in ("z", "whitened"):
-        row |= _bits(memory.get(key, {}), f" {key}")
+    row |= {"top1": run["top1"], "lambda": run.get("lambda"), "top1 z": run.get("z", {}).get("top1")}
+    measured = {"": memory, " z": memory.get("z", {}), " whitened": memory.get("whitened", {})}
+    for suffix, bits in measured.items():
+        row |= {f"{short}{suffix}": bits[name] for short, name in BITS.items() if name in bits}
     cues = [key for key, found in memory.items() if isinstance(found, dict) and "episode_bits" in found]
     row |= {f"e {cue}": memory[cue]["episode_bits"] for cue in cues if cue not in OTHERS}
     row |= {f"rank {rank}": gain for rank, gain in memory.get("ranks", {}).items()}
@@ -193,11 +188,6 @@ def row_of(run: Mapping[str, Any], rule: Rule) -> dict[str, Any]:
         bits = numpy.frombuffer(base64.b64decode(packed["bits"]), dtype=numpy.uint8)
         row[CORRECT] = numpy.unpackbits(bits, count=packed["images"]).astype(bool)
     return row
-
-
-def _bits(measured: Mapping[str, Any], suffix: str) -> dict[str, Any]:
-    names = {"e": "episode_bits", "c": "concept_bits"}
-    return {f"{short}{suffix}": measured[name] for short, name in names.items() if name in measured}
 
 
 # the verdict
@@ -210,18 +200,12 @@ def write_verdict(experiment: Experiment, folder: Path, page: Path, pictures: Pa
         raise UserError(f"{folder / RUNS} holds no run of the rule {rule.name}; put <variant>.json files there")
     rows = rows_of(runs, rule)
     found = judge(rule, rows)
-    landmark = _landmark(folder / PIXELS)
-    figures: dict[str, tuple[Any, ...]] = {
-        "plane": (draw.plane_figure, found, rule, landmark),
-        "dose": (draw.dose_figure, found, rule),
-        "ranks": (draw.ranks_figure, found, rule),
-        "completion": (draw.completion_figure, found, rule, landmark),
-    }
+    pixels = read_json(folder / PIXELS) if (folder / PIXELS).is_file() else None
     write_json(page.with_suffix(".json"), found)
-    shown = {name: os.path.relpath(pictures / f"{name}.png", page.parent) for name in figures}
-    write_text(page.with_suffix(".md"), markdown(found, rule, rows, os.path.relpath(RULES_PAGE, page.parent), shown))
-    for name, (figure, *arguments) in figures.items():
-        save_figure(pictures / f"{name}.png", figure, *arguments)
+    places = [os.path.relpath(path, page.parent) for path in (RULES_PAGE, pictures)]
+    write_text(page.with_suffix(".md"), markdown(found, rule, rows, *places))
+    for name, (figure, _) in FIGURES.items():
+        save_figure(pictures / f"{name}.png", figure, found, rule, pixels)
     missing = found["runs"]["missing"]
     lines = [f"{rule.name}: {found['state']}"]
     lines += [f"still missing: {', '.join(missing)}"] if missing else []
@@ -229,15 +213,8 @@ def write_verdict(experiment: Experiment, folder: Path, page: Path, pictures: Pa
     return lines + [f"{arm}: {', '.join(f'{key} {said[key]}' for key in WORDS)}" for arm, said in words]
 
 
-def _landmark(path: Path) -> dict[str, Any] | None:
-    return read_json(path) if path.is_file() else None
-
-
-def markdown(
-    found: Mapping[str, Any], rule: Rule, rows: pandas.DataFrame, rules_page: str, pictures: Mapping[str, str]
-) -> str:
-    """The page of a verdict: words, numbers, ``pictures`` by name, and the runs of `rows_of`; paths are relative to
-    the page."""
+def markdown(found: Mapping[str, Any], rule: Rule, rows: pandas.DataFrame, rules_page: str, pictures: str) -> str:
+    """The page of a verdict: words, numbers, the figures in the folder ``pictures``, and the runs of `rows_of`."""
     numbers, control = rule.numbers, found["assay"]
     level = f"{100 * numbers.confidence:g} %"
     intro = (
@@ -245,12 +222,12 @@ def markdown(
         "sign-flip test's, adjusted over the hypotheses by Holm's steps. Bits of e and c are of h, under the family of "
         f"augmentations that training used. [The rule in words]({rules_page})."
     )
-    blind = "blind: no word about e can be had" if control["blind"] else "passed"
-    blind = "not run yet" if min(control["n"]) < 2 else blind
+    state = "Blind: no word about e can be had" if control["blind"] else "Passed"
+    state = "Not run yet" if min(control["n"]) < 2 else state
     check = (
         f"Assay check, {' against '.join(rule.controls)}: e differs by {_number(control['difference'])} bits, pooled "
         f"SD {_number(control['pooled_sd'])}, n {' and '.join(map(str, control['n']))}; asked for: more than "
-        f"{numbers.assay_sd:g} SD. {blind[:1].upper()}{blind[1:]}."
+        f"{numbers.assay_sd:g} SD. {state}."
     )
     parts = [f"# Verdict of the rule {rule.name}: {found['state']}", intro, check]
     if found["runs"]["missing"]:
@@ -258,7 +235,7 @@ def markdown(
         parts.append(f"Runs still missing: {', '.join(f'{arm} {count}' for arm, count in missing.items())}.")
     parts += ["## Words", _table([_word_row(arm, found) for arm in rule.hypotheses])]
     notes = [f"- {arm}: {words['note']}." for arm, words in found["hypotheses"].items() if words["note"]]
-    parts += ["\n".join(notes)] if notes else []
+    parts += ["\n".join(notes)] * bool(notes)
     errors = [f"{arm} {error['top1']:.2f}" for arm, error in found["image_error"].items() if error["top1"] is not None]
     if errors:
         parts.append(f"Paired error over test images of one pair of probes, points, never pooled: {', '.join(errors)}.")
@@ -270,8 +247,11 @@ def markdown(
     arms = [
         {"Arm": arm, **{key: _interval(by[key]) for key in ("top1", "e", "c")}} for arm, by in found["arms"].items()
     ]
-    drawn = "\n\n".join(f"![{FIGURES[name]}]({path})" for name, path in pictures.items())
-    runs = [_run_row(run) for _, run in rows.iterrows()]
+    drawn = "\n\n".join(f"![{caption}]({Path(pictures, name)}.png)" for name, (_, caption) in FIGURES.items())
+    runs = [
+        {"Run": run["variant"], **{name: _number(run.get(key), ".2f") for key, name in SHOWN.items()}}
+        for _, run in rows.iterrows()
+    ]
     parts += ["## Arms", _table(arms), "## Figures", drawn, "## Runs", _table(runs)]
     parts += [f"Digest of the rule: `{found['digest']}`."]
     return "\n\n".join(parts) + "\n"
@@ -289,15 +269,6 @@ def _word_row(arm: str, found: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _run_row(run: pandas.Series) -> dict[str, str]:
-    """A run's own numbers, in percent and bits."""
-    return {"Run": run["variant"], **{name: _plain(run.get(key)) for key, name in SHOWN.items()}}
-
-
-def _plain(value: float | None) -> str:
-    return "-" if pandas.isna(value) else f"{value:.2f}"
-
-
 def _table(rows: Sequence[Mapping[str, str]]) -> str:
     lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -310,8 +281,8 @@ def _interval(found: Mapping[str, Any]) -> str:
     return f"{found['mean']:+.3f}{ends} ({found['n']})"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+def _number(value: float | None, form: str = ".3g") -> str:
+    return "-" if pandas.isna(value) else f"{value:{form}}"
 
 
 def main(arguments: list[str]) -> None:

@@ -11,6 +11,7 @@ import yaml
 from lib.evaluate.record import LEFT_OUT
 from lib.methods.base import Method, pool
 from lib.methods.export import encoder_file, fixed_images
+from lib.preset import flat
 from lib.runtime.files import read_json
 from lib.trace import as_locked
 
@@ -167,21 +168,14 @@ def figures(variant: str) -> str:
         if as_locked(f"{stage}@{variant}", (encoder_file(variant), *files)):
             measured = read_json(files[0])
             left_out = measured.pop(LEFT_OUT, None)
-            rows |= _flat(measured)
+            rows |= flat(measured)
             protocols.append(f"Left out: {left_out}." if left_out else protocol.format(**read_json(files[1])))
         else:
             protocols.append(f"What {stage} measures is not known of these weights: dvc repro {stage}@{variant}.")
     return "\n\n".join([*[_table(rows)] * bool(rows), *protocols])
 
 
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= {f"{name}.{key}": each for key, each in value.items()} if isinstance(value, Mapping) else {name: value}
-    return flat
-
-
 def _table(values: Mapping[str, Any]) -> str:
     """Of names and values, those of blocks by name.key; what is None is left out."""
-    lines = [f"| {name} | {value} |" for name, value in _flat(values).items() if value is not None]
+    lines = [f"| {name} | {value} |" for name, value in flat(values) if value is not None]
     return "\n".join(["| | |", "|---|---:|", *lines])

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
+import numpy
 from matplotlib.figure import Figure
 
 from lib.report.figures import COLORS, save_figure
@@ -118,44 +118,29 @@ def questions(found: Mapping[str, Any]) -> dict[str, tuple[str, str, str]]:
 
 
 def card_figure(found: Mapping[str, Any]) -> Figure:
-    """Bits by cue; by how much is hidden; on one competitor, by how alike it looks."""
+    """Bits by cue, a row for each kind; by how much is hidden; on one competitor, by how alike it looks."""
     figure = Figure(figsize=(13, 4.4))
-    by_cue, curve, look_alikes = figure.subplots(1, 3)
-    own, pixels = found["memory"], found["pixels"]
-    _draw_cues(by_cue, found)
-    for key, (name, color, marker) in questions(found).items():
-        for record, label, style in ((own, name, {}), (pixels, f"{name}, 8x8 pixels", PIXELS)):
-            shares, values = ([point[what] for point in record["occlusion"]] for what in ("percent", key))
-            curve.plot(shares, values, color=color, marker=marker, label=label, **style)
-        curve.axhline(found["possible"][key], color=color, linestyle=":", linewidth=1)
-    curve.set(xlabel="percent of the image hidden", ylabel="bits (dotted: all there are)", title="Partial cue")
-    for kind, (color, marker) in OF_RANKS.items():
-        for record, label, style in ((own, CUES[kind], {}), (pixels, f"{CUES[kind]}, 8x8 pixels", PIXELS)):
-            gains = record["cues"][kind]["gain_by_rank"]
-            look_alikes.plot([*gains], [*gains.values()], color=color, marker=marker, label=label, **style)
-    look_alikes.set(xlabel="rank of the competitor, from the most alike", ylabel="bits (of 1)", title="Look-alikes")
-    for panel in (curve, look_alikes):
-        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8)
-        panel.set_ylim(min(0, panel.get_ylim()[0]), None)
-    for panel in (by_cue, curve, look_alikes):
-        panel.grid(alpha=0.25)
-        panel.set_title(panel.get_title(), loc="left")
-        panel.set_title("")
-    encoder = found["encoder"]
-    figure.suptitle(f"{encoder['name']}, {encoder['weights']}", x=0.01, ha="left")
-    return figure
-
-
-def _draw_cues(panel: Axes, found: Mapping[str, Any]) -> None:
-    """A row for each kind of cue: filled points of the encoder, hollow ones of pixels."""
-    for record, label, style in ((found["memory"], "{}", {}), (found["pixels"], "{}, 8x8 pixels", PIXELS)):
+    by_cue, curve, look_alikes = panels = figure.subplots(1, 3)
+    rows = numpy.arange(len(CUES))
+    for record, whose, style in ((found["memory"], "", {}), (found["pixels"], ", 8x8 pixels", PIXELS)):
         for key, (name, color, marker) in questions(found).items():
-            values = [record["cues"][kind][key] for kind in CUES]
-            places = [row + DODGE[key] for row in range(len(CUES))]
-            look = {"color": color, "marker": marker, **style, "linestyle": ""}
-            panel.plot(values, places, label=label.format(name), **look)
-    panel.set_yticks(range(len(CUES)), [*CUES.values()])
-    panel.set_ylim(len(CUES) - 0.5, -0.5)
-    panel.axvline(0, color="0.35", linewidth=0.8)
-    panel.set(xlabel="bits", title="By cue")
-    panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8)
+            look = {"color": color, "marker": marker, "label": f"{name}{whose}", **style}
+            by_cue.plot([record["cues"][kind][key] for kind in CUES], rows + DODGE[key], **look | {"linestyle": ""})
+            curve.plot(*([point[what] for point in record["occlusion"]] for what in ("percent", key)), **look)
+        for kind, (color, marker) in OF_RANKS.items():
+            gains, look = record["cues"][kind]["gain_by_rank"], {"label": f"{CUES[kind]}{whose}", **style}
+            look_alikes.plot([*gains], [*gains.values()], color=color, marker=marker, **look)
+    by_cue.set(xlabel="bits", yticks=rows, yticklabels=CUES.values(), ylim=(len(CUES) - 0.5, -0.5))
+    by_cue.axvline(0, color="0.35", linewidth=0.8)
+    for key, (_, color, _) in questions(found).items():
+        curve.axhline(found["possible"][key], color=color, linestyle=":", linewidth=1)
+    curve.set(xlabel="percent of the image hidden", ylabel="bits (dotted: all there are)")
+    look_alikes.set(xlabel="rank of the competitor, from the most alike", ylabel="bits (of 1)")
+    for panel in (curve, look_alikes):
+        panel.set_ylim(min(0, panel.get_ylim()[0]), None)
+    for panel, title in zip(panels, ("By cue", "Partial cue", "Look-alikes")):
+        panel.set_title(title, loc="left")
+        panel.grid(alpha=0.25)
+        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8)
+    figure.suptitle("{name}, {weights}".format(**found["encoder"]), x=0.01, ha="left")
+    return figure

@@ -29,8 +29,7 @@ def write_report(experiment: Experiment, images: numpy.ndarray, root: Path = Pat
     records = [read_record(variant, root) for variant in experiment.variants]
     groups = replicates(records)
     frame = tables.result_rows(records)
-    table = tables.summary(frame)
-    latents = tables.latent_rows(table)
+    latents = tables.latent_rows(tables.summary(frame))
     shown, coordinates = explorer.read_planes(groups, root)
     labeled = bool(len(shown["classes"]))
     classes = explorer.class_looks(shown["classes"].tolist() or ["image"])
@@ -55,7 +54,7 @@ def write_report(experiment: Experiment, images: numpy.ndarray, root: Path = Pat
         "title": tables.title(frame),
         "most": size(MOST_BYTES),
         "lines": charts.LINES,
-        "tables": sortable_tables(table),
+        "tables": sortable_tables(frame),
         "sections": {name: [f"chart-{chart.id}" for chart in section] for name, section in sections.items()},
         "points": points,
         "looks": explorer.MARKERS,
@@ -91,24 +90,20 @@ def in_script(text: str) -> Markup:
     return Markup(text.replace("<", "\\u003c"))
 
 
-def sortable_tables(table: pandas.DataFrame) -> list[dict[str, Any]]:
-    """Results, projections and runs: for each its caption, columns with their legends, and rows of text and value."""
-    latents, projections = tables.latent_rows(table), table[table["space"] == "projection"]
-    runs = tables.main_rows(table)
-    runs = runs.assign(model=runs["group"].fillna(runs["model"]))
-    parts = [("Results", latents, tables.accuracy_columns(latents))]
-    parts += [("Projections", projections, tables.accuracy_columns(projections))] if len(projections) else []
+def sortable_tables(frame: pandas.DataFrame) -> list[dict[str, Any]]:
+    """Each of `lib.report.tables.sections`: caption, remark, columns with their legends, and rows of text and value."""
     known = legends(Path(tables.LEGEND).read_text())
     return [
         {
             "caption": caption,
+            "about": about,
             "columns": [{"name": name, "legend": column_legend(name, known)} for name in columns.values()],
             "rows": [
                 [{"text": text, "value": "" if pandas.isna(value) else value} for text, value in zip(texts, values)]
                 for texts, values in zip(tables.cells(rows, columns), rows[list(columns)].to_numpy(object))
             ],
         }
-        for caption, rows, columns in (*parts, ("Runs", runs, tables.RUN))
+        for caption, about, rows, columns in tables.sections(frame)
     ]
 
 

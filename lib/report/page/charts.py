@@ -8,12 +8,13 @@ import pandas
 from bokeh.models import BooleanFilter, CDSView, ColumnDataSource, FactorRange, HoverTool, Legend, Whisker
 from bokeh.plotting import figure
 from bokeh.transform import factor_cmap, factor_mark
+from matplotlib.transforms import Bbox
 
 from lib.report.charts import looks
 from lib.report.figures import COLORS
 from lib.report.plane import dose_table, plane_table
-from lib.report.records import BITS, KINDS, UNLABELED, Groups, ranked
-from lib.report.tables import measures, with_deviation
+from lib.report.records import BITS, KINDS, UNLABELED, Groups, mean_curve, objectives, ranked
+from lib.report.tables import best_first, measures, with_deviation
 
 MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "plus", "x")  # of lib.report.figures
 DASHES = ("solid", "dashed", "dotted", "dashdot")
@@ -67,8 +68,7 @@ def _text(row: pandas.Series, keys: Sequence[str], name: str) -> str:
 
 def accuracy_chart(groups: Groups, table: pandas.DataFrame) -> figure:
     """Every measure of every latent with its deviation over seeds, best first; chance, and the floor of each kind."""
-    order = {name: place for place, name in enumerate(ranked(groups))}
-    rows = table.sort_values("group", key=lambda names: names.map(order), kind="stable")
+    rows = best_first(table, groups)
     names = FactorRange(factors=rows["model"].tolist()[::-1])
     chart = plot("Accuracy on the test images, %", 150 + 22 * len(rows), y_range=names)
     chance = 100 / table["classes"].max()
@@ -89,40 +89,35 @@ def accuracy_chart(groups: Groups, table: pandas.DataFrame) -> figure:
 def plane_chart(groups: Groups, table: pandas.DataFrame) -> figure:
     """Concept bits against episode bits of every latent; as many names as there is room for, best first."""
     x, y = reversed(BITS)
-    order = {name: place for place, name in enumerate(ranked(groups))}
-    rows = table.dropna(subset=[x, y]).sort_values("group", key=lambda names: names.map(order), kind="stable")
+    rows = best_first(table.dropna(subset=[x, y]), groups)
     names = {"x_axis_label": BIT_NAMES[x], "y_axis_label": BIT_NAMES[y]}
     chart = plot("What a latent tells of which image, and of its class", 480, **names)
     kinds = rows["group"].map({name: members[0].kind for name, members in groups.items()})
     for kind, look in KIND_LOOKS.items():
         if (kinds == kind).any():
             draw(chart, rows[kinds == kind], x, y, kind, look)
-    labels = place_labels(rows[[x, y]].to_numpy(), rows["model"].tolist())
-    chart.text("x", "y", "text", source=ColumnDataSource(labels), x_offset="dx", y_offset="dy", text_align="align",
+    labels = ColumnDataSource(place_labels(rows[[x, y]].to_numpy(), rows["model"].tolist()).to_dict("list"))
+    chart.text("x", "y", "text", source=labels, x_offset="dx", y_offset="dy", text_align="align",
                text_baseline="middle", text_font_size="12px")  # fmt: skip
     legend(chart, 3)
     return chart
 
 
-def place_labels(points: numpy.ndarray, names: Sequence[str]) -> dict[str, list[Any]]:
+def place_labels(points: numpy.ndarray, names: Sequence[str]) -> pandas.DataFrame:
     """Where the names of points [N, 2] can stand, right, left, above or below them, without covering another's."""
     room = numpy.array(LABEL_ROOM)
     pixels = (points - points.min(0)) / numpy.where(numpy.ptp(points, 0), numpy.ptp(points, 0), 1) * room
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in pixels]
-    placed: dict[str, list[Any]] = {key: [] for key in ("x", "y", "text", "dx", "dy", "align")}
+    taken, placed = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in pixels], []
     for (x, y), at, name in zip(pixels, points, names):
         half = 3.5 * len(name)  # of its width
         for dx, dy, align in ((8, 0, "left"), (-8, 0, "right"), (0, -13, "center"), (0, 13, "center")):
             middle = x + dx + half * numpy.sign(dx)
-            box = (middle - half, y - dy - 7, middle + half, y - dy + 7)
-            if box[2] < room[0] + 20 and not any(
-                box[0] < c and a < box[2] and box[1] < d and b < box[3] for a, b, c, d in taken
-            ):
+            box = Bbox.from_bounds(middle - half, y - dy - 7, 2 * half, 14)
+            if box.x1 < room[0] + 20 and not box.count_overlaps(taken):
                 taken.append(box)
-                for key, value in zip(placed, (*at, name, dx, dy, align)):
-                    placed[key].append(value)
+                placed.append((*at, name, dx, dy, align))
                 break
-    return placed
+    return pandas.DataFrame(placed, columns=["x", "y", "text", "dx", "dy", "align"])
 
 
 def dose_charts(groups: Groups, table: pandas.DataFrame) -> list[figure]:
@@ -152,28 +147,20 @@ def dose_charts(groups: Groups, table: pandas.DataFrame) -> list[figure]:
 def curve_charts(groups: Groups) -> list[figure]:
     """kNN and embedding std of all trained variants, then the loss, of which each family has a panel of its own."""
     trained = {name: members for name, members in ranked(groups).items() if members[0].pretraining.epochs}
-    families: dict[str, Groups] = {}
-    for name, members in trained.items():
-        family = (
-            f"{members[0].pretraining.method}, {members[0].curve.columns[2]}"  # its first part tells objectives apart
-        )
-        families.setdefault(family, {})[name] = members
     panels = [
         ("kNN on the validation images, %", "knn", trained),
         (UNLABELED["other_view"], "other_view", trained),
         ("Embedding std (0: collapsed)", "embedding_std", trained),
     ]
-    panels += [(f"Loss: {family}", "loss", members) for family, members in families.items()]
+    for objective, names in objectives(trained).items():
+        panels.append((f"Loss: {', '.join(objective)}", "loss", {name: groups[name] for name in names}))
     return [chart for panel in panels for chart in _curves(*panel)]
 
 
 def _curves(title: str, column: str, groups: Groups) -> Iterator[figure]:
     """One panel, or none where no curve has the column; a band is one standard deviation over seeds to each side."""
-    curves = {}
-    for name, members in groups.items():
-        every = pandas.concat([record.curve for record in members])
-        if column in every:
-            curves[name] = every.groupby("epoch")[column].agg(["mean", "std"]).dropna(subset=["mean"]).reset_index()
+    curves = {name: mean_curve(members, column).reset_index() for name, members in groups.items()}
+    curves = {name: curve for name, curve in curves.items() if len(curve)}
     if not curves:
         return
     chart, lines = plot(title, 340, x_axis_label="epoch"), []
@@ -213,13 +200,8 @@ def explorer_charts(classes: list[dict[str, str]], count: int) -> list[figure]:
         chart.outline_line_color = GRAY
         chart.toolbar.logo = None
         chart.hover.tooltips = None
-        dots = {
-            "size": 9 if count <= 1000 else 5,
-            "line_color": None,
-            "fill_alpha": 0.8,
-            "nonselection_fill_alpha": 0.08,
-        }
-        points = chart.scatter(f"x{side}", f"y{side}", source=source, view=view, **look, **dots)
+        points = chart.scatter(f"x{side}", f"y{side}", source=source, view=view, size=9 if count <= 1000 else 5,
+                               line_color=None, fill_alpha=0.8, nonselection_fill_alpha=0.08, **look)  # fmt: skip
         chart.hover.renderers = [points]
         ring = {"fill_color": None, "line_color": "black", "line_width": 2}
         chart.scatter(f"x{side}", f"y{side}", source=rings, marker="marker", size="size", **ring)

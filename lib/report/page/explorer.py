@@ -4,6 +4,7 @@ import base64
 import io
 import math
 from collections.abc import Collection, Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,5 @@ def webp(picture: Image.Image) -> str:
 
 def class_looks(classes: list[str]) -> list[dict[str, str]]:
     """Name, color and marker of each class; the color is that of the t-SNE pictures."""
-    markers = list(MARKERS)
-    return [
-        {"name": name, "color": color, "marker": markers[number % len(markers)]}
-        for number, (name, color) in enumerate(zip(classes, class_colors(len(classes))))
-    ]
+    looks = zip(classes, class_colors(len(classes)), cycle(MARKERS))
+    return [{"name": name, "color": color, "marker": marker} for name, color, marker in looks]
