@@ -13,7 +13,7 @@ COMMANDS = {
     "preset": ("lib.preset", "copy a preset to params.yaml"),
     "show": ("lib.report.show", "the table, in the terminal"),
     "trace": ("lib.trace", "where an output comes from"),
-    "explore": ("lib.report.explore", "a latent's points for Embedding Atlas and TensorBoard's projector"),
+    "explore": ("lib.explore", "a latent's points for Embedding Atlas and TensorBoard's projector"),
     "record": ("lib.report.record", "keep a finished run under docs/results"),
     "embed": ("lib.commands:embed", "latents of any pictures by a trained variant, as CSV, npz or Parquet"),
     "neighbors": ("lib.commands:neighbors", "the nearest images of a picture as a sheet; near-duplicates of the data"),

@@ -14,7 +14,7 @@ from typing import Any
 from lib.params.spec import PARAMS_FILE
 from lib.plan import ask_dvc
 from lib.preset import flat
-from lib.report.show import say
+from lib.report.show import clipped, say
 from lib.runtime.errors import UserError
 
 WIDTH = 100  # characters
@@ -110,8 +110,8 @@ def table(rows: list[Row], width: int = WIDTH) -> Iterator[str]:
     values = {name: [row.values.get(name) for row in rows] for name in names(rows)}
     equal = {name: found[0] for name, found in values.items() if len(set(found)) == 1}
     columns = {name: [_text(value) for value in found] for name, found in values.items() if name not in equal}
-    changed = [textwrap.shorten(row.changed, width // 3, placeholder=" ...") for row in rows]
-    lines = left = _beside(["experiment", *(row.name for row in rows)], ["changed", *changed])
+    changed = [clipped(row.changed, width // 3) for row in rows]
+    lines = left = _beside(["experiment", *(clipped(row.name, width // 3) for row in rows)], ["changed", *changed])
     for name, texts in columns.items():
         wider = _beside(lines, [name, *texts], str.rjust)
         if lines is not left and len(wider[0]) > width:  # a further table
@@ -151,6 +151,9 @@ def main(arguments: list[str]) -> None:
     if chosen.picture and chosen.picture.suffix != ".png":
         raise UserError(f"--picture is {chosen.picture}; allowed: a file that ends in .png")
     rows = rows_of(shown, chosen.measure)
+    if not names(rows):
+        there = ", ".join(name for name in MEASURES if names(rows_of(shown, name)))
+        raise UserError(f"no experiment has {chosen.measure}; {f'there are {there}' if there else 'dvc repro'}")
     say("\n".join([chosen.measure, "", *table(rows)]))
     if chosen.picture:
         from lib.report.figures import save_figure

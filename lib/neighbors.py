@@ -18,11 +18,12 @@ from lib.evaluate.embeddings import embed_images
 from lib.evaluate.galleries import NEAR_DUPLICATE, near_duplicates, unit_pixels
 from lib.methods.export import encoder_file, load_method
 from lib.report.figures import readable, save_figure
+from lib.report.show import clipped
 from lib.runtime.chunks import chunks
 from lib.runtime.errors import UserError, printable
 from lib.runtime.files import read_arrays, write_table
 from lib.runtime.machine import read_machine
-from lib.trace import as_locked
+from lib.trace import require_locked
 
 MOST = 20  # pictures of a sheet, lines of near-duplicates
 LONGEST = 18  # characters of a name under a picture
@@ -42,9 +43,7 @@ def neighbors(given: str, variant: str, to: Path, count: int) -> list[str]:
     if data.about["checksum"] != about["data"]["checksum"]:
         raise UserError(f"{encoder_file(variant)} was trained on other images than {IMAGES_FILE} holds; dvc repro")
     arrays = read_arrays(path)
-    if not as_locked(f"embed@{variant}", (encoder_file(variant), IMAGES_FILE, path)):
-        how = f"by the checksums in dvc.lock; dvc repro embed@{variant}"
-        raise UserError(f"{path} was not written from {encoder_file(variant)} and {IMAGES_FILE}, {how}")
+    require_locked(f"embed@{variant}", path, encoder_file(variant), IMAGES_FILE)
     images, labels, files = data.shown()
     stored = functional.normalize(torch.from_numpy(arrays[latent := arrays["latents"][0]]))
     found = embed_images(method, torch.from_numpy(pixels), names, about["data"], read_machine(alone=True))[latent]
@@ -71,8 +70,7 @@ def _sheet(rows: list[list[tuple[numpy.ndarray, list[str]]]]) -> Figure:
     for line, cells in zip(panels, rows):
         for panel, (image, words) in zip(line, cells):
             panel.imshow(image.transpose(1, 2, 0))
-            short = [word if len(word) <= LONGEST else f"{word[:7]}…{word[7 - LONGEST + 1 :]}" for word in words]
-            panel.set_xlabel("\n".join(readable(short)), fontsize=7)
+            panel.set_xlabel("\n".join(readable([clipped(word, LONGEST) for word in words])), fontsize=7)
             panel.set(xticks=[], yticks=[])
             panel.spines[:].set(visible=words[-1] == "given", linewidth=2)
     return figure

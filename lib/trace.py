@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.params.spec import PARAMS_FILE, load_yaml, read_yaml
+from lib.plan import ask_dvc
 from lib.preset import differences, presets
 from lib.report.show import say
 from lib.report.tables import distinct
@@ -65,13 +66,20 @@ def as_locked(stage: str, paths: Iterable[Path]) -> bool:
     return all(path.is_file() and _md5(path) == known.get(path.as_posix()) for path in paths)
 
 
+def require_locked(stage: str, written: Path, *read: Path) -> None:
+    """A UserError says that by dvc.lock ``stage`` did not write a file from the others."""
+    if not as_locked(stage, (written, *read)):
+        how = f"by the checksums in dvc.lock; dvc repro {stage}"
+        raise UserError(f"{written} was not written from {' and '.join(map(str, read))}, {how}")
+
+
 def _md5(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def in_short(path: str, root: Path = Path()) -> list[str]:
-    """What a file is, of which data, network, training and settings, when and where; and the code of this checkout."""
+    """What a file is, of which data, network, training and settings, when and where; whether this code made it."""
     stages = load_yaml(root / LOCK).get("stages", {})
     names, writers = _behind(stages, path), _writers(stages, path)
     encoders = [root / out["path"] for name in names for out in stages[name]["outs"] if ENCODER.fullmatch(out["path"])]
@@ -85,7 +93,7 @@ def in_short(path: str, root: Path = Path()) -> list[str]:
         "data": f"{data['dataset']}, sha256 {data['checksum'][:12]}",
         **{key: distinct(values[key] for values in trained) or "none" for key in ("encoder", "epochs", "seed")},
         "settings": _settings(recorded),
-        "checkout": _code(root),
+        "code": _code(root, names),
         "run": _run(root, writers[0]),
     }
     return [f"{key:{max(map(len, facts))}}  {value}" for key, value in facts.items()]
@@ -104,13 +112,22 @@ def _settings(recorded: dict[str, Any]) -> str:
     return f"preset {name}" + (f", but {'; '.join(each[name])}" if each[name] else "")
 
 
-def _code(root: Path) -> str:
+def _code(root: Path, names: list[str]) -> str:
+    """The commit that is checked out, and where the code that the stages ran differs from it."""
+
     def git(*arguments: str) -> str:
         command = ["git", *arguments, "--", "lib", "stages", "dvc.yaml"]
         return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout
 
     last, changed = git("log", "-1", "--format=commit %h of %cs"), git("status", "--porcelain")
-    return (last.strip() or "of no commit") + (", and changes since that no commit has" if changed else "")
+    here = (last.strip() or "of no commit") + (", and changes that no commit has" if changed else "")
+    try:
+        status = ask_dvc("status", *names)
+    except UserError:
+        return f"{here}; whether the file is of it, DVC cannot tell: dvc.yaml has other stages"
+    deps = [words.get("changed deps", {}) for found in status.values() for words in found if isinstance(words, dict)]
+    since = sorted({path for paths in deps for path in paths if path.startswith(("lib/", "stages/"))})
+    return f"{here}; the file is of other code in {', '.join(since)}" if since else here
 
 
 def _run(root: Path, stage: str) -> str:

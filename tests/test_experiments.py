@@ -47,10 +47,14 @@ def test_experiments_have_what_they_changed_and_the_variants_that_differ():
 def test_many_variants_and_long_changes_keep_within_the_width():
     names = [f"variant_number_{number}" for number in range(45)]
     runs = [revision(f"sweep-{seed}", dict.fromkeys(names, float(seed)), seed=seed, note="x" * 90) for seed in range(4)]
+    runs[2]["name"] = "a_name_" * 20
     lines = list(table(rows_of(experiments(*runs), "top1")))
     assert max(map(len, lines)) <= WIDTH and all(any(name in line for line in lines) for name in names)
     tables, rows = (sum(line.startswith(start) for line in lines) for start in ("experiment ", "sweep-3"))
     assert rows == tables > 5
+    long = {"variants.supervised_crop_flip.augment.jitter": 0.4}
+    alone = revision("e1", {"simclr": 60.0, "joint": 61.0}, gamma=0.01, optimizer={"lr": 0.001}, **long)
+    assert "e1           variants.su…ip.augment.jitter=0.4" in list(table(rows_of(experiments(alone), "top1")))
 
 
 def test_a_sweep_is_drawn_by_the_number_that_it_changed():

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lib.data.store import RawDataset, assemble, save_data
 from lib.evaluate.neighbors import nearest
-from lib.report.explore import explore
+from lib.explore import explore
 from lib.runtime.errors import UserError
 from lib.runtime.files import read_arrays, write_arrays
 from tests.report_runs import CLASSES, TEST_IMAGES, write_run

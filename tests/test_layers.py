@@ -12,7 +12,10 @@ LAYERS = [
     ["stages"],
     ["lib/__main__.py", "lib/commands.py"],
     [
-        *(f"lib/{name}.py" for name in ("resolve", "plan", "preset", "repro", "experiments", "trace", "offline_plots")),
+        *(
+            f"lib/{name}.py"
+            for name in ("resolve", "plan", "preset", "repro", "experiments", "explore", "trace", "offline_plots")
+        ),
         *("lib/embed_pictures.py", "lib/neighbors.py", "lib/takeaway"),
     ],
     ["lib/report"],

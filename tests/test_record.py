@@ -163,6 +163,8 @@ def test_a_trace_begins_with_eight_lines(project, monkeypatch, capsys):
         write_text(project / f"presets/{name}.yaml", f"seed: {2 + (name == 'near')}\ngamma: {gamma}\n")
     write_text(project / ".times/linear@a.json", '{"seconds": 12.3, "ended": "2026-11-30T18:00:00+00:00"}')
     write_text(project / ".times/a.csv", "epoch,device\n1,cpu x1\n")
+    changed = {"changed deps": {"lib/core": "modified", "data/images.safetensors": "modified"}}
+    monkeypatch.setattr("lib.trace.ask_dvc", lambda *_: {"pretrain@a": [changed, "changed command"]})
     main(["metrics/a.json"])
     *lines, last = capsys.readouterr().out.splitlines()
     assert [line.split(maxsplit=1) for line in lines] == [
@@ -172,7 +174,7 @@ def test_a_trace_begins_with_eight_lines(project, monkeypatch, capsys):
         ["epochs", "3"],
         ["seed", "3"],
         ["settings", "preset near, but gamma 0.1 -> 0.5"],
-        ["checkout", "of no commit"],
+        ["code", "of no commit; the file is of other code in lib/core"],
         ["run", "2026-11-30 18:00:00+00:00, 12 s; training on cpu x1"],
     ]
     assert "--all" in last

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy
 import pandas
 import pytest
+from bokeh.models import Line
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
@@ -20,6 +21,7 @@ from lib.report.dose import relative_pull
 from lib.report.figures import COLORS, GRAY, readable, save_figure
 from lib.report.figures_tsne import overview_figure
 from lib.report.page.build import sortable_tables
+from lib.report.page.charts import curve_charts
 from lib.report.records import Groups, confusion_counts, ranked, read_record, replicates
 from lib.report.results import write_results
 from lib.report.show import main, show
@@ -301,7 +303,12 @@ def test_a_group_has_one_color_in_every_picture_whatever_its_results(root, group
         table = pandas.read_csv(root / f"plots/{file}.csv")
         assert dict(zip(table["group"], table["color"])) == colors, file
     drawn = {line.get_label(): line.get_color() for panel in charts.curves_figure(groups).axes for line in panel.lines}
-    assert {name: drawn[name] for name in list(colors)[:-1]} == dict(list(colors.items())[:-1])
+    trained = dict(list(colors.items())[:-1])
+    assert {name: drawn[name] for name in trained} == trained
+    for chart in curve_charts(groups):
+        lines = [each for each in chart.renderers if isinstance(each.glyph, Line)]
+        shown = {line.data_source.data["name"][0]: line.glyph.line_color for line in lines}
+        assert shown and shown.items() <= trained.items(), chart.title.text
 
 
 def test_pictures_of_25_variants_fit_on_a_page(tmp_path):
@@ -389,8 +396,13 @@ def test_missing_and_older_files_are_one_line(tmp_path, monkeypatch):
 
 
 def test_a_table_older_than_what_was_measured_is_refused(root):
-    metrics = root / "metrics/dual.json"
-    write_json(metrics, {"top1": 1.0, "knn": None})
-    refused(lambda: show(root / "metrics/results.csv"), "results.csv is older than", "dual.json; dvc repro results")
-    metrics.unlink()
-    assert show(root / "metrics/results.csv")
+    for name, measured in (("dual", {"top1": 1.0, "knn": None}), ("memory/dual", {"concept_bits": 9.99})):
+        metrics = root / f"metrics/{name}.json"
+        before = metrics.read_text() if metrics.is_file() else None
+        write_json(metrics, measured)
+        words = ("results.csv is older than", f"{name}.json; dvc repro results")
+        refused(lambda: show(root / "metrics/results.csv"), *words)
+        metrics.unlink()
+        if before:
+            metrics.write_text(before)
+        assert show(root / "metrics/results.csv")

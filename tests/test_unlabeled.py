@@ -20,12 +20,12 @@ from lib.evaluate.memory import measure_memory, write_memory
 from lib.evaluate.monitor import data_monitor, effective_rank, reciprocal_rank
 from lib.evaluate.record import said
 from lib.evaluate.tsne import kind_of, select
+from lib.explore import explore
 from lib.methods import build_method
 from lib.methods.export import save_method
 from lib.params.evaluation import Knn, Linear, Memory, Tsne
 from lib.params.experiment import parse_experiment
 from lib.params.pretraining import Augment
-from lib.report.explore import explore
 from lib.report.figures_tsne import draw_tsne
 from lib.report.page.build import write_report
 from lib.report.results import write_results

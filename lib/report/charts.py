@@ -35,8 +35,8 @@ def curves_figure(groups: Groups) -> Figure:
     """Training loss and kNN accuracy on the validation images (without labels the other view's rank), by epoch: two
     panels for up to `LINES` of a family.
 
-    Losses share an axis only within a family, whose objective is one. Gray behind them are the others; a band is one
-    standard deviation over seeds to each side, a dotted line the best untrained encoder.
+    Losses share an axis only within a family: one method, one main part; a total holds its term, too. Gray behind them
+    are the others; a band is one standard deviation over seeds to each side, a dotted line the best untrained encoder.
     """
     order = ranked(groups)
     trained = {name: members for name, members in order.items() if members[0].pretraining.epochs}

@@ -41,6 +41,11 @@ def show(path: Path = RESULTS, width: int | None = None, every: bool = False, en
     return "\n".join(line if line in rows else textwrap.fill(line, width or PROSE) for line in lines)
 
 
+def clipped(text: str, width: int) -> str:
+    """At most ``width`` characters of a text: its beginning and its end."""
+    return text if len(text) <= width else f"{text[: width // 3]}…{text[width // 3 + 1 - width :]}"
+
+
 def _aligned(table: pandas.DataFrame, columns: dict[str, str], encoding: str) -> list[str]:
     """Headers of several lines, a rule, and the rows; names to the left, numbers to the right."""
     heads = [textwrap.wrap(name, HEADER) for name in columns.values()]

@@ -80,7 +80,9 @@ def _torchvision(name: str, model_name: str, weights: Path | None) -> Encoder:
     known = models.list_models(module=models)
     if model_name not in known:
         raise UserError(f"torchvision has no classifier {shown(model_name)}{nearest(model_name, known)}; name another")
-    model = _built(lambda: models.get_model(model_name, weights=None), name)
+    # torchvision sets this for its own weights alone, which read images of other means and deviations
+    theirs = {"transform_input": True} if weights and model_name in ("googlenet", "inception_v3") else {}
+    model = _built(lambda: models.get_model(model_name, weights=None, **theirs), name)
     layers = [place for place, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     if not layers:
         raise UserError(f"{name} ends without a linear classifier to take off; name another model")

@@ -33,8 +33,8 @@ protocol, whose best epoch the test images choose.""",
 Bits are what a memory of {images[stored]} training images tells of {images[cued]} degraded test images: which of its
 class it was (`episode_bits`, at most {possible[episode_bits]}), and its class (`concept_bits`, at most
 {possible[concept_bits]}); first under the augmentation of training, {draws} draws each, then by cues that no training
-has. `recall21` is the share of cues that are nearer to their own image than to its 20 nearest look-alikes.
-`whitened` is a control in another metric, and what begins with `z` is of the projection.""",
+has. `recall21`, if it is there, is the share of cues that are nearer to their own image than to its 20 nearest
+look-alikes. `whitened` is a control in another metric, and what begins with `z` is of the projection.""",
     ),
 }
 STEM = "model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()"
@@ -92,7 +92,7 @@ An image encoder of {count:,} parameters, {trained}, exported from Engram. `mode
 
 ## Objective
 
-Options that this variant sets for its method: {options}. What the method's file says, of Engram's docs/methods.md too:
+Options of its method: {options}. What the method's file says, of Engram's docs/methods.md too:
 
 ```text
 {objective}

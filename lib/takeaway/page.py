@@ -65,7 +65,7 @@ def write_card(folder: Path, found: Mapping[str, Any]) -> list[str]:
 
 def headline(found: Mapping[str, Any]) -> str:
     """Whether the weights are trained ones, and whose."""
-    return FRESH if found["encoder"]["fresh"] else f"{found['encoder']['weights']}.".capitalize()
+    return FRESH if found["encoder"]["fresh"] else f"{(said := found['encoder']['weights'])[:1].upper()}{said[1:]}."
 
 
 def page(found: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from bokeh.plotting import figure
 from bokeh.transform import factor_cmap, factor_mark
 from matplotlib.transforms import Bbox
 
+from lib.report import figures
 from lib.report.charts import looks
 from lib.report.figures import COLORS
 from lib.report.plane import dose_table, plane_table
@@ -18,6 +19,7 @@ from lib.report.tables import best_first, measures, with_deviation
 
 MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "plus", "x")  # of lib.report.figures
 DASHES = ("solid", "dashed", "dotted", "dashdot")
+MARKER_OF, DASH_OF = dict(zip(figures.MARKERS, MARKERS)), dict(zip(figures.DASHES, DASHES))
 GRAY = "#767676"  # legible on a light ground and on a dark one
 LINES = 6  # curves that one panel tells apart; more are gray, and named where the pointer is
 LOOKS = {"top1": (COLORS[0], "circle"), "knn": (COLORS[5], "square"), "study_top1": (COLORS[4], "triangle")}
@@ -154,10 +156,11 @@ def curve_charts(groups: Groups) -> list[figure]:
     ]
     for objective, names in objectives(trained).items():
         panels.append((f"Loss: {', '.join(objective)}", "loss", {name: groups[name] for name in names}))
-    return [chart for panel in panels for chart in _curves(*panel)]
+    styles = looks(groups)
+    return [chart for panel in panels for chart in _curves(*panel, styles)]
 
 
-def _curves(title: str, column: str, groups: Groups) -> Iterator[figure]:
+def _curves(title: str, column: str, groups: Groups, styles: dict[str, dict[str, Any]]) -> Iterator[figure]:
     """One panel, or none where no curve has the column; a band is one standard deviation over seeds to each side."""
     curves = {name: mean_curve(members, column).reset_index() for name, members in groups.items()}
     curves = {name: curve for name, curve in curves.items() if len(curve)}
@@ -166,15 +169,15 @@ def _curves(title: str, column: str, groups: Groups) -> Iterator[figure]:
     chart, lines = plot(title, 340, x_axis_label="epoch"), []
     if column == "embedding_std":
         chart.y_range.start = 0
-    styles = looks(groups)
     for number, (name, curve) in enumerate(curves.items()):
         source, told = ColumnDataSource(curve.assign(name=name).to_dict("list")), number < LINES
-        look: dict[str, Any] = {"color": styles[name]["color"] if told else GRAY, "source": source}
+        style = styles[name]
+        look: dict[str, Any] = {"color": style["color"] if told else GRAY, "source": source}
         named = {"legend_label": name} if told else {}
-        dash = DASHES[number % len(DASHES)] if told else "solid"
+        dash = DASH_OF[style["linestyle"]] if told else "solid"
         lines.append(chart.line("epoch", "mean", line_width=2 if told else 1, line_dash=dash, **look, **named))
         if told:
-            chart.scatter("epoch", "mean", marker=MARKERS[number], size=6, **look, **named)
+            chart.scatter("epoch", "mean", marker=MARKER_OF[style["marker"]], size=6, **look, **named)
             band = {"y1": curve["mean"] - curve["std"], "y2": curve["mean"] + curve["std"]}
             chart.varea(x=curve["epoch"], **band, color=look["color"], alpha=0.15, **named)
     chart.add_tools(HoverTool(renderers=lines, tooltips="@name: @mean{0.00} at epoch @epoch", line_policy="nearest"))

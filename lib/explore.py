@@ -14,12 +14,13 @@ from typing import Any
 import numpy
 from PIL import Image
 
-from lib.data.store import load_data
+from lib.data.store import IMAGES_FILE, load_data
 from lib.evaluate.neighbors import nearest
 from lib.report.figures_tsne import BESIDE
 from lib.report.page.explorer import thumbnails
 from lib.runtime.errors import UserError
-from lib.runtime.files import read_arrays, write_bytes, write_text
+from lib.runtime.files import read_arrays, require_file, write_bytes, write_text
+from lib.trace import require_locked
 
 NEIGHBORS = 10
 PROJECTOR = """embeddings {{
@@ -90,6 +91,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--to", type=Path, help="a folder; explore/VARIANT if none is named")
     given = parser.parse_args(arguments)
     folder = given.to or Path("explore") / given.variant
+    embedded, plane = (Path(f"data/{kind}/{given.variant}.npz") for kind in ("embeddings", "tsne"))
+    for path in (plane, embedded, IMAGES_FILE):
+        require_file(path)
+    require_locked(f"tsne@{given.variant}", plane, embedded)
+    require_locked(f"embed@{given.variant}", embedded, IMAGES_FILE)
     count = explore(given.variant, given.latent, folder)
     print(f"{count} points written to {folder}. In an environment of its own:")
     columns = "--x x --y y --neighbors neighbors --image picture"
