@@ -157,24 +157,6 @@ def test_each_group_counts_into_the_running_statistics_and_none_in_evaluation():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"queue": 48}, "moco_groups.queue is 48; allowed: a multiple of 32, the keys that join it in a step"),
-        ({"queue": 24, "symmetric": False}, "moco_groups.queue is 24; allowed: a multiple of 16"),
-        ({"norm_rows": 1}, r"norm_rows is 1; allowed: 0 .* from 2 on that divides batch_size, 16, into 2 groups or"),
-        ({"norm_rows": 3}, "moco_groups.norm_rows is 3"),
-        ({"norm_rows": 16}, "moco_groups.norm_rows is 16"),
-        ({"norm_rows": 4, "micro_batch_size": 4}, "norm_rows is 4; .* divides micro_batch_size, 4, into 2 groups"),
-        ({"norm_rows": 0}, "shuffle is True, which has no effect with norm_rows 0; set norm_rows to at least 2, or "),
-    ],
-)
-def test_options_that_do_not_fit_are_refused_in_one_line(options, words):
-    with pytest.raises(UserError, match=words) as refusal:
-        built("moco_groups", **options)
-    assert "\n" not in str(refusal.value)
-
-
-@pytest.mark.parametrize(
     ("processes", "shuffle", "words"),
     [
         (1, True, ""),

@@ -13,7 +13,6 @@ from lib.encoders.shallow import Shallow
 from lib.methods.export import load_method, save_method
 from lib.methods.patch_filters import PatchFilters, hardest, patch_triplets, semi_hard, squared_distances
 from lib.params.pretraining import Augment
-from lib.runtime.errors import UserError
 from lib.views.augment import augment, draw
 from tests.examples import Training, built, natural, normal, normalized
 
@@ -147,21 +146,15 @@ def test_without_a_negative_there_is_neither_loss_nor_gradient(shift, mining):
     assert loss.item() == 2 * collapsed and share.item() == collapsed and patches.grad.abs().max() == 0
 
 
-def seeded(patches: Tensor, mining=semi_hard) -> Tensor:
-    torch.manual_seed(0)
-    return patch_triplets(patches, 2.0, mining)[0]
-
-
 @pytest.mark.parametrize("mining", [semi_hard, hardest])
-def test_the_loss_has_the_gradient_of_its_value_is_fp32_and_the_same_in_chunks(mining, monkeypatch):
-    patches = normal(3, 3, 2, seed=3, dtype=torch.float64).requires_grad_()
-    assert seeded(patches, mining) > 0 and torch.autograd.gradcheck(lambda rows: seeded(rows, mining), patches)
-    wide = 0.3 * normal(6, 4, 64)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = seeded(wide, mining)
-    assert inside.dtype == torch.float32 and inside > 0 and torch.equal(inside, seeded(wide, mining))
+def test_the_loss_is_the_same_in_chunks(mining, monkeypatch):
+    def loss() -> float:
+        torch.manual_seed(0)
+        return patch_triplets(0.3 * normal(6, 4, 64), 2.0, mining)[0].item()
+
+    whole = loss()
     monkeypatch.setattr("lib.runtime.chunks.ELEMENTS", 100)
-    assert seeded(wide, mining).item() == inside.item()
+    assert loss() == whole > 0
 
 
 # the layers
@@ -216,10 +209,3 @@ def test_a_training_goes_on_with_the_layer_that_it_was_at(stop):
         square = normal(16, 3, 15, 15, seed=step)
         assert whole.step(square) == parts.step(square)
     torch.testing.assert_close(parts.method.state_dict(), whole.method.state_dict(), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(("layers", "pixels", "allowed"), [(1, 7, "8 to 10"), (1, 11, "8 to 10"), (2, 14, "15 to 20")])
-def test_squares_without_patches_are_refused(layers, pixels, allowed):
-    words = f"crop_pixels of patch_filters is {pixels}; allowed for the method patch_filters with layers {layers}: "
-    with pytest.raises(UserError, match=words + allowed):
-        filters(layers, pixels)
