@@ -186,13 +186,6 @@ class Training:
         self.done += 1
         return total.item()
 
-    def resumed(self, fresh: Method) -> "Training":
-        """The same training with everything in new objects, as a checkpoint brings it back."""
-        fresh.load_state_dict({name: value.clone() for name, value in self.method.state_dict().items()})
-        again = replace(self, method=fresh)
-        again.optimizer.load_state_dict(self.optimizer.state_dict())
-        return again
-
 
 def trainer(variant: str = "simclr", machine: Machine = CPU, prepare=None, data=None, **changes: Any) -> Pretrainer:
     """A training of one of `VARIANTS`, its method first changed by ``prepare``."""
