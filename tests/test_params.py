@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import yaml
 
-from lib.methods import typed_options
 from lib.params.evaluation import Knn, Linear, Memory, Transfer, Tsne
 from lib.params.experiment import Experiment, parse_experiment, read_experiment
 from lib.params.pretraining import Augment, Dataset, Optimizer, Pretraining
@@ -96,11 +95,6 @@ def test_a_variants_own_numbers_and_blocks_lie_over_the_shared_ones():
 )
 def test_a_bad_value_or_key_is_refused(changes, words):
     assert refused(lambda: parsed(**changes)).startswith(f"params.yaml: {words}")
-
-
-def test_an_option_that_the_method_does_not_have_is_refused_with_the_nearest_one():
-    assert typed_options(variant(variance=3.0)).variance == 3.0
-    refused(lambda: typed_options(variant(varianse=1.0)), "unknown key variants.toy.varianse (did you mean variance?)")
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a'b", 'a"b', "a;b", "$(a)", "1a", "_a", "-a", "a.b", "a\n", "x" * 51])
