@@ -5,10 +5,9 @@ import torch
 from torch import nn
 
 from lib.core.calibration import calibrate_batchnorm
-from lib.core.checkpoint import CheckpointStore
-from lib.core.loop import Monitor, pretrain
+from lib.core.loop import Monitor
 from lib.core.trainer import Pretrainer
-from tests.examples import trainer
+from tests.examples import trained, trainer
 
 
 def calibrate(training: Pretrainer) -> None:
@@ -75,9 +74,7 @@ def test_the_last_measurement_sees_the_network_that_is_kept(epochs, tmp_path, mo
 
     for calibrated in (True, False):
         training = trainer(epochs=epochs, calibrate_batchnorm=calibrated)
-        store = CheckpointStore("simclr", f"{calibrated}", root=tmp_path)
-        with store.held():
-            pretrain(training, store, tmp_path / "curve.csv", Monitor({"knn": "{}"}, measure))
+        trained(training, tmp_path / str(calibrated) / "curve.csv", Monitor({"knn": "{}"}, measure))
         assert all(torch.equal(value, measured[-1][name]) for name, value in training.method.state_dict().items())
     means = [state["encoder.bn1.running_mean"] for state in measured[-2:]]
     assert means[0].abs().max() > 0 and not torch.equal(*means)

@@ -14,13 +14,13 @@ from torch import nn
 from torchvision.transforms import functional as tv
 
 from lib.core.checkpoint import LIBRARY, CheckpointStore, fingerprint, prune
-from lib.core.loop import TIMES, Monitor, pretrain
+from lib.core.loop import TIMES, Monitor
 from lib.core.optimizers import LARS
 from lib.core.schedule import learning_rate
 from lib.core.trainer import Pretrainer, check_batch
 from lib.runtime.errors import UserError
 from lib.runtime.progress import EpochLines, StepProgress, duration
-from tests.examples import CPU, ROOT, pretraining, trainer
+from tests.examples import CPU, ROOT, pretraining, trained, trainer
 
 SLOW = pytest.mark.slow
 # Random pixels keep nothing in a small crop; without crop, flip and grayscale there is something to learn.
@@ -37,10 +37,7 @@ def times_of_their_own(tmp_path, monkeypatch):
 
 
 def run(folder, training: Pretrainer, measure=lambda method: 50.0) -> dict[str, torch.Tensor]:
-    store = CheckpointStore("simclr", "key", root=folder)
-    with store.held():
-        pretrain(training, store, folder / "curve.csv", Monitor({"knn": "{}"}, lambda method: {"knn": measure(method)}))
-    return training.method.state_dict()
+    return trained(training, folder / "curve.csv", Monitor({"knn": "{}"}, lambda method: {"knn": measure(method)}))
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:

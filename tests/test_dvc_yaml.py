@@ -8,6 +8,7 @@ import pytest
 from lib.params.spec import load_yaml
 from lib.resolve import OWN_CODE, code_digests
 from tests.examples import ROOT, pretraining
+from tests.test_layers import imported as modules_of
 
 PIPELINE = load_yaml(ROOT / "dvc.yaml")["stages"]
 # What cannot change a result: errors, whole files, the frame of a stage, progress, checks of the whole params.yaml.
@@ -27,12 +28,8 @@ def imported(start: str) -> set[str]:
         if path in found or path in NO_RESULT:
             continue
         found.add(path)
-        for node in ast.walk(ast.parse((ROOT / path).read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{path} uses a relative import"
-                names = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
-            places = [name.replace(".", "/") + end for name in names for end in (".py", "/__init__.py")]
+        for name in modules_of(ast.parse((ROOT / path).read_text())):
+            places = [name.replace(".", "/") + end for end in (".py", "/__init__.py")]
             waiting += [place for place in places if place.startswith(("lib/", "stages/")) and (ROOT / place).is_file()]
     return {path for path in found if not path.endswith("__init__.py")}
 
