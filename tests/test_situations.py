@@ -109,20 +109,3 @@ def test_a_committed_value_comes_back_after_gc(tmp_path):
         project.run("git", "checkout", "-q", ".")
         output = project.run("dvc", "repro", "pretrain@joint")
     assert not re.search(r"epoch 1 of 1", output)
-
-
-def test_another_batch_size_leaves_alone_what_does_not_read_it(tmp_path):
-    project = Project(tmp_path, ("simclr", "joint", "untrained"))
-    project.add("own: {method: simclr, batch_size: 64, gamma: 0.5, seed: 3, term: pull}")
-    project.commit("own")
-    project.run("dvc", "repro", "pretrain")
-    project.preset("batch_size=64", "gamma=0.2")
-    project.add("own: {method: simclr, batch_size: 64, gamma: 0.5, seed: 3, term: pull}")
-    output = project.run("dvc", "repro", "pretrain")
-    assert set(re.findall(r"Running stage '([^']+)'", output)) == {"resolve", "pretrain@simclr", "pretrain@joint"}
-    with open(project.folder / "lib/methods/supervised.py", "a") as file:
-        file.write("\n# a comment\n")
-    assert project.repro("pretrain") == {"resolve"}
-    with open(project.folder / "lib/evaluate/probe.py", "a") as file:
-        file.write("\n# a comment\n")
-    assert project.repro("pretrain") == set()
