@@ -1,6 +1,6 @@
 """Small inputs for tests: every method and form of it, images, embeddings, trainings, a tiny method, a machine."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lib.core.checkpoint import CheckpointStore
+from lib.core.loop import Monitor as LoopMonitor
+from lib.core.loop import pretrain
 from lib.core.trainer import Pretrainer
 from lib.data.store import ImageData, RawDataset, assemble
-from lib.methods import build_method, method_names
+from lib.methods import build_method, method_names, typed_options
 from lib.methods.base import DataFacts, Method, Named
 from lib.params.pretraining import Augment, Monitor, Optimizer, Pretraining
 from lib.params.spec import load_yaml
@@ -186,12 +189,10 @@ class Training:
         self.done += 1
         return total.item()
 
-    def resumed(self, fresh: Method) -> "Training":
-        """The same training with everything in new objects, as a checkpoint brings it back."""
-        fresh.load_state_dict({name: value.clone() for name, value in self.method.state_dict().items()})
-        again = replace(self, method=fresh)
-        again.optimizer.load_state_dict(self.optimizer.state_dict())
-        return again
+
+def spelled_out(params: Pretraining) -> Pretraining:
+    """With every option of its method, as `resolve` writes them."""
+    return replace(params, options=asdict(typed_options(params)))
 
 
 def trainer(variant: str = "simclr", machine: Machine = CPU, prepare=None, data=None, **changes: Any) -> Pretrainer:
@@ -202,6 +203,14 @@ def trainer(variant: str = "simclr", machine: Machine = CPU, prepare=None, data=
     if prepare:
         prepare(method)
     return Pretrainer(method, data or images(), params, machine)
+
+
+def trained(training: Pretrainer, curve: Path, monitor: LoopMonitor) -> Named:
+    """What is learned in a training to its end, whose checkpoints lie beside its curve."""
+    store = CheckpointStore(training.params.variant, "key", root=curve.parent)
+    with store.held():
+        pretrain(training, store, curve, monitor)
+    return training.method.state_dict()
 
 
 class TinyMethod(nn.Module):

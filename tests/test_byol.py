@@ -46,13 +46,9 @@ def test_parallel_orthogonal_and_opposed_embeddings(targets, value):
     assert direction_distance(torch.eye(4), targets).item() == pytest.approx(value, abs=1e-6)
 
 
-def test_lengths_do_not_matter_targets_get_no_gradient_and_a_length_of_zero_has_a_finite_one():
+def test_targets_get_no_gradient_and_a_length_of_zero_has_a_finite_one():
     first, second = (rows.requires_grad_() for rows in pair())
-    factors = torch.linspace(0.01, 100, len(first))[:, None]
-    expected = direction_distance(first, second)
-    for scaled in ((factors * first, second), (first, factors * second)):
-        torch.testing.assert_close(direction_distance(*scaled), expected, rtol=1e-5, atol=1e-6)
-    expected.backward()
+    direction_distance(first, second).backward()
     assert first.grad.abs().max() > 0 and second.grad is None
     nothing = torch.zeros(3, 4, requires_grad=True)
     direction_distance(nothing, torch.ones(3, 4)).backward()
@@ -87,17 +83,11 @@ def test_predictions_and_targets_are_of_their_view_and_the_predictor_is_on_the_o
         assert embeddings[f"p_{side}"].requires_grad and not embeddings[f"t_{side}"].requires_grad
 
 
-@pytest.mark.parametrize("start", [0.9, 0.99, 1.0])
-def test_the_momentum_rises_along_half_a_cosine_to_one(start):
-    values = [momentum_at(step, 40, start) for step in range(41)]
-    assert values == sorted(values) and values[40] == 1
-    assert (values[0], values[20]) == pytest.approx((start, (1 + start) / 2), abs=1e-12)
-
-
-@pytest.mark.parametrize(("start", "end"), [(0.99, 0.99), (0.9, 0.999), (1.0, 1.0), (0.0, 1.0)])
-def test_the_momentum_goes_from_its_start_to_its_end(start, end):
+@pytest.mark.parametrize(("start", "end"), [(0.9, 1.0), (0.99, 0.99), (0.9, 0.999), (0.0, 1.0)])
+def test_the_momentum_rises_along_half_a_cosine_from_its_start_to_its_end(start, end):
     values = [momentum_at(step, 40, start, end) for step in range(41)]
-    assert (values[0], values[20], values[40]) == pytest.approx((start, (start + end) / 2, end), abs=1e-12)
+    assert values == sorted(values) and momentum_at(40, 40, start) == 1
+    assert [values[step] for step in (0, 20, 40)] == pytest.approx([start, (start + end) / 2, end], abs=1e-12)
     if start == end:
         assert set(values) == {start}
 

@@ -5,10 +5,9 @@ import torch
 from torch import nn
 
 from lib.core.calibration import calibrate_batchnorm
-from lib.core.checkpoint import CheckpointStore
-from lib.core.loop import Monitor, pretrain
+from lib.core.loop import Monitor
 from lib.core.trainer import Pretrainer
-from tests.examples import trainer
+from tests.examples import trained, trainer
 
 
 def calibrate(training: Pretrainer) -> None:
@@ -23,6 +22,7 @@ def norms(module: nn.Module) -> dict[str, nn.Module]:
 @pytest.mark.parametrize("variant", ["simclr", "kwta", "moco", "cmc"])
 def test_the_statistics_are_the_mean_over_batches_of_one_pass(variant):
     training = trainer(variant, epochs=1)
+    training.step(0, 0, training.order(0)[0])  # leaves no trace
     seen: dict[str, list[torch.Tensor]] = {}
 
     def remember(name):
@@ -52,18 +52,6 @@ def test_nothing_but_statistics_changes_and_what_no_latent_uses_keeps_its_own():
     assert not any(name.startswith(("predictor", "momentum")) for name in changed)
 
 
-def test_what_came_before_leaves_no_trace_and_a_second_pass_changes_nothing():
-    first, second = trainer(epochs=1), trainer(epochs=1)
-    with torch.no_grad():
-        for norm in norms(second.method).values():
-            norm.running_mean += 3
-    for training in (first, second, second):
-        calibrate(training)
-    assert all(
-        torch.equal(value, second.method.state_dict()[name]) for name, value in first.method.state_dict().items()
-    )
-
-
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_the_last_measurement_sees_the_network_that_is_kept(epochs, tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
@@ -75,9 +63,7 @@ def test_the_last_measurement_sees_the_network_that_is_kept(epochs, tmp_path, mo
 
     for calibrated in (True, False):
         training = trainer(epochs=epochs, calibrate_batchnorm=calibrated)
-        store = CheckpointStore("simclr", f"{calibrated}", root=tmp_path)
-        with store.held():
-            pretrain(training, store, tmp_path / "curve.csv", Monitor({"knn": "{}"}, measure))
+        trained(training, tmp_path / str(calibrated) / "curve.csv", Monitor({"knn": "{}"}, measure))
         assert all(torch.equal(value, measured[-1][name]) for name, value in training.method.state_dict().items())
     means = [state["encoder.bn1.running_mean"] for state in measured[-2:]]
     assert means[0].abs().max() > 0 and not torch.equal(*means)

@@ -10,7 +10,6 @@ from torch.nn.functional import normalize
 from lib.encoders import build_encoder
 from lib.methods.base import count_parameters
 from lib.methods.cmc import bank_logits, first_log_normalizer, in_batch, nce_error, softmax_error
-from lib.runtime.errors import UserError
 from lib.views.lab import normalized_lab, rgb_to_lab
 from tests.examples import built, directions, normal
 
@@ -126,27 +125,6 @@ def test_nce_is_finite_where_the_exponential_of_a_logit_is_not(dtype):
     assert loss == pytest.approx(math.log(9.8 / 4.8) + math.log(9.8 / 5) / 4, rel=1e-5)
 
 
-def test_gradients_are_numerical_ones_and_losses_are_fp32_whatever_the_autocast_and_keep_fp64():
-    draw = torch.Generator().manual_seed(2)
-    own, others, constant = torch.arange(5), torch.randint(9, (5, 4), generator=draw), torch.tensor(3.0).double()
-    first, second = (directions(5, 4, seed=seed, dtype=torch.float64).requires_grad_() for seed in (0, 1))
-    bank = directions(9, 4, seed=2, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda a, b: in_batch(a, b, 0.3), (first, second))
-    for error in (softmax_error, lambda logits: nce_error(logits, constant, 9)):
-        assert torch.autograd.gradcheck(lambda a: error(bank_logits(a, bank, own, others, 0.3)), (first,))
-
-    def losses(a, b):
-        logits = bank_logits(a, b, own, others, 0.05)
-        nce = nce_error(logits, first_log_normalizer(logits, 9), 9)
-        return torch.stack([in_batch(a, b[:5], 0.05), softmax_error(logits), nce])
-
-    wide = directions(5, 64), directions(9, 64, seed=1)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = losses(*wide)
-    assert inside.dtype == torch.float32 and torch.equal(inside, losses(*wide))
-    assert losses(*(rows.double() for rows in wide)).dtype == torch.float64
-
-
 # the banks
 
 
@@ -224,15 +202,3 @@ def test_two_encoders_of_half_width_are_as_wide_as_one_and_smaller():
     split, whole = built("cmc").encoder, build_encoder("small")
     assert (split.width, split.name, split.about()["inputs"]) == (whole.width, "small", "L and ab")
     assert 0.4 < count_parameters(split) / count_parameters(whole) < 0.6
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"negatives": 5}, "variants.cmc.negatives is 5, which has no effect with form batch; set form to bank or nce"),
-        ({"augment": {"grayscale": 0.2}}, "variants.cmc.augment.grayscale is 0.2; allowed with cmc: 0"),
-    ],
-)
-def test_what_cannot_work_is_refused(changes, words):
-    with pytest.raises(UserError, match=words):
-        built("cmc", **changes)

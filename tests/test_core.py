@@ -14,13 +14,13 @@ from torch import nn
 from torchvision.transforms import functional as tv
 
 from lib.core.checkpoint import LIBRARY, CheckpointStore, fingerprint, prune
-from lib.core.loop import TIMES, Monitor, pretrain
+from lib.core.loop import TIMES, Monitor
 from lib.core.optimizers import LARS
 from lib.core.schedule import learning_rate
-from lib.core.trainer import Pretrainer, check_batch
+from lib.core.trainer import Pretrainer
 from lib.runtime.errors import UserError
 from lib.runtime.progress import EpochLines, StepProgress, duration
-from tests.examples import CPU, ROOT, pretraining, trainer
+from tests.examples import CPU, ROOT, pretraining, trained, trainer
 
 SLOW = pytest.mark.slow
 # Random pixels keep nothing in a small crop; without crop, flip and grayscale there is something to learn.
@@ -37,10 +37,7 @@ def times_of_their_own(tmp_path, monkeypatch):
 
 
 def run(folder, training: Pretrainer, measure=lambda method: 50.0) -> dict[str, torch.Tensor]:
-    store = CheckpointStore("simclr", "key", root=folder)
-    with store.held():
-        pretrain(training, store, folder / "curve.csv", Monitor({"knn": "{}"}, lambda method: {"knn": measure(method)}))
-    return training.method.state_dict()
+    return trained(training, folder / "curve.csv", Monitor({"knn": "{}"}, lambda method: {"knn": measure(method)}))
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -233,17 +230,16 @@ def test_the_fingerprint_follows_parameters_data_and_code(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("changes", "world_size", "words"),
+    ("changes", "words"),
     [
-        ({"batch_size": 65}, 1, "batch_size of simclr is 65; allowed: at most the number of training images, 64"),
-        ({}, 3, "batch_size of simclr is 16; allowed: with processes 3 .machine setting., a multiple"),
-        ({"micro_batch_size": 16}, 1, "16; allowed: 0 .* divides .* share of the batch, 16"),
-        ({"micro_batch_size": 3}, 1, "3; allowed: 0 .* divides .* share of the batch, 16"),
+        ({"batch_size": 65}, "batch_size of simclr is 65; allowed: at most the number of training images, 64"),
+        ({"micro_batch_size": 16}, "16; allowed: 0 .* divides .* share of the batch, 16"),
+        ({"micro_batch_size": 3}, "3; allowed: 0 .* divides .* share of the batch, 16"),
     ],
 )
-def test_a_batch_that_does_not_fit_is_refused(changes, world_size, words):
+def test_a_batch_that_does_not_fit_is_refused(changes, words):
     with pytest.raises(UserError, match=words):
-        check_batch(pretraining("simclr", **changes), 64, world_size)
+        trainer(**changes)
 
 
 def test_progress_estimates_from_the_second_step_in_the_words_that_people_use(monkeypatch, capsys):

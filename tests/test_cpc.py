@@ -15,13 +15,11 @@ from lib.methods.cpc import (
     Ahead,
     draw_negatives,
     false_logits,
-    hinge,
     info_nce,
     pairs,
     places_ahead,
     true_logits,
 )
-from lib.runtime.errors import UserError
 from tests.examples import Training, normal
 from tests.patches import VARIANTS, mean, method, relu, views
 
@@ -104,21 +102,6 @@ def test_info_nce_at_its_corners():
     symbols = torch.eye(4)[torch.randint(4, (400, 10))]
     bound = math.log(17) - contrast(100 * symbols, symbols, drawn(16, "any", 400, 10)).item()
     assert 0.8 * math.log(4) < bound <= math.log(4)
-
-
-def test_info_nce_has_the_gradient_of_its_value_and_losses_are_fp32_whatever_the_autocast():
-    pair = [values.double().requires_grad_() for values in codes_of(3, 2, 4)]
-    negatives, same = drawn(3, "any", 3, 2), torch.tensor([True, False, True])
-    assert torch.autograd.gradcheck(lambda a, b: contrast(a, b, negatives), pair)
-    predicted, codes = codes_of(3, 2, 64)
-
-    def losses() -> Tensor:
-        true, false = true_logits(predicted, codes), false_logits(predicted, codes, negatives)
-        return torch.cat([info_nce(true, false), hinge(true, false), hinge(true, false, (1, 1), same)])
-
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = losses()
-    assert inside.dtype == torch.float32 and torch.equal(inside, losses())
 
 
 # predictions
@@ -227,15 +210,3 @@ def test_it_learns_that_patches_of_an_image_belong_together(variant, bound):
     training, brightness = Training(method(variant, furthest=1), lr=6e-3), normal(50, 12, 1, 1, 1, seed=3)
     losses = [training.step(values.expand(12, 3, 16, 16)) for values in brightness]
     assert mean(losses[-10:]) < bound, losses
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"furthest": 6}, "variants.cpc.furthest is 6; allowed: a whole number .* at most 5"),
-        ({"form": "asynchronous"}, "form is asynchronous, which has no effect with loss info_nce; set loss to hinge"),
-    ],
-)
-def test_options_that_cannot_work_are_refused(options, words):
-    with pytest.raises(UserError, match=words):
-        method(**options)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from lib.core.trainer import Pretrainer
-from lib.methods import build_method
 from lib.runtime.machine import Machine
-from tests.examples import CPU, VARIANTS, images, pretraining
+from tests.examples import CPU, VARIANTS, images
+from tests.examples import trainer as trainer_of
 
 CUDA = Machine(device="cuda", processes=1, threads=1, precision="fp32", checkpoint_minutes=10.0)
 GRAPHS = replace(CUDA, compile="graphs")
@@ -17,9 +17,7 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU
 
 
 def trainer(machine: Machine, variant: str = "simclr", **changes) -> Pretrainer:
-    torch.manual_seed(0)
-    params = pretraining(variant, **changes)
-    return Pretrainer(build_method(params), images(count=128), params, machine)
+    return trainer_of(variant, machine, data=images(count=128), **changes)
 
 
 def losses(run: Pretrainer, steps: int = 4) -> list[float]:

@@ -11,8 +11,8 @@ import torch
 from lib.core.cuda_graphs import MOST, CudaGraphs, Unrecordable
 from lib.core.optimizers import laid_out
 from lib.core.trainer import Pretrainer
-from lib.methods import build_method
-from tests.examples import CPU, EACH, images, pretraining
+from tests.examples import CPU, EACH, images
+from tests.examples import trainer as trainer_of
 from tests.fake_graphs import FakeDevice
 
 
@@ -22,9 +22,7 @@ def device(monkeypatch) -> FakeDevice:
 
 
 def trainer(compile: str = "graphs", variant: str = "simclr", **changes) -> Pretrainer:
-    torch.manual_seed(0)
-    params = pretraining(variant, epochs=1, **changes)
-    return Pretrainer(build_method(params), images(count=128), params, replace(CPU, compile=compile))
+    return trainer_of(variant, replace(CPU, compile=compile), data=images(count=128), epochs=1, **changes)
 
 
 def pair(**changes) -> tuple[Pretrainer, Pretrainer]:

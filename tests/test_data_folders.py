@@ -100,9 +100,9 @@ def test_layouts_and_classes_that_do_not_suit(tmp_path, files, words):
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz"])
-@pytest.mark.parametrize("inside", ["", "notes.txt", ".hidden.png"])
-def test_a_class_folder_without_images_is_refused_and_not_forgotten(tmp_path, kind, inside):
-    for number, empty in enumerate(("train/eel", "test/fox")):
+def test_a_class_folder_without_images_is_refused_and_not_forgotten(tmp_path, kind):
+    within = (("train/eel", ""), ("test/fox", ""), ("train/eel", "notes.txt"), ("test/fox", ".hidden.png"))
+    for number, (empty, inside) in enumerate(within):
         path, files = tmp_path / f"{number}.{kind}", {f"pets/{name}": content for name, content in two_level().items()}
         if inside or kind != "folder":
             files[f"pets/{empty}/{inside}"] = b"x" if inside else b""
@@ -112,13 +112,11 @@ def test_a_class_folder_without_images_is_refused_and_not_forgotten(tmp_path, ki
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar.gz"])
-@pytest.mark.parametrize(
-    "name", ["猫", "кошка", "🐈", "e\u0301", "with space", "-rf", "$x^{$", "; touch canary", "a" * 100]
-)
-def test_unusual_names_are_kept(tmp_path, kind, name):
-    files = {f"{split}/{label}/{name}.png": encoded(picture(0)) for split in ("train", "test") for label in (name, "b")}
-    files |= {f"train/{label}/2.png": encoded(picture(0)) for label in (name, "b")}
-    assert read(PACKERS[kind](tmp_path / f"pets.{kind}", files)).classes == sorted([name, "b"])
+def test_unusual_names_are_kept(tmp_path, kind):
+    names = ["猫", "кошка", "🐈", "e\u0301", "with space", "-rf", "$x^{$", "; touch canary", "a" * 100]
+    files = {f"{split}/{name}/{name}.png": encoded(picture(0)) for split in ("train", "test") for name in names}
+    files |= {f"train/{name}/2.png": encoded(picture(0)) for name in names}
+    assert read(PACKERS[kind](tmp_path / f"pets.{kind}", files)).classes == sorted(names)
     assert not list(tmp_path.rglob("canary"))
 
 

@@ -24,8 +24,9 @@ def read(path, on_bad_image="refuse"):
 # How pictures lie
 
 
-@pytest.mark.parametrize("kind", PACKERS)
-@pytest.mark.parametrize("around", ["", "photos/", "mine/photos/"])
+@pytest.mark.parametrize(
+    ("kind", "around"), [("folder", ""), ("folder", "mine/photos/"), ("zip", "photos/"), ("tar.gz", "")]
+)
 def test_pictures_in_one_folder_have_no_classes_and_keep_their_names(tmp_path, kind, around):
     data = read(PACKERS[kind](tmp_path / f"a.{kind}", {around + name: content for name, content in FLAT.items()}))
     assert data.classes == [] and len(data.train_labels) == 16 and len(data.test_labels) == 4
@@ -80,8 +81,7 @@ def csv(*lines: str) -> bytes:
 LINES = [f"{name},{'NA' if number % 2 else 'cat'}" for number, name in enumerate(FLAT)]
 
 
-@pytest.mark.parametrize("around", ["", "mine/"])
-@pytest.mark.parametrize("below", ["", "images/"])
+@pytest.mark.parametrize(("around", "below"), [("", ""), ("mine/", "images/")])
 def test_a_table_gives_pictures_in_one_folder_their_classes(tmp_path, around, below):
     files = {f"{around}{below}{name}": content for name, content in FLAT.items()}
     files[f"{around}labels.csv"] = b"\xef\xbb\xbf" + csv(*(below + line for line in LINES))

@@ -18,12 +18,11 @@ from lib.evaluate.probe import fit_probe
 from lib.evaluate.scores import accuracy
 from lib.evaluate.study import study_protocol
 from lib.params.evaluation import Knn, Linear
-from lib.params.experiment import parse_experiment
 from lib.params.pretraining import Augment
 from lib.runtime.errors import UserError
 from lib.runtime.files import read_arrays, read_json
 from tests.examples import CPU as MACHINE
-from tests.examples import TinyMethod, raw_params, same_state, state, tiny_data, tiny_method
+from tests.examples import TinyMethod, same_state, state, tiny_data, tiny_method
 from tests.examples import tiny_about as about
 from tests.examples import tiny_params as pretraining
 
@@ -233,15 +232,6 @@ def test_training_yields_the_mean_loss_of_an_image():
     expected = torch.nn.functional.cross_entropy(layer(inputs), torch.zeros(4, dtype=torch.int64)).item()
     assert [epoch for epoch, _ in found] == [1, 2] and len(steps) == 4 and layer.training
     assert [loss for _, loss in found] == pytest.approx([expected] * 2, rel=1e-5)
-
-
-@pytest.mark.parametrize(("key", "value", "default"), [("epochs", 3, 50), ("batch_size", 8, 256)])
-def test_a_setting_of_finetuning_is_refused_where_a_probe_is_fitted(key, value, default):
-    words = (
-        f"linear.finetune_{key} is {value}, which has no effect with linear.mode probe; set linear.mode to finetune, "
-    )
-    with pytest.raises(UserError, match=f"{words}or linear.finetune_{key} to {default}"):
-        parse_experiment(raw_params(**{f"linear__finetune_{key}": value}))
 
 
 def test_finetuning_learns_what_the_frozen_network_cannot_see():

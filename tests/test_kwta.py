@@ -4,12 +4,11 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lib.evaluate.codes import is_binary, pattern_entropy, usage_entropy
 from lib.methods import try_method
 from lib.methods.kwta import active_units, cosines, hard_code, ramped, scaled, soft_code, threshold
-from lib.runtime.errors import UserError
 from tests.examples import Training, built, natural, normal, normalized, pretraining
 
 # the kernel
@@ -73,33 +72,6 @@ def test_soft_codes_become_hard():
 # scaling and schedules
 
 
-def deviation_of_usage(form: str, mean: float = 0.0, steps: int = 300) -> tuple[float, float, int]:
-    """Deviation of the units' use in the first steps and in the second half of all, and the number of dead ones then.
-
-    Drives are Gaussian; the units' own means differ, about ``mean``.
-    """
-    stream, units, count = torch.Generator().manual_seed(0), 40, torch.tensor(4)
-    means = 0.5 * normal(units, seed=3) + mean
-    usage, use = torch.full((units,), 0.1), []
-    for _ in range(steps):
-        rows = torch.randn(32, units, generator=stream) + means
-        use.append(hard_code(scaled(rows, usage, torch.tensor(0.1), form, 3.0), count).mean(0))
-        usage.lerp_(use[-1], 0.05)
-    first, last = (torch.stack(some).mean(0) for some in (use[:5], use[steps // 2 :]))
-    return first.std().item(), last.std().item(), int((last < 0.01).sum())
-
-
-@pytest.mark.parametrize("form", ["additive", "multiplicative"])
-def test_scaling_is_nothing_at_the_target_and_evens_out_use_but_the_sources_factor_not_where_drives_are_negative(form):
-    rows, target, unused = normal(4, 10), torch.tensor(0.3), torch.zeros(1)
-    torch.testing.assert_close(scaled(rows, torch.full((10,), 0.3), target, form, 2.0), rows)
-    (_, plain, _), (first, evened, dead) = deviation_of_usage("off"), deviation_of_usage(form)
-    assert evened < 0.75 * plain and evened < 0.75 * first and dead == 0
-    moved = scaled(torch.tensor([[-1.0]]), unused, target, form, 1.0).item()
-    first, last, dead = deviation_of_usage(form, mean=-3.0)
-    assert moved > -1 and dead == 0 if form == "additive" else moved < -1 and dead > 10 and last > 2 * first
-
-
 @pytest.mark.parametrize("strength", [0.3, 1.0, 3.0])
 def test_additive_scaling_evens_out_use_by_as_much_as_its_strength_says(strength):
     """Normal drives of deviation 1 and slightly different means: near the target, use grows with the mean by the
@@ -161,33 +133,11 @@ def test_a_step_moves_the_schedule_and_the_use_of_units():
 
 
 def test_codes_of_two_images_begin_so_far_apart_that_the_margin_can_be_met():
-    """CIFAR-10's images give 0.996, 0.81 and 0.44; what unrelated normal drives give is 0.80 and 0.43."""
-    method, (images, _), found = built("kwta", image_size=32), normalized(natural(64, 32)), []
-    for hardness, standardize in ((4.0, method.standardize), (1.0, method.standardize), (1.0, nn.Identity())):
-        method.training_hardness.fill_(hardness)
-        method.standardize = standardize
-        with torch.no_grad():
-            between = cosines(method.embed_view(images)["training_code"])[~torch.eye(64, dtype=torch.bool)]
-        found.append(between.mean().item())
-    assert found[2] > 0.99, "as it was: a size that nothing sets"
-    assert found[1] == pytest.approx(0.81, abs=0.02)
-    assert method.options.hardness_start == 4 and found[0] < 1 - method.options.margin, (
-        "equal positives and unrelated negatives cost nothing"
-    )
-
-
-def test_a_drive_has_no_mean_and_unit_deviation_whatever_the_size_of_its_layer():
-    method, (views, _) = built("kwta", units=40, scaling="off"), normalized(natural(64, 16))
-    h = method.latents(views)["h"]
-    drive = method.drive(h)
-    torch.testing.assert_close(drive.mean(0), torch.zeros(40), atol=1e-5, rtol=0)
-    torch.testing.assert_close(drive.std(0, unbiased=False), torch.ones(40), atol=0.01, rtol=0)
+    """Equal positives and unrelated negatives cost nothing; images of CIFAR-10 have a mean cosine of 0.44."""
+    method, (images, _) = built("kwta", image_size=32), normalized(natural(64, 32))
     with torch.no_grad():
-        method.layer.weight.mul_(20)
-    torch.testing.assert_close(method.drive(h), drive, atol=0.02, rtol=0.01)
-    method.standardize.momentum = 1.0  # the running statistics are those of the last batch
-    method.embed_view(views)
-    torch.testing.assert_close(method.eval().drive(h), drive, atol=0.05, rtol=0.02)
+        between = cosines(method.embed_view(images)["training_code"])[~torch.eye(64, dtype=torch.bool)]
+    assert method.training_hardness.item() == 4 and between.mean().item() < 1 - method.options.margin
 
 
 # the method
@@ -231,42 +181,23 @@ def test_a_flat_latent_is_the_whole_map_and_finding_its_size_changes_no_weight(e
         assert torch.equal(pooled.eval().latents(images)["h"], features.mean((2, 3)))
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"units": 10, "sparsity": 0.95}, "variants.kwta.sparsity is 0.95, which makes all 10 units active; allowed"),
-        ({"loss": "contrast", "triplets": "random"}, "triplets is random, which has no effect with loss contrast"),
-        ({"loss": "positives", "margin": 0.4}, "variants.kwta.margin is 0.4, which has no effect with loss positives"),
-        ({"scaling": "off", "scaling_strength": 2.0}, "scaling_strength is 2.0, which has no effect with scaling off"),
-        ({"training_code": "hard", "hardness": 5.0}, "hardness is 5.0, which has no effect with training_code hard"),
-    ],
-)
-def test_options_that_cannot_work_are_refused(options, words):
-    with pytest.raises(UserError, match=words):
-        built("kwta", **options)
-
-
-def codes_after(steps: int, raw: bool = False, **options) -> tuple[Tensor, Tensor]:
-    """Codes of 128 random images before and after learning from two noisy views of them; ``raw``: not standardized."""
-    method, (images, _) = built("kwta", units=128, **options), normalized(natural(128, 16))
-    method.encoder = nn.Sequential(nn.Conv2d(3, 512, 4, stride=4), nn.ReLU())
-    if raw:
-        method.standardize = nn.Identity()
-    training = Training(method, steps=steps)
-    before = method.latents(images)["code"]
-    for step in range(steps):
-        rows = images[torch.arange(32) + 32 * (step % 4)]
-        training.step(*(rows + 0.5 * normal(*rows.shape, seed=2 * step + view) for view in range(2)))
-    return before, method.latents(images)["code"]
-
-
-def test_positives_alone_collapse_on_raw_drives_and_neither_they_nor_triplets_on_standardized_ones():
+@pytest.mark.parametrize("standardized", [False, True])
+def test_positives_alone_collapse_on_raw_drives_and_not_on_standardized_ones(standardized):
     """What the source leaves open: k winners do not keep images apart, for all may have the same ones. A unit that
     always wins needs a mean, and a standardized drive has none."""
-    raw = codes_after(40, raw=True, loss="positives", scaling="off")
-    alone, apart = (codes_after(40, loss=loss, scaling="off")[1] for loss in ("positives", "triplet"))
-    measures = [(round(usage_entropy(codes), 3), round(pattern_entropy(codes), 3)) for codes in (*raw, alone, apart)]
-    assert measures[0][0] > 0.3 and measures[0][1] > 6, measures
-    assert measures[1] == (0, 0), measures
-    assert measures[2][0] > 0.8 and measures[2][1] > 6, measures
-    assert measures[3][0] > 0.9 and measures[3][1] > 6, measures
+    method, (images, _) = built("kwta", units=128, loss="positives", scaling="off"), normalized(natural(128, 16))
+    method.encoder = nn.Sequential(nn.Conv2d(3, 512, 4, stride=4), nn.ReLU())
+    method.standardize = method.standardize if standardized else nn.Identity()
+    training, entropies = Training(method, steps=40), []
+    for step in range(41):
+        if step in (0, 40):
+            codes = method.latents(images)["code"]
+            entropies.append((usage_entropy(codes), pattern_entropy(codes)))
+        rows = images[torch.arange(32) + 32 * (step % 4)]
+        training.step(*(rows + 0.5 * normal(*rows.shape, seed=2 * step + view) for view in range(2)))
+    (use, patterns), (use_after, patterns_after) = entropies
+    assert use > 0.3 and patterns > 6
+    if standardized:
+        assert use_after > 0.8 and patterns_after > 6
+    else:
+        assert (use_after, patterns_after) == pytest.approx((0, 0), abs=1e-3)

@@ -72,20 +72,3 @@ def test_contrast_and_agreement_at_their_corners():
     assert contrast(CODES, crossed, 0.5).item() == pytest.approx(1.15, abs=1e-6)
     assert agreement(same, GROUPS).item() == pytest.approx(0, abs=1e-6)
     assert agreement(CODES, crossed).item() == pytest.approx(1, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    "loss",
-    [
-        lambda codes, groups: triplet(codes, groups, 0.5, "semi_hard"),
-        lambda codes, groups: contrast(codes, groups, 0.5),
-        agreement,
-    ],
-)
-def test_a_loss_has_the_gradient_of_its_value_and_is_fp32_whatever_the_autocast(loss):
-    groups, rows = torch.arange(3).repeat(2), normal(6, 4, dtype=torch.float64).requires_grad_()
-    assert loss(rows, groups) > 0 and torch.autograd.gradcheck(lambda codes: loss(codes, groups), (rows,))
-    wide = normal(6, 64)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = loss(wide, groups)
-    assert inside.dtype == torch.float32 and torch.equal(inside, loss(wide, groups))

@@ -1,15 +1,11 @@
 """Few labels: what a draw is, and the probe and fine-tuning on it."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import asdict, replace
 
 import numpy
 import pytest
 import torch
-import yaml
 
 from lib.evaluate import finetune
 from lib.evaluate import labels as few
@@ -19,7 +15,7 @@ from lib.evaluate.linear import evaluate
 from lib.evaluate.probe import fit_probe
 from lib.params.evaluation import LABEL_DRAWS, Knn, Linear
 from lib.resolve import check_against_data
-from tests.examples import CPU, ROOT, images, raw_params, same_state, state, tiny_about, tiny_data, tiny_method
+from tests.examples import CPU, images, same_state, state, tiny_about, tiny_data, tiny_method
 from tests.faults.refusals import refused
 from tests.test_params import parsed
 
@@ -77,33 +73,23 @@ def test_who_does_not_ask_has_the_files_as_they_were():
     json.dumps(found.record, allow_nan=False)
 
 
-def test_fine_tuning_sees_the_draw_alone(monkeypatch):
-    seen, data = [], tiny_data()
-
-    def finetuned(method, latent, probe, part, *more):
-        seen.append(len(part.train_images))
-        return torch.eye(3)[data.test_labels]
-
-    monkeypatch.setattr(few, "finetuned_logits", finetuned)
-    monkeypatch.setattr(linear_stage, "finetuned_logits", finetuned)
-    linear = Linear(mode="finetune", study_epochs=0, labels=(0.1, 0.5, 1.0))
-    found = evaluate(tiny_method(), tiny_about(), data, linear, KNN, CPU)
-    assert seen == [150, *[15] * LABEL_DRAWS, *[75] * LABEL_DRAWS]
-    assert found.metrics["labels"] == {"0.1": 100.0, "0.5": 100.0} and found.record["few_labels"]["0.5"]["sd"] == 0
-
-
 def test_fine_tuning_on_shares_is_reproducible_and_gains_from_labels(monkeypatch):
     """Trained for real: what it was given, what it read of the test images, and what came out, twice."""
-    method, data, fitted, read = tiny_method(), tiny_data(600, 300), [], []
+    method, data, fitted, read, given = tiny_method(), tiny_data(600, 300), [], [], []
     before, fit, look = state(method), few.fit_probe, finetune.extract
     monkeypatch.setattr(few, "fit_probe", lambda *given, **more: fitted.append(given) or fit(*given, **more))
     monkeypatch.setattr(
         finetune, "extract", lambda network, images, *more: read.append(images) or look(network, images, *more)
     )
+    tune = few.finetuned_logits
+    monkeypatch.setattr(
+        few, "finetuned_logits", lambda *parts: given.append(len(parts[3].train_images)) or tune(*parts)
+    )
     settings = {"finetune_epochs": 4, "finetune_batch_size": 32, "finetune_lr": 3e-3}
     linear = Linear(mode="finetune", study_epochs=0, labels=(1.0, 0.02, 0.3), **settings)
     first, again = (evaluate(method, tiny_about(), data, linear, KNN, CPU) for _ in range(2))
     assert same_state(method, before) and first.record == again.record
+    assert given == 2 * [*[12] * LABEL_DRAWS, *[180] * LABEL_DRAWS], "the draw alone is trained on"
     # of each of 3 classes 4 and 60 images, a tenth of which, and no other image, chooses the strength
     for place, (features, labels, fitting, validation, *_) in enumerate(fitted):
         each, held_out = ((4, 1), (60, 6))[place // LABEL_DRAWS % 2]
@@ -131,14 +117,6 @@ def test_test_images_choose_nothing_in_fine_tuning():
 
     halves = draws(slice(30)), draws(slice(30, None))
     assert draws(slice(60)) == pytest.approx(sum(halves) / 2, abs=0.01) and (halves[0] != halves[1]).any()
-
-
-def test_shares_without_all_labels_end_a_command_with_one_line(tmp_path):
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw_params(linear__labels=[0.01, 0.1])))
-    given = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
-    ended = subprocess.run([sys.executable, "-m", "stages.resolve"], timeout=120, **given)
-    words = "error: params.yaml: linear.labels is [0.01, 0.1]; allowed: a list with 1.0, all labels, among its shares\n"
-    assert (ended.returncode, ended.stderr, ended.stdout) == (1, words, "")
 
 
 def test_shares_are_a_list_with_all_labels_in_it_and_leave_a_class_two_images():

@@ -13,8 +13,13 @@ from torch.utils._pytree import tree_leaves
 
 from lib.methods.barlow_twins import barlow_twins
 from lib.methods.byol import direction_distance
+from lib.methods.cmc import bank_logits, in_batch, nce_error, softmax_error
+from lib.methods.cpc import false_logits, hinge, info_nce, true_logits
+from lib.methods.kwta import agreement, triplet
+from lib.methods.kwta import contrast as code_contrast
 from lib.methods.moco import queue_contrast
-from lib.methods.simclr import contrast, frobenius_distance, nearest_images, nt_xent, nt_xent_among, nt_xent_floor
+from lib.methods.patch_filters import hardest, patch_triplets, semi_hard
+from lib.methods.simclr import TILE, contrast, frobenius_distance, nearest_images, nt_xent, nt_xent_among, nt_xent_floor
 from lib.methods.supervised import cross_entropy
 from lib.methods.vicreg import covariance, invariance, variance
 from lib.runtime.chunks import chunks
@@ -26,8 +31,23 @@ def random_pair(count: int, width: int, seed: int = 0, dtype: torch.dtype = torc
     return directions(2 * count, width, seed=seed, dtype=dtype).chunk(2)
 
 
-CLASSES = torch.tensor([0, 1, 2, 3, 0, 1])
-LOSSES = {  # of the embeddings of two views, [6, 4] each
+CLASSES, OWN = torch.tensor([0, 1, 2, 3, 0, 1]), torch.arange(6)
+OTHERS = torch.tensor([[3, 4, 4], [2, 0, 5], [4, 5, 1], [0, 1, 5], [2, 2, 3], [0, 1, 3]])  # negatives of six images
+PATCHES = OTHERS.view(3, 2, 3)  # and of two patches in each of three
+KINDS = torch.tensor([True, False, True])
+
+
+def patch_logits(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    predicted, codes = first.unflatten(0, (3, 2)), second.unflatten(0, (3, 2))
+    return true_logits(predicted, codes), false_logits(predicted, codes, PATCHES)
+
+
+def of_patches(first: torch.Tensor, second: torch.Tensor, mining) -> torch.Tensor:
+    torch.manual_seed(0)
+    return patch_triplets(torch.cat([first, second]).unflatten(0, (3, 4)), 2.0, mining)[0]
+
+
+LOSSES = {  # of the embeddings of two views, [6, D] each
     "nt_xent": lambda a, b: nt_xent(a, b, 0.3),
     "frobenius_distance": frobenius_distance,
     "nt_xent_among": lambda a, b: nt_xent_among(a, b, nearest_images(a, b, 2), 0.3),
@@ -36,19 +56,40 @@ LOSSES = {  # of the embeddings of two views, [6, 4] each
     "variance": lambda a, b: (variance(a), variance(b)),
     "covariance": lambda a, b: (covariance(a), covariance(b[:3])),  # more images than units, and fewer
     "direction_distance": direction_distance,
-    "queue_contrast": lambda a, b: queue_contrast(a, b, torch.eye(9, 4).to(a), 0.3),
+    "queue_contrast": lambda a, b: queue_contrast(a, b, torch.eye(9, a.shape[1]).to(a), 0.3),
     "cross_entropy": lambda a, b: cross_entropy(a, CLASSES) + cross_entropy(b, CLASSES),
+    "cmc in_batch": lambda a, b: in_batch(a, b, 0.3),
+    "cmc bank": lambda a, b: softmax_error(bank_logits(a, b, OWN, OTHERS, 0.3)),
+    "cmc nce": lambda a, b: nce_error(bank_logits(a, b, OWN, OTHERS, 0.3), torch.tensor(3.0).to(a), 9),
+    "info_nce": lambda a, b: info_nce(*patch_logits(a, b)),
+    "hinge": lambda a, b: hinge(*patch_logits(a, b)),
+    "hinge, asynchronous": lambda a, b: hinge(*patch_logits(a, b), (1, 1), KINDS),
+    "kwta triplet": lambda a, b: triplet(torch.cat([a, b]), OWN.repeat(2), 0.5, "semi_hard"),
+    "kwta contrast": lambda a, b: code_contrast(torch.cat([a, b]), OWN.repeat(2), 0.5),
+    "kwta agreement": lambda a, b: agreement(torch.cat([a, b]), OWN.repeat(2)),
+    "patches, semi-hard": lambda a, b: of_patches(a, b, semi_hard),
+    "patches, hardest": lambda a, b: of_patches(a, b, hardest),
 }
+OF_THE_FIRST_ALONE = ("direction_distance", "queue_contrast", "cmc bank", "cmc nce")  # of targets, keys, a bank
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_gradient_is_the_numerical_one_and_fp64_stays(name):
     first, second = (rows.requires_grad_() for rows in random_pair(6, 4, dtype=torch.float64))
-    assert all(value.dtype == torch.float64 for value in tree_leaves(LOSSES[name](first, second)))
-    if name in ("direction_distance", "queue_contrast"):  # targets and keys are constants
-        assert torch.autograd.gradcheck(lambda rows: LOSSES[name](rows, second.detach()), first)
-    else:
-        assert torch.autograd.gradcheck(LOSSES[name], (first, second))
+    values = tree_leaves(LOSSES[name](first, second))
+    assert all(value.dtype == torch.float64 and value.any() for value in values)
+    constant = [second.detach()] if name in OF_THE_FIRST_ALONE else []
+    learning = [first] if constant else [first, second]
+    assert torch.autograd.gradcheck(lambda *rows: LOSSES[name](*rows, *constant), learning)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_fp32_whatever_the_autocast(name):
+    pair = random_pair(6, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = tree_leaves(LOSSES[name](*pair))
+    for value, expected in zip(inside, tree_leaves(LOSSES[name](*pair))):
+        assert value.dtype == torch.float32 and torch.equal(value, expected)
 
 
 def nt_xent_by_loops(first, second, temperature: float) -> float:
@@ -119,8 +160,10 @@ def test_nt_xent_at_its_corners(first, second, temperature, value):
     ("count", "temperature", "floor"), [(256, 0.5, 4.241064), (512, 0.5, 4.932835), (256, 0.2, 1.474678)]
 )
 def test_the_simplex_reaches_the_floor_and_nothing_random_is_below_it(count, temperature, floor):
-    simplex = normalize(torch.eye(count, dtype=torch.float64) - 1 / count, dim=1).float()
-    assert nt_xent(simplex, simplex, temperature).item() == pytest.approx(floor, abs=1e-5)
+    simplex = normalize(torch.eye(count, dtype=torch.float64) - 1 / count, dim=1)
+    for value in (nt_xent_floor(count, temperature), nt_xent(simplex, simplex, temperature).item()):
+        assert value == pytest.approx(floor, abs=1e-6)
+    assert nt_xent(simplex.float(), simplex.float(), temperature).item() == pytest.approx(floor, abs=1e-5)
     for seed in range(3):
         assert nt_xent(*random_pair(count, 300, seed), temperature).item() > floor
 
@@ -174,12 +217,11 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_nt_xent_never_holds_its_matrix(monkeypatch):
-    monkeypatch.setattr("lib.methods.simclr.TILE", 2**14)
-    first, second = (rows.requires_grad_() for rows in random_pair(512, 8))
+def test_nt_xent_never_holds_its_matrix():
+    first, second = (rows.requires_grad_() for rows in random_pair(2048, 8))
     with LargestTensor() as largest:
         nt_xent(first, second, 0.5).backward()
-    assert largest.elements == 2**14  # the matrix has 2**20
+    assert largest.elements == TILE == 2**22  # the matrix has 2**24
 
 
 def test_chunks_cover_every_row_once():
@@ -256,12 +298,3 @@ def test_the_contrastive_accuracy_counts_embeddings_nearest_to_their_other_view(
     second[2] = first[0]  # the third image's second view is the first image's first
     # the first image's two views tie with it, the third's first view has none alike, its second is nearer to others
     assert contrast(first, second, 0.5)[1] == pytest.approx(2 / 6)
-
-
-@pytest.mark.parametrize(
-    ("count", "temperature", "floor"), [(256, 0.5, 4.241064), (512, 0.5, 4.932835), (256, 0.2, 1.474678)]
-)
-def test_the_floor_of_nt_xent_is_where_the_images_are_a_simplex(count, temperature, floor):
-    assert nt_xent_floor(count, temperature) == pytest.approx(floor, abs=1e-6)
-    simplex = normalize(torch.eye(count, dtype=torch.float64) - 1 / count, dim=1)
-    assert nt_xent(simplex, simplex, temperature).item() == pytest.approx(floor, abs=1e-6)

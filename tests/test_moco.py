@@ -1,7 +1,6 @@
 """MoCo (docs/methods.md, 8): closed-form values, slow twins, other implementations, the queue, groups of BatchNorm."""
 
 import math
-from contextlib import nullcontext
 
 import lightly.loss
 import pytest
@@ -12,8 +11,8 @@ from torch.nn.functional import normalize
 
 from lib.methods import try_method
 from lib.methods.moco import dealt_out, enqueue, queue_contrast
-from lib.runtime.errors import UserError
-from tests.examples import Training, built, directions, pretraining, views
+from tests.examples import built, directions, pretraining, views
+from tests.faults.refusals import refused
 
 
 def by_loops(queries, keys, queue, temperature: float) -> float:
@@ -77,15 +76,10 @@ def test_the_queue_is_a_ring_of_the_last_keys(size, count):
         assert oldest.item() == (step + 1) * count % size
 
 
-def test_the_queue_starts_with_random_directions_and_in_training_holds_the_last_keys():
+def test_the_queue_starts_with_random_directions():
     queue = built("moco", images=4096, queue=4096).queue
     torch.testing.assert_close(queue.norm(dim=1), torch.ones(4096))
     assert queue.mean(0).abs().max() < 0.02 and len({tuple(row[:3].tolist()) for row in queue}) == 4096
-    training, seen = Training(built("moco_v1", queue=48)), []
-    for _ in range(5):
-        training.step()
-        seen.append(training.method.arrived.clone())
-    assert torch.equal(training.method.queue, torch.cat([seen[3], seen[4], seen[2]]))
 
 
 @pytest.mark.parametrize(("variant", "ways"), [("moco", ("ab", "ba")), ("moco_v1", ("ab",))])
@@ -156,45 +150,22 @@ def test_each_group_counts_into_the_running_statistics_and_none_in_evaluation():
     torch.testing.assert_close(method.eval().embed(views(16)), whole.eval().embed(views(16)))
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"queue": 48}, "moco_groups.queue is 48; allowed: a multiple of 32, the keys that join it in a step"),
-        ({"queue": 24, "symmetric": False}, "moco_groups.queue is 24; allowed: a multiple of 16"),
-        ({"norm_rows": 1}, r"norm_rows is 1; allowed: 0 .* from 2 on that divides batch_size, 16, into 2 groups or"),
-        ({"norm_rows": 3}, "moco_groups.norm_rows is 3"),
-        ({"norm_rows": 16}, "moco_groups.norm_rows is 16"),
-        ({"norm_rows": 4, "micro_batch_size": 4}, "norm_rows is 4; .* divides micro_batch_size, 4, into 2 groups"),
-        ({"norm_rows": 0}, "shuffle is True, which has no effect with norm_rows 0; set norm_rows to at least 2, or "),
-    ],
-)
-def test_options_that_do_not_fit_are_refused_in_one_line(options, words):
-    with pytest.raises(UserError, match=words) as refusal:
-        built("moco_groups", **options)
-    assert "\n" not in str(refusal.value)
-
-
-@pytest.mark.parametrize(
-    ("processes", "shuffle", "words"),
-    [
-        (1, True, ""),
-        (2, False, ""),
-        (2, True, "8; allowed: 0 .* that divides the images of a batch in each process, 8, into 2 groups or more"),
-        (4, False, "8; allowed: 0 .* that divides the images of a batch in each process, 4, into 1 groups or more"),
-    ],
-)
-def test_each_process_has_whole_groups(processes, shuffle, words):
+def test_each_process_has_whole_groups():
     """Two of them where keys change groups: in one group, the shuffle would change nothing."""
-    with pytest.raises(UserError, match=words) if words else nullcontext():
-        try_method(pretraining("moco_groups", norm_rows=8, shuffle=shuffle), images=64, classes=2, processes=processes)
+
+    def tried(processes: int, shuffle: bool) -> None:
+        params = pretraining("moco_groups", norm_rows=8, shuffle=shuffle)
+        try_method(params, images=64, classes=2, processes=processes)
+
+    tried(1, True), tried(2, False)
+    for processes, shuffle, share, groups in ((2, True, 8, 2), (4, False, 4, 1)):
+        words = f"divides the images of a batch in each process, {share}, into {groups} groups or more"
+        refused(lambda: tried(processes, shuffle), words)
 
 
 @pytest.mark.parametrize(("variant", "images"), [("moco", 32), ("moco_v1", 64)])
 def test_a_queue_of_more_images_than_there_are_is_refused(variant, images):
     try_method(pretraining(variant, queue=64), images=images, classes=2)
-    words = f"variants.{variant}.queue is 64, keys of {images} images; allowed: .* of training images, {images - 1}"
-    with pytest.raises(UserError, match=words):
-        try_method(pretraining(variant, queue=64), images=images - 1, classes=2)
-    try_method(
-        pretraining(variant, queue=64, epochs=0), images=images - 1, classes=2
-    )  # an untrained encoder meets no queue
+    words = f"variants.{variant}.queue is 64, keys of {images} images; allowed: "
+    refused(lambda: try_method(pretraining(variant, queue=64), images=images - 1, classes=2), words)
+    try_method(pretraining(variant, queue=64, epochs=0), images=images - 1, classes=2)  # which meets no queue

@@ -1,7 +1,6 @@
 """The commands embed and neighbors, by a variant with random weights: files, names, sheets, refusals."""
 
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy
@@ -17,11 +16,11 @@ from lib.data.store import IMAGES_FILE, assemble, load_data, save_data
 from lib.embed_pictures import embed
 from lib.evaluate.embeddings import embed_data
 from lib.evaluate.galleries import NEAR_DUPLICATE, unit_pixels
-from lib.methods import build_method, typed_options
+from lib.methods import build_method
 from lib.methods.export import load_method, save_method
 from lib.neighbors import MOST, duplicates, neighbors
 from lib.runtime.files import read_arrays, write_arrays
-from tests.examples import CPU, natural, pretraining
+from tests.examples import CPU, natural, pretraining, spelled_out
 from tests.faults.refusals import refused
 from tests.make_archives import encoded, two_level, write_folder, write_zip
 from tests.project import write_lock
@@ -43,8 +42,7 @@ def embed_variant(data) -> None:
 
 def write_variant(data, seed: int = 0) -> None:
     """What the stages before leave of a variant with random weights."""
-    params = pretraining("simclr", seed=seed)
-    params.options.update(asdict(typed_options(params)))
+    params = spelled_out(pretraining("simclr", seed=seed))
     torch.manual_seed(seed)
     method = build_method(params).eval()
     save_method(Path("data/encoders/simclr.safetensors"), method, params, data.about)

@@ -3,12 +3,13 @@
 import json
 
 import pytest
+import yaml
 
-from lib.params.experiment import parse_experiment
+from lib.params.experiment import parse_experiment, read_experiment
 from lib.params.pretraining import Pretraining
 from lib.resolve import check_against_data, read_variant, remove_left_overs, resolve, write_variants
 from lib.runtime.errors import UserError
-from tests.examples import images, raw_params
+from tests.examples import ROOT, images, raw_params
 
 
 def resolved(**variants):
@@ -55,8 +56,6 @@ def test_options_are_spelled_out_so_that_a_default_written_down_changes_nothing(
 
 
 def test_what_was_written_is_read_back(tmp_path, monkeypatch):
-    import yaml
-
     raw = raw_params()
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw))
     monkeypatch.chdir(tmp_path)
@@ -85,9 +84,6 @@ def test_what_was_written_is_read_back(tmp_path, monkeypatch):
         ({"epochs": 0, "batch_size": 8}, r"variants\.x\.batch_size has no effect: .* 0 epochs"),
         ({"method": "cpc", "encoder": "resnet18"}, r"variants\.x\.encoder has no effect"),
         ({"temperatur": 0.5}, r"unknown key variants\.x\.temperatur \(did you mean temperature\?\)"),
-        ({"method": "simclrr"}, r"variants\.x\.method is 'simclrr' \(did you mean simclr\?\); allowed: .*vicreg"),
-        ({"encoder": "resnet"}, r"variants\.x\.encoder is 'resnet' .*; allowed: .*small"),
-        ({"seed": -1}, r"variants\.x\.seed is -1; allowed: a whole number at least 0"),
     ],
 )
 def test_a_slip_is_refused_by_name(block, words):
@@ -123,19 +119,22 @@ def test_all_that_does_not_fit_the_data_is_told_in_one_list():
         assert part in str(refusal.value)
 
 
+def small(**changes):
+    """One variant whose numbers fit few images."""
+    usual = {"variants": {"one": {"method": "simclr"}}, "knn__k": 5, "tsne__points": 20, "tsne__perplexity": 5.0}
+    return parse_experiment(raw_params(**{**usual, **changes}))
+
+
 def test_a_memory_needs_a_class_with_two_test_images():
-    raw = raw_params(variants={"one": {"method": "simclr"}}, knn__k=5, tsne__points=20, tsne__perplexity=5.0)
-    check_against_data(parse_experiment(raw), images(64, classes=31).about)
+    check_against_data(small(), images(64, classes=31).about)
     with pytest.raises(UserError, match="every class has one test image at most; allowed: a class with two"):
-        check_against_data(parse_experiment(raw), images(64, classes=32).about)
+        check_against_data(small(), images(64, classes=32).about)
 
 
 def test_a_batch_is_shared_evenly_among_processes():
-    variants = {"one": {"method": "simclr"}}
-    raw = raw_params(variants=variants, batch_size=16, knn__k=5, tsne__points=20, tsne__perplexity=5.0)
-    check_against_data(parse_experiment(raw), images().about, processes=4)
+    check_against_data(small(), images().about, processes=4)
     with pytest.raises(UserError, match="processes 3 .machine setting., a multiple"):
-        check_against_data(parse_experiment(raw), images().about, processes=3)
+        check_against_data(small(), images().about, processes=3)
 
 
 def test_left_overs_of_gone_variants_are_removed_and_nothing_else(tmp_path):
@@ -163,24 +162,19 @@ def test_left_overs_of_gone_variants_are_removed_and_nothing_else(tmp_path):
 
 def test_a_method_with_labels_is_held_to_the_images_without_validation():
     variants = {"one": {"method": "simclr"}, "ceiling": {"method": "supervised"}}
-    raw = raw_params(variants=variants, batch_size=60, knn__k=5, tsne__points=20, tsne__perplexity=5.0)
     with pytest.raises(UserError, match="batch_size of ceiling is 60") as refusal:
-        check_against_data(parse_experiment(raw), images().about)
+        check_against_data(small(variants=variants, batch_size=60), images().about)
     assert "batch_size of one" not in str(refusal.value)
 
 
 def test_transfer_is_held_to_the_encoder_that_it_takes_before_anything_trains():
-    raw = raw_params(variants={"one": {"method": "simclr"}}, knn__k=5, tsne__points=20, tsne__perplexity=5.0)
-    raw["transfer"] = {"variants": ["one"], "source": "nowhere.safetensors"}
+    experiment = small(transfer__variants=["one"], transfer__source="nowhere.safetensors")
     with pytest.raises(UserError, match="names one, whose encoder is small") as refusal:
-        check_against_data(parse_experiment(raw), images().about)
+        check_against_data(experiment, images().about)
     assert "transfer.source is nowhere.safetensors" in str(refusal.value)
 
 
-@pytest.mark.parametrize("preset", ["study", "cpu", "demo", "all", "codes", "hypothesis", "pilot"])
+@pytest.mark.parametrize("preset", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_preset_resolves(preset):
-    from lib.params.experiment import read_experiment
-    from tests.examples import ROOT
-
-    experiment = read_experiment(ROOT / f"presets/{preset}.yaml")
+    experiment = read_experiment(preset)
     assert set(resolve(experiment)) == set(experiment.variants)

@@ -9,11 +9,10 @@ import torch
 from torch import nn
 
 from lib.core import processes
-from lib.core.trainer import Pretrainer
 from lib.methods import build_method
 from lib.runtime.errors import UserError
 from lib.runtime.machine import read_machine
-from tests.examples import CPU, VARIANTS, images, pretraining
+from tests.examples import CPU, VARIANTS, pretraining, trainer
 from tests.machines import STAGE, STANDALONE, TORCHRUN, output, start
 from tests.two_processes import COMPARED
 
@@ -49,8 +48,7 @@ def test_views_do_not_depend_on_the_number_of_processes(world, monkeypatch):
     def views(world: int, rank: int) -> list[torch.Tensor]:
         monkeypatch.setattr(processes, "world_size", lambda: world)
         monkeypatch.setattr(processes, "rank", lambda: rank)
-        params = pretraining("simclr")
-        run = Pretrainer(build_method(params), images(), params, CPU)
+        run = trainer()
         return run.views(run.batch(1, 2, run.order(1)[2]))
 
     parts = [views(world, rank) for rank in range(world)]

@@ -12,9 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lib.core.trainer import Pretrainer
-from lib.methods import build_method
-from tests.examples import CPU, VARIANTS, images, pretraining
+from tests.examples import VARIANTS, trainer
 from tests.machines import project, start
 
 SLOW = pytest.mark.slow
@@ -41,9 +39,7 @@ def two_threads():
 
 
 def trained(variant: str, steps: int = 2) -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    params = pretraining(variant, epochs=1)
-    run = Pretrainer(build_method(params), images(count=64), params, CPU)
+    run = trainer(variant, epochs=1)
     order = run.order(0)
     with InOneOrder():
         for number in range(steps):

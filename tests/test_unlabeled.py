@@ -9,8 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from lib.core.checkpoint import CheckpointStore
-from lib.core.loop import pretrain
 from lib.core.trainer import Pretrainer
 from lib.data.folders import read_folders
 from lib.data.store import assemble, save_data
@@ -32,10 +30,24 @@ from lib.report.results import write_results
 from lib.report.show import show
 from lib.resolve import check_against_data
 from lib.runtime.files import read_arrays, read_json, write_arrays
-from tests.examples import CPU, ROOT, directions, natural, pretraining, raw_params, tiny_about, tiny_method
+from tests.examples import (
+    CPU,
+    ROOT,
+    directions,
+    natural,
+    pretraining,
+    raw_params,
+    spelled_out,
+    tiny_about,
+    tiny_method,
+    trained,
+)  # fmt: skip
 from tests.faults.refusals import refused
 from tests.make_archives import encoded, write_folder
 from tests.project import Project, of
+
+SIMCLR = {"method": "simclr"}
+JOINT, UNTRAINED = SIMCLR | {"term": "pull"}, SIMCLR | {"epochs": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -75,9 +87,8 @@ def test_the_other_views_rank_against_a_slow_twin():
 @pytest.mark.parametrize("epochs", [0, 3])
 def test_a_training_without_labels_is_watched_by_what_needs_none(tmp_path, capsys, epochs):
     data, params = unlabeled(tmp_path), pretraining("simclr", epochs=epochs, monitor={"every": 2})
-    training, store = Pretrainer(build_method(params), data, params, CPU), CheckpointStore("a", "b", root=tmp_path)
-    with store.held():
-        pretrain(training, store, tmp_path / "curve.csv", data_monitor(data, params, CPU))
+    training = Pretrainer(build_method(params), data, params, CPU)
+    trained(training, tmp_path / "curve.csv", data_monitor(data, params, CPU))
     curve = pandas.read_csv(tmp_path / "curve.csv")
     assert [*curve][-4:] == ["embedding_std", "effective_rank", "other_view", "lr"]
     assert curve["other_view"].notna().tolist() == ([False, True, True] if epochs else [True])
@@ -94,7 +105,7 @@ def test_a_training_without_labels_is_watched_by_what_needs_none(tmp_path, capsy
 def test_a_rule_a_transfer_and_a_loss_that_need_labels_are_refused_before_training(tmp_path):
     data = unlabeled(tmp_path)
     sizes = {"knn__k": 200, "tsne__points": 40, "tsne__perplexity": 20.0}
-    fine = raw_params(variants={"simclr": {"method": "simclr"}}, **sizes)
+    fine = raw_params(variants={"simclr": SIMCLR}, **sizes)
     check_against_data(parse_experiment(fine), data.about)
     both = {"ceiling": {"method": "supervised"}, "in_class": {"method": "simclr", "negatives": "class"}}
     experiment = parse_experiment(raw_params(variants=both, **sizes))
@@ -141,17 +152,11 @@ def test_every_image_is_embedded_with_its_name_and_drawn_without_a_class(tmp_pat
 
 def test_the_tables_and_pictures_leave_out_what_needs_labels(tmp_path, monkeypatch):
     data = unlabeled(tmp_path, 60)
-    joint = {"method": "simclr", "term": "pull"}
-    raw = raw_params(
-        variants={"simclr": {"method": "simclr"}, "joint": joint, "untrained": {"method": "simclr", "epochs": 0}}
-    )
-    experiment = parse_experiment(raw)
-    for name, epochs in (("simclr", 1), ("joint", 1), ("untrained", 0)):
-        params = replace(experiment.variants[name], epochs=epochs, options=build_options(experiment.variants[name]))
-        method, about = build_method(params).eval(), tiny_about()
-        training, store = Pretrainer(method, data, params, CPU), CheckpointStore(name, "b", root=tmp_path)
-        with store.held():
-            pretrain(training, store, tmp_path / f"plots/curves/{name}.csv", data_monitor(data, params, CPU))
+    experiment = parse_experiment(raw_params(variants={"simclr": SIMCLR, "joint": JOINT, "untrained": UNTRAINED}))
+    for name, params in experiment.variants.items():
+        params = spelled_out(replace(params, epochs=min(params.epochs, 1)))
+        training, about = Pretrainer(build_method(params), data, params, CPU), tiny_about()
+        trained(training, tmp_path / f"plots/curves/{name}.csv", data_monitor(data, params, CPU))
         save_method(tmp_path / f"data/encoders/{name}.safetensors", training.method, params, data.about)
         found = evaluate(training.method, about, data, Linear(), Knn(), CPU)
         write_evaluation(found, data.test_labels, tmp_path / f"metrics/{name}.json", tmp_path / f"data/scores/{name}")
@@ -176,14 +181,6 @@ def test_the_tables_and_pictures_leave_out_what_needs_labels(tmp_path, monkeypat
     assert "Each dot is one image;" in report and 'id="plane"' not in report and 'id="dose"' in report
     save_data(tmp_path / "data/images.safetensors", data)
     assert explore("joint", None, tmp_path / "explore", tmp_path) == 60
-
-
-def build_options(params):
-    from dataclasses import asdict
-
-    from lib.methods import typed_options
-
-    return asdict(typed_options(params))
 
 
 @pytest.mark.slow

@@ -7,9 +7,7 @@ import torch
 from torch.nn import functional
 
 from lib.encoders.vgg6 import CHANNELS, VGG6, patches
-from lib.methods import try_method
-from lib.runtime.errors import UserError
-from tests.examples import normal, pretraining
+from tests.examples import normal
 
 
 def encoder(channels: int = 4, gray: bool = False, local: bool = False) -> VGG6:
@@ -68,9 +66,3 @@ def test_many_images_are_taken_in_parts():
     network.images_at_once = 2
     for codes, expected in zip(network(images), whole):
         torch.testing.assert_close(codes, expected, atol=1e-6, rtol=1e-5)
-
-
-@pytest.mark.parametrize("size", [8, 20, 30])
-def test_a_size_without_a_grid_is_refused(size):
-    with pytest.raises(UserError, match=f"image_size is {size}, which has no grid of 7x7 patches; allowed .* 8, at "):
-        try_method(pretraining("cpc", image_size=size))
