@@ -85,7 +85,8 @@ def test_without_labels_there_is_no_probe_and_no_class(tmp_path):
 def test_a_fifth_of_each_class_is_held_out_and_fresh_weights_are_the_headline(measured):
     assert measured["data"]["classes"] == ["a", "b", "c"] and measured["images"]["test"] == 24
     assert measured["images"]["stored"] == 96 and measured["gallery"] == {"smallest": 4, "largest": 4}
-    assert "\n\nWeights as given.\n" in page(measured)
+    named = {**measured, "encoder": {**measured["encoder"], "weights": "weights of MyNet_A1.safetensors"}}
+    assert "\n\nWeights as given.\n" in page(measured) and "\n\nWeights of MyNet_A1.safetensors.\n" in page(named)
     fresh = page({**measured, "encoder": {**measured["encoder"], "fresh": True}})
     assert fresh.splitlines()[2].startswith("**Freshly initialized weights (seed 0), not trained ones**")
 
@@ -129,6 +130,22 @@ def test_a_library_model_is_the_same_fresh_network_each_time_without_its_classif
     assert first.fresh and first.weights == "freshly initialized (seed 0)"
     assert first.size == 224 and first.mean == [0.485, 0.456, 0.406]
     assert first.encode(images).shape == (2, 1024) and torch.equal(first.encode(images), again.encode(images))
+
+
+@pytest.mark.parametrize(("name", "given"), [("googlenet", True), ("inception_v3", True), ("googlenet", False)])
+def test_weights_of_torchvision_get_the_input_that_they_were_trained_on(name, given, monkeypatch, tmp_path):
+    """As torchvision builds these two where it fetches weights itself: images are normalized anew."""
+    built = []
+
+    def get_model(model_name, **settings):
+        built.append(settings)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(torchvision.models, "get_model", get_model)
+    refused(
+        lambda: find_encoder(f"torchvision:{name}", tmp_path / "a.pt" if given else None), "cannot be built: enough"
+    )
+    assert built == [{"weights": None, "transform_input": True} if given else {"weights": None}]
 
 
 def test_fresh_batchnorm_takes_its_statistics_from_the_images():

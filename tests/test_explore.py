@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy
 import pytest
@@ -10,9 +12,11 @@ from PIL import Image
 
 from lib.data.store import RawDataset, assemble, save_data
 from lib.evaluate.neighbors import nearest
-from lib.explore import explore
+from lib.explore import explore, main
 from lib.runtime.errors import UserError
 from lib.runtime.files import read_arrays, write_arrays
+from tests.faults.refusals import refused
+from tests.project import write_lock
 from tests.report_runs import CLASSES, TEST_IMAGES, write_run
 
 parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow of requirements-test.txt is not installed")
@@ -61,6 +65,21 @@ def test_a_latents_points_come_back_from_parquet_and_from_the_projectors_files(r
     assert lines[0] == "class\timage" and lines[4] == f"{points['class'][3]}\t{shown['indices'][3]}"
     assert len(lines) == count + 1
     assert {"vectors.tsv", "metadata.tsv", "sprite.png"} <= set(re.findall(r'"(.*?)"', config))
+
+
+def test_points_whose_files_are_of_two_runs_are_refused(root, tmp_path, monkeypatch, capsys):
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    images, embedded, plane = "data/images.safetensors", "data/embeddings/dual.npz", "data/tsne/dual.npz"
+    write_lock({"embed@dual": ([images], [embedded]), "tsne@dual": ([embedded], [plane])})
+    main(["dual"])
+    assert "points written to explore/dual" in capsys.readouterr().out
+    for changed, written, read in ((plane, plane, embedded), (images, embedded, images)):
+        whole = Path(changed).read_bytes()
+        Path(changed).write_bytes(whole + b" ")
+        words = f"{written} was not written from {read}, by the checksums in dvc.lock; dvc repro"
+        refused(lambda: main(["dual"]), words)
+        Path(changed).write_bytes(whole)
 
 
 def test_a_latent_that_is_not_there_is_refused_by_name(root, tmp_path):

@@ -13,6 +13,7 @@ from lib.core.checkpoint import CheckpointStore
 from lib.core.health import COLLAPSED, Guard, embedding_std
 from lib.runtime.errors import UserError
 from tests.examples import ROOT, directions, trainer
+from tests.faults.refusals import refused
 from tests.test_core import run, same, times_of_their_own  # noqa: F401 (a fixture for every test here)
 
 
@@ -46,6 +47,15 @@ def test_what_is_not_finite_stops_the_step_before_the_update(tmp_path, name, wha
         "at learning rate 0.001; the step was not made, there is no checkpoint yet"
     )
     assert same(before, {key: weight.detach() for key, weight in training.method.named_parameters()})
+
+
+@pytest.mark.parametrize(
+    ("step", "advice"), [(0, "; raise the variant's temperature or lower its weights"), (2, "; lower optimizer.lr")]
+)
+def test_before_the_first_update_no_learning_rate_is_blamed(tmp_path, step, advice):
+    training = trainer()
+    break_at(training, step, "loss")
+    refused(lambda: run(tmp_path, training), advice, "or set the machine setting precision to fp32")
 
 
 def test_the_last_good_checkpoint_is_named_and_whole(tmp_path):
