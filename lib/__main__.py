@@ -41,6 +41,10 @@ def main() -> None:
         getattr(import_module(module), name or "main")(sys.argv[2:])
     except UserError as error:
         sys.exit(f"error: {error}")
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] in ("lib", "None"):
+            raise
+        sys.exit(f"error: this Python has no {error.name}; . .venv/bin/activate, where make install has put it")
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader, such as head, has seen enough

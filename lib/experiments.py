@@ -14,8 +14,8 @@ from typing import Any
 from lib.params.spec import PARAMS_FILE
 from lib.plan import ask_dvc
 from lib.preset import flat
-from lib.report.show import clipped, say
-from lib.runtime.errors import UserError
+from lib.report.show import say
+from lib.runtime.errors import UserError, clipped
 
 WIDTH = 100  # characters
 MEASURES = {

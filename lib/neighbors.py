@@ -18,9 +18,8 @@ from lib.evaluate.embeddings import embed_images
 from lib.evaluate.galleries import NEAR_DUPLICATE, near_duplicates, unit_pixels
 from lib.methods.export import encoder_file, load_method
 from lib.report.figures import readable, save_figure
-from lib.report.show import clipped
 from lib.runtime.chunks import chunks
-from lib.runtime.errors import UserError, printable
+from lib.runtime.errors import UserError, clipped, printable
 from lib.runtime.files import read_arrays, write_table
 from lib.runtime.machine import read_machine
 from lib.trace import require_locked

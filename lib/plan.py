@@ -8,6 +8,7 @@ import argparse
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from typing import Any
 from lib.params.experiment import Experiment, parse_experiment
 from lib.params.spec import PARAMS_FILE, load_yaml, read_yaml
 from lib.preset import add_settings, differences, with_settings
-from lib.runtime.errors import UserError
+from lib.runtime.errors import UserError, clipped
 from lib.runtime.files import overlap, read_json
 from lib.runtime.progress import duration
 from lib.runtime.stage import times_folder
@@ -151,13 +152,13 @@ def main(arguments: list[str]) -> None:
         return
     epochs = {name: params.epochs for name, params in experiment.variants.items()}
     times = [seconds(stage, epochs) for stage in running]
-    width = max(len(stage.name) for stage in running)
+    width, room = max(len(stage.name) for stage in running), shutil.get_terminal_size((100, 24)).columns
     for stage, time in zip(running, times, strict=True):
         why = "; ".join(stage.why) or f"after {', '.join(stage.after)}"
         about = "?" if time is None else duration(time)
-        print(f"{stage.name:{width}}  {about:>8}  {why if len(why) <= 90 else why[:87] + '...'}")
+        print(f"{stage.name:{width}}  {about:>8}  {clipped(why, max(30, room - width - 12))}")
     known = [time for time in times if time is not None]
     total = f", about {duration(sum(known))} one after another" if known else ""
-    unknown = f", without {len(times) - len(known)} that never ran here" if len(known) < len(times) else ""
+    unknown = f"; how long {len(times) - len(known)} of them take is not known yet" if len(known) < len(times) else ""
     print(f"{len(running)} stages may run{total}{unknown}; what DVC has from an earlier run is restored instead.")
     print(f"trained already: {', '.join(staying)}" if staying else "every variant trains")

@@ -71,6 +71,9 @@ def dose_figure(groups: Groups, dosed: pandas.DataFrame) -> Figure:
         _draw_points(axes, groups, dosed, "dose", key)
         axes.set(xlabel="dose λ, %: push < 0 < pull", ylabel=name)
         axes.margins(0.15)
+        (low, high), least = axes.get_ylim(), 5 if key == "top1" else 0.5  # what is less apart looks near
+        room = max(0, least - (high - low)) / 2
+        axes.set_ylim(low - room, min(high + room, 101) if key == "top1" else high + room)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, handletextpad=0.2)
     return figure
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas
 
 from lib.report.plane import plane_sentence
-from lib.report.tables import accuracy_columns, cells, main_rows, read_results, summary, title
+from lib.report.tables import accuracy_columns, cells, main_rows, read_results, summary, title, units
 
 RESULTS = Path("metrics/results.csv")
-HEADER, PROSE = 14, 100  # characters of a line of a header, and of sentences in a pipe
+HEADER, LONGER, PROSE = 8, 14, 100  # characters of a line of a header, of one of many words, of sentences in a pipe
 SPELLED = str.maketrans({"±": "+-", "·": ".", "Δ": "minus", "λ": "lambda"})  # where a terminal lacks a character
 UNTOLD = ("validation_top1", "study_top5")  # in metrics/results.md
 
@@ -27,28 +27,24 @@ def show(path: Path = RESULTS, width: int | None = None, every: bool = False, en
     table = summary(frame)
     shown = table if every else main_rows(table)
     columns = {key: name for key, name in accuracy_columns(shown).items() if key not in UNTOLD}
-    wanted, rows = len(columns), _aligned(shown, columns, encoding)
+    left_out, rows = list[str](), _aligned(shown, columns, encoding)
     while width and len(rows[0]) > width and len(columns) > 2:
-        columns.popitem()
+        left_out.insert(0, columns.popitem()[1])
         if "study_top1" not in columns:  # all that was published
             shown = shown.dropna(subset=["group"])
         rows = _aligned(shown, columns, encoding)
-    more = f"{wanted - len(columns)} columns in a wider terminal, " if len(columns) < wanted else ""
+    more = f"{', '.join(left_out)} in a wider terminal; " if left_out else ""
     hidden = 0 if every else len(table) - len(main_rows(table))
-    latents = f"{hidden} latents and projections with --all, " if hidden else ""
-    lines = [title(frame), "", plane_sentence(table), "", "percent of test images, and bits", "", *rows, ""]
-    lines += [f"More: {more}{latents}all in metrics/results.md."]
+    latents = f"{hidden} latents and projections with --all; " if hidden else ""
+    said = plane_sentence(table)
+    lines = [title(frame), "", *([said, ""] if said else []), units(frame), "", *rows, ""]
+    lines += [f"More: {spelled(more, encoding)}{latents}all in metrics/results.md."]
     return "\n".join(line if line in rows else textwrap.fill(line, width or PROSE) for line in lines)
-
-
-def clipped(text: str, width: int) -> str:
-    """At most ``width`` characters of a text: its beginning and its end."""
-    return text if len(text) <= width else f"{text[: width // 3]}…{text[width // 3 + 1 - width :]}"
 
 
 def _aligned(table: pandas.DataFrame, columns: dict[str, str], encoding: str) -> list[str]:
     """Headers of several lines, a rule, and the rows; names to the left, numbers to the right."""
-    heads = [textwrap.wrap(name, HEADER) for name in columns.values()]
+    heads = [textwrap.wrap(name, HEADER if name.count(" ") < 3 else LONGER) for name in columns.values()]
     height = max(map(len, heads))
     lines = [[""] * (height - len(head)) + head for head in heads]
     rows = [[spelled(text, encoding) for text in row] for row in (*zip(*lines), *cells(table, columns))]

@@ -123,6 +123,13 @@ def title(frame: pandas.DataFrame) -> str:
     )
 
 
+def units(frame: pandas.DataFrame) -> str:
+    """Of what the numbers of `result_rows` are."""
+    if frame["classes"].iloc[0]:
+        return "percent of test images, and bits"
+    return "bits of test images; effective rank and the other view's rank are of validation images"
+
+
 def measures(table: pandas.DataFrame) -> dict[str, str]:
     """What the charts show, by column of `summary`."""
     tuned = {"top1": "fine-tuned top-1"} if (table["mode"] == "finetune").any() else {}
@@ -175,7 +182,7 @@ def sections(frame: pandas.DataFrame) -> list[tuple[str, str, pandas.DataFrame, 
 
 def markdown(frame: pandas.DataFrame) -> str:
     """The results page of `result_rows`."""
-    intro = "Percent of test images, and bits; ± is the standard deviation over n seeds."
+    intro = f"{units(frame).capitalize()}; ± is the standard deviation over n seeds."
     parts = [f"# {title(frame)}", f"{intro} [What each column means](../{LEGEND})."]
     for heading, about, rows, columns in sections(frame):
         parts += [f"## {heading}", about, markdown_table(rows, columns)]

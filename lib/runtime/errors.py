@@ -11,6 +11,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def clipped(text: str, width: int) -> str:
+    """At most ``width`` characters of a text: its beginning and its end."""
+    return text if len(text) <= width else f"{text[: width // 3]}…{text[width // 3 + 1 - width :]}"
+
+
 class UserError(Exception):
     """Something that the user can mend. One line: what is wrong, where, what is allowed, what to do.
 

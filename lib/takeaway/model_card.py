@@ -92,7 +92,7 @@ An image encoder of {count:,} parameters, {trained}, exported from Engram. `mode
 
 ## Objective
 
-Options of its method: {options}. What the method's file says, of Engram's docs/methods.md too:
+Options of its method: {options}. From the method's own file, which names pages of Engram:
 
 ```text
 {objective}

@@ -106,7 +106,7 @@ def tables(found: Mapping[str, Any]) -> str:
     heads = [head for name, *_ in asked.values() for head in (name, "8x8 pixels")]
     lines += [f"| cue | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
     for kind, words in CUES.items():
-        values = [f"{record['cues'][kind][key]:.2f}" for key in asked for record in records]
+        values = [f"{round(record['cues'][kind][key], 2) + 0:.2f}" for key in asked for record in records]
         lines.append(f"| {words} | {' | '.join(values)} |")
     most = [f"{found['possible'][key]:.2f}" for key in asked for _ in records]
     return "\n".join([*lines, f"| all there are | {' | '.join(most)} |"])

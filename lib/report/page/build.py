@@ -53,7 +53,10 @@ def write_report(experiment: Experiment, images: numpy.ndarray, root: Path = Pat
     content: dict[str, Any] = {
         "title": tables.title(frame),
         "most": size(MOST_BYTES),
+        "units": tables.units(frame).capitalize(),
         "lines": charts.LINES,
+        "variants": len(groups),
+        "seeds": max(map(len, groups.values())),
         "tables": sortable_tables(frame),
         "sections": {name: [f"chart-{chart.id}" for chart in section] for name, section in sections.items()},
         "points": points,

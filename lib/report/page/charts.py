@@ -72,9 +72,10 @@ def accuracy_chart(groups: Groups, table: pandas.DataFrame) -> figure:
     """Every measure of every latent with its deviation over seeds, best first; chance, and the floor of each kind."""
     rows = best_first(table, groups)
     names = FactorRange(factors=rows["model"].tolist()[::-1])
-    chart = plot("Accuracy on the test images, %", 150 + 22 * len(rows), y_range=names)
     chance = 100 / table["classes"].max()
-    chart.vspan(x=[chance], color=GRAY, line_dash="dotted", line_width=2, legend_label=f"chance ({chance:.3g} %)")
+    title = f"Accuracy on the test images, % (chance: {chance:.3g}, the dotted line where it is near)"
+    chart = plot(title, 150 + 22 * len(rows), y_range=names)
+    chart.vspan(x=[chance], color=GRAY, line_dash="dotted", line_width=2)
     shown = [
         draw(chart, rows[rows[key].notna()], key, "model", name, LOOKS[key]) for key, name in measures(table).items()
     ]
