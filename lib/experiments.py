@@ -38,7 +38,8 @@ class Row:
 
 
 def rows_of(shown: list[dict[str, Any]], measure: str) -> list[Row]:
-    """From what ``dvc exp show --json`` prints: the last commit, the workspace, the commit's experiments."""
+    """From what ``dvc exp show --json`` prints: the last commit, the workspace where it is none of the others, the
+    commit's experiments."""
     workspace, commit = shown[:2]
     runs = [(run["name"], run["revs"][0]) for run in commit["experiments"] or ()]
     before = _params(commit)
@@ -54,7 +55,9 @@ def rows_of(shown: list[dict[str, Any]], measure: str) -> list[Row]:
             numbers = metrics.get(FILES[measure].format(variant), {}).get("data") or {}
             values |= {variant: numbers[measure]} if measure in numbers else {}
         rows.append(Row(name, ", ".join(changed) or ("" if revision["data"] else "did not end"), values, after))
-    return rows
+    commit_row, here, *others = rows
+    same = any((here.params, here.values) == (row.params, row.values) for row in (commit_row, *others))
+    return [commit_row, *others] if same else rows
 
 
 def swept(rows: list[Row]) -> tuple[str, dict[float, Row]]:

@@ -33,13 +33,15 @@ def test_experiments_have_what_they_changed_and_the_variants_that_differ():
     assert list(table(rows_of(shown, "top1"))) == [
         "experiment   changed                        simclr  joint   push",
         "last commit                                  60.00  61.00      -",
-        "workspace                                    60.00  61.00      -",
         "bold         gamma=0.1, optimizer.lr=0.002   60.00  63.50      -",
         "more         variants.push.method=simclr     60.00  61.00  59.25",
         "b40ce21      did not end                         -      -      -",
         "",
     ]
     shown[1]["experiments"] = shown[1]["experiments"][:1]
+    here = revision(None, {"simclr": 60.0, "joint": 64.0}, gamma=0.5, optimizer={"lr": 0.001})
+    told = [row.name for row in rows_of(experiments(changed, here=here), "top1")]
+    assert told == ["last commit", "workspace", "bold"]
     lines = list(table(rows_of(shown, "episode_bits")))
     assert lines[-1] == "the same in all: simclr 2.00, joint 2.00" and lines[0] == "experiment   changed"
 
