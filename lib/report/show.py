@@ -44,12 +44,13 @@ def show(path: Path = RESULTS, width: int | None = None, every: bool = False, en
 
 def _aligned(table: pandas.DataFrame, columns: dict[str, str], encoding: str) -> list[str]:
     """Headers of several lines, a rule, and the rows; names to the left, numbers to the right."""
-    heads = [textwrap.wrap(name, HEADER if name.count(" ") < 3 else LONGER) for name in columns.values()]
+    widths = {name: HEADER if name.count(" ") < 3 else LONGER for name in columns.values()}
+    heads = [textwrap.wrap(name, width, break_long_words=False) for name, width in widths.items()]
     height = max(map(len, heads))
     lines = [[""] * (height - len(head)) + head for head in heads]
     rows = [[spelled(text, encoding) for text in row] for row in (*zip(*lines), *cells(table, columns))]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    text = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    room = [max(map(len, column)) for column in zip(*rows)]
+    text = ["  ".join([row[0].ljust(room[0]), *map(str.rjust, row[1:], room[1:])]) for row in rows]
     return [*text[:height], "-" * len(text[0]), *text[height:]]
 
 
