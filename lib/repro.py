@@ -16,7 +16,7 @@ from lib.runtime.progress import duration
 from lib.runtime.stage import NAME
 
 STAGE = re.compile(rf"(?:Running stage|Stage) '({NAME}(?:@{NAME})?)'(.*)", re.DOTALL)
-HINTS = ("> ", "Updating lock file", "Generating lock file", "To track the changes", "To enable auto", "Use `dvc push`")
+HINTS = ("> ", "Updating lock file", "Generating lock file", "To track the changes", "To enable auto")
 
 
 class Stages(logging.Filter):
