@@ -26,7 +26,7 @@ from lib.runtime.files import overlap, read_json
 from lib.runtime.progress import duration
 from lib.runtime.stage import times_folder
 
-TIMES = times_folder()
+TIMES, LOCK = times_folder(), Path("dvc.lock")
 
 
 @dataclass
@@ -72,7 +72,7 @@ def plan(raw: dict[str, Any], experiment: Experiment) -> tuple[list[Stage], list
     from lib.resolve import VARIANTS, resolve  # with torch, for which `lib.repro` would wait too
 
     variants, stages = resolve(experiment), stages_of(load_yaml(Path("dvc.yaml")), raw)
-    recorded = load_yaml(Path("dvc.lock"))["stages"] if Path("dvc.lock").is_file() else {}
+    recorded = locked_stages()
     status = ask_dvc("status")
     for number, stage in enumerate(stages):
         if stage.name not in recorded:
@@ -90,6 +90,15 @@ def plan(raw: dict[str, Any], experiment: Experiment) -> tuple[list[Stage], list
     running = [stage for stage in stages if stage.why or stage.after]
     trained = {stage.variant for stage in running if stage.name.startswith("pretrain@")}
     return running, [name for name in variants if name not in trained]
+
+
+def locked_stages(root: Path = Path()) -> dict[str, Any]:
+    """What dvc.lock has of each stage that has run. DVC empties the file before it writes it anew."""
+    if not (root / LOCK).is_file():
+        return {}
+    if not (found := load_yaml(root / LOCK, may_be_empty=True)):
+        raise UserError(f"{LOCK} is empty; if DVC is running, try again when it has ended, or else dvc repro")
+    return found.get("stages", {})
 
 
 def ask_dvc(*command: str) -> Any:

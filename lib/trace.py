@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lib.params.spec import PARAMS_FILE, load_yaml, read_yaml
-from lib.plan import ask_dvc
+from lib.params.spec import PARAMS_FILE, read_yaml
+from lib.plan import LOCK, ask_dvc, locked_stages
 from lib.preset import differences, presets
 from lib.report.show import say
 from lib.report.tables import distinct
@@ -25,7 +25,6 @@ from lib.runtime.files import overlap, read_about, read_json
 from lib.runtime.progress import duration
 from lib.runtime.stage import times_folder
 
-LOCK = Path("dvc.lock")
 ENCODER = re.compile(r"data/encoders/\w+\.safetensors")
 
 
@@ -36,7 +35,7 @@ def trace(path: str, root: Path = Path()) -> list[str]:
     """
     if not (root / LOCK).is_file():
         raise UserError(f"{LOCK} does not exist: no stage has run; dvc repro")
-    stages = _stages(root)
+    stages = locked_stages(root)
     names = _behind(stages, path)
     if not names:
         how = "name an output as dvc.yaml has it, for example metrics/simclr.json"
@@ -61,7 +60,7 @@ def trace(path: str, root: Path = Path()) -> list[str]:
 
 def as_locked(stage: str, paths: Iterable[Path]) -> bool:
     """Whether files are, byte by byte, what ``stage`` read and wrote in the run of it that dvc.lock has."""
-    entry = _stages(Path()).get(stage, {}) if LOCK.is_file() else {}
+    entry = locked_stages().get(stage, {})
     known = {each["path"]: each["md5"] for each in (*entry.get("deps", ()), *entry.get("outs", ()))}
     return all(path.is_file() and _md5(path) == known.get(path.as_posix()) for path in paths)
 
@@ -73,13 +72,6 @@ def require_locked(stage: str, written: Path, *read: Path) -> None:
         raise UserError(f"{written} was not written from {' and '.join(map(str, read))}, {how}")
 
 
-def _stages(root: Path) -> dict[str, Any]:
-    """What dvc.lock has of each stage. DVC empties the file before it writes it anew."""
-    if not (found := load_yaml(root / LOCK, may_be_empty=True)):
-        raise UserError(f"{LOCK} is empty; if DVC is running, try again when it has ended, or else dvc repro")
-    return found.get("stages", {})
-
-
 def _md5(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
@@ -87,11 +79,11 @@ def _md5(path: Path) -> str:
 
 def in_short(path: str, root: Path = Path()) -> list[str]:
     """What a file is, of which data, network, training and settings, when and where; whether this code made it."""
-    stages = _stages(root)
+    stages = locked_stages(root)
     names, writers = _behind(stages, path), _writers(stages, path)
     encoders = [root / out["path"] for name in names for out in stages[name]["outs"] if ENCODER.fullmatch(out["path"])]
     abouts = [read_about(file) for file in sorted(encoders) if file.is_file()]
-    trained = [about["pretraining"] | {"encoder": about["encoder"]} for about in abouts]
+    trained = [about["pretraining"] | {"encoder": about.get("encoder", "of another version")} for about in abouts]
     recorded = stages.get("resolve", {}).get("params", {}).get(str(PARAMS_FILE), {})
     images = root / "data/images.safetensors"
     data = read_about(images) if images.is_file() else {"dataset": recorded.get("dataset"), "checksum": "not here"}

@@ -197,7 +197,7 @@ READABLE = """(() => {
 
 
 @pytest.mark.parametrize(("dark", "scale"), [(False, 2), (False, 4), (True, 1)])
-def test_the_page_is_readable_in_the_dark_and_at_200_percent(dark, scale, tmp_path):
+def test_the_page_is_readable_in_the_dark_and_zoomed(dark, scale, tmp_path):
     write_page(tmp_path, RUNS)
     with closing(Browser(tmp_path / "profile", scale=scale, dark=dark)) as browser:
         browser.open(tmp_path / "report.html")

@@ -56,9 +56,9 @@ def test_gamma_reruns_joint_alone(project):
     moved = json.loads(project.run("dvc", "metrics", "diff", "--json"))
     assert set(moved) == {"metrics/joint.json", "metrics/memory/joint.json"}
     assert "up to date" in project.run("dvc", "status")
-    listed = [line.split() for line in project.run("python", "-m", "lib", "experiments", "top1").splitlines()]
-    rows = [words for words in listed if "gamma=0.1" in words]
-    assert len(rows) == 1 and all(len(line) <= 100 for line in map(" ".join, listed))
+    listed = project.run("python", "-m", "lib", "experiments", "top1").splitlines()
+    rows = [line for line in listed if "gamma=0.1" in line.split()]
+    assert len(rows) == 1 and all(len(line) <= 100 for line in listed)
 
 
 def test_an_old_gamma_comes_from_the_run_cache(project):

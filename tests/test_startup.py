@@ -37,3 +37,10 @@ def test_help_says_how_a_command_is_used_loads_nothing_large_and_takes_less_than
         assert not LARGE & set(done.stderr.splitlines()[-1].split())
         # Of one processor, however busy it is.
         assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+
+
+def test_a_python_without_the_packages_says_where_they_are():
+    bare = [sys.executable, "-S", "-m", "lib", "plan"]  # -S: without site-packages
+    done = subprocess.run(bare, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "") and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("error: this Python has no ") and ". .venv/bin/activate" in done.stderr

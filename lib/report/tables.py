@@ -25,7 +25,7 @@ from lib.runtime.errors import UserError
 from lib.runtime.files import read_json, require_file
 from lib.verdict.judge import half_interval
 
-HUNDREDTH = 0.01  # what percentages are rounded to
+ROUNDED = {"top1": 0.01, "knn": 0.01, **dict.fromkeys(BITS, 1e-4)}  # to what, in metrics/ and in results.csv
 PERCENT = ("top1", "top5", "knn", "validation_top1", "validation_knn", "study_top1", "study_top5")
 MEASURED = (*PERCENT, "delta_simclr", *BITS, "dose", *CODE)  # what a mean and a deviation over seeds are taken of
 SIZES = ("train_images", "test_images", "classes", "parameters", "width")
@@ -73,8 +73,7 @@ def read_results(path: Path) -> pandas.DataFrame:
     for variant, row in frame.groupby("variant", sort=False).first().iterrows():  # its main latent
         for metrics in (path.with_name(f"{variant}.json"), path.parent / f"memory/{variant}.json"):
             measured = read_json(metrics) if metrics.is_file() else {}
-            rounded = {"top1": HUNDREDTH, "knn": HUNDREDTH, **dict.fromkeys(BITS, 1e-4)}
-            found = [(measured[key], row[key], unit) for key, unit in rounded.items() if measured.get(key) is not None]
+            found = [(measured[key], row[key], unit) for key, unit in ROUNDED.items() if measured.get(key) is not None]
             if not all(abs(now - then) < unit / 2 for now, then, unit in found):
                 raise UserError(f"{path} is older than {metrics}; dvc repro results")
     return frame

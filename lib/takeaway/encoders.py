@@ -80,7 +80,7 @@ def _torchvision(name: str, model_name: str, weights: Path | None) -> Encoder:
     known = models.list_models(module=models)
     if model_name not in known:
         raise UserError(f"torchvision has no classifier {shown(model_name)}{nearest(model_name, known)}; name another")
-    # torchvision sets this for its own weights alone, which read images of other means and deviations
+    # as torchvision sets it for its own weights of these two, which were trained on images normalized otherwise
     theirs = {"transform_input": True} if weights and model_name in ("googlenet", "inception_v3") else {}
     model = _built(lambda: models.get_model(model_name, weights=None, **theirs), name)
     layers = [place for place, layer in model.named_modules() if isinstance(layer, nn.Linear)]
