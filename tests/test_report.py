@@ -270,6 +270,8 @@ def test_plot_tables_have_a_row_for_every_point_and_bar(groups, frame):
     bars = tables.accuracy_table(tables.summary(frame), groups, colors)
     assert list(bars["group"].unique()) == list(ranked(groups)) and len(bars) == 5 * 3 + 3 * 2
     assert bars[bars["sd"].notna()]["group"].unique().tolist() == ["simclr"] and bars["n"].max() == 3
+    floors = bars[bars["floor"].notna()]
+    assert floors["measure"].unique().tolist() == ["probe top-1"] and "simclr" in floors["group"].tolist()
 
 
 def test_losses_share_an_axis_within_a_family_and_replicates_a_band(groups):
@@ -293,6 +295,10 @@ def test_the_accuracy_chart_is_sorted_and_has_the_deviations(groups, frame):
     bars = [lines.get_segments()[0] for lines in axes.collections if isinstance(lines, LineCollection)]
     left, right = next(bar[:, 0] for bar in bars if bar[0, 1] == 4)  # the probe of simclr, in its row
     assert right - left == pytest.approx(2 * table.iloc[0]["top1_sd"])
+    drawn = {line.get_label(): line.get_xdata() for line in axes.lines}
+    probes = table.groupby("group")["top1"].max()
+    assert set(drawn["best probe of those with labels"]) == {probes["supervised"]}
+    assert set(drawn["probe of the untrained encoder of its kind"]) == {probes["untrained"]}
 
 
 def test_a_group_has_one_color_in_every_picture_whatever_its_results(root, groups, frame):

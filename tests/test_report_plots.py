@@ -57,9 +57,9 @@ def test_curves_have_one_line_per_run_and_revision_in_the_look_of_its_group(revi
 
 @pytest.mark.parametrize("revisions", [("workspace",), ("workspace", "HEAD")])
 def test_bars_say_their_value_and_their_deviation_over_seeds(revisions):
-    bars = [("simclr", "probe top-1", "72.5", "1.5"), ("simclr", "kNN top-1", "60.25", "0.75")]
-    bars.append(("dual · upper", "probe top-1", "69.0", ""))
-    keys = ("model", "measure", "value", "sd", "n", "color", "rev")
+    bars = [("simclr", "probe top-1", "72.5", "1.5", "41.5"), ("simclr", "kNN top-1", "60.25", "0.75", "")]
+    bars.append(("dual · upper", "probe top-1", "69.0", "", ""))
+    keys = ("model", "measure", "value", "sd", "floor", "n", "color", "rev")
     rows = [dict(zip(keys, (*bar, "1", COLORS[2], revision))) for revision in revisions for bar in bars]
     svg = draw("bars_by_measure", rows, "value", "model")
     marks = re.findall(r'aria-roledescription="bar"[^>]*?fill="([^"]*)"(?: opacity="([^"]*)")?', svg)
@@ -67,6 +67,7 @@ def test_bars_say_their_value_and_their_deviation_over_seeds(revisions):
     assert len({opacity for _, opacity in marks}) == len(revisions)
     deviations = re.findall(r'aria-label="value: ([\d.]+);[^"]*high: ([\d.]+);[^>]*"rule mark"', svg)
     assert sorted(deviations) == sorted([("59.5", "61"), ("71", "74")] * len(revisions))
+    assert re.findall(r"untrained encoder of its kind, %: ([\d.]+)", svg) == ["41.5"] * len(revisions)
     shown = words(svg)
     assert [shown.count(text) for text in ("72.50", "60.25", "69.00")] == [len(revisions)] * 3
     assert shown.index("probe top-1") < shown.index("kNN top-1")

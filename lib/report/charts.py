@@ -10,7 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.report.figures import GRAY, draw_line, grid, look, readable
-from lib.report.records import UNLABELED, Groups, confusion_counts, mean_curve, objectives, percent_of_actual, ranked
+from lib.report.records import (
+    KINDS,
+    UNLABELED,
+    Groups,
+    confusion_counts,
+    mean_curve,
+    objectives,
+    percent_of_actual,
+    ranked,
+)
 from lib.report.tables import best_first, measures, with_deviation
 
 SHAPES = {"top1": ("o", "full"), "knn": ("s", "none"), "study_top1": ("^", "none")}  # marker and filling of a measure
@@ -88,14 +97,15 @@ def _draw_curves(panel: Axes, curves: dict[str, pandas.DataFrame], shown: Sequen
 
 
 def accuracy_figure(groups: Groups, table: pandas.DataFrame) -> Figure:
-    """Every measure of every latent as a point with its deviation over seeds, and a line at chance.
+    """Every measure of every latent as a point with its deviation over seeds, and each row's floor; lines at chance and
+    at the best probe of an encoder that was trained with labels.
 
     ``table`` is `lib.report.tables.summary`. Where not all latents fit on a page, the main ones are shown.
     """
     if not table["classes"].max():
         return left_out("Accuracies")
     rows = _accuracy_rows(groups, table)
-    figure = Figure(figsize=(9, 1.2 + ROW * len(rows)))
+    figure = Figure(figsize=(9, 1.4 + ROW * len(rows)))
     axes = figure.subplots()
     styles = looks(groups)
     for key, name in measures(table).items():
@@ -110,8 +120,7 @@ def accuracy_figure(groups: Groups, table: pandas.DataFrame) -> Figure:
     beside: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": 8}
     for place, row in rows[rows["top1"].notna()].iterrows():
         axes.annotate(with_deviation(row, "top1", ".1f"), (1.01, place), **beside)
-    chance = 100 / table["classes"].max()
-    axes.axvline(chance, color="0.35", linestyle=":", linewidth=1.2, label=f"chance ({chance:.3g} %)")
+    _draw_bounds(axes, rows, groups, 100 / table["classes"].max())
     axes.set_yticks(rows.index, rows["model"])
     for tick, heading in zip(axes.get_yticklabels(), rows["top1"].isna()):
         tick.set_fontweight("bold" if heading else "normal")
@@ -119,8 +128,21 @@ def accuracy_figure(groups: Groups, table: pandas.DataFrame) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.grid(alpha=0.25)
     axes.set_xlabel("accuracy on test images, %")
-    figure.legend(loc="outside upper center", ncols=4, fontsize=9)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=9)
     return figure
+
+
+def _draw_bounds(axes: Axes, rows: pandas.DataFrame, groups: Groups, chance: float) -> None:
+    line: dict[str, Any] = {"color": "0.35", "linewidth": 1.2, "zorder": 1}
+    axes.axvline(chance, linestyle=":", label=f"chance ({chance:.3g} %)", **line)
+    with_labels = [name for name, members in groups.items() if members[0].kind == KINDS[0]]
+    ceiling = rows.loc[rows["group"].isin(with_labels), "top1"].max()
+    if math.isfinite(ceiling):
+        axes.axvline(ceiling, linestyle="--", label="best probe of those with labels", **line)
+    floors = rows["floor_top1"].dropna()
+    if len(floors):
+        label = "probe of the untrained encoder of its kind"
+        axes.plot(floors, floors.index, "|", color=GRAY, markersize=10, label=label)
 
 
 def _accuracy_rows(groups: Groups, table: pandas.DataFrame) -> pandas.DataFrame:

@@ -222,14 +222,17 @@ def best_first(table: pandas.DataFrame, groups: Groups) -> pandas.DataFrame:
 
 
 def accuracy_table(table: pandas.DataFrame, groups: Groups, colors: Mapping[str, str]) -> pandas.DataFrame:
-    """The bars of ``dvc plots show``: `summary` with a row per measure, best first, ``value`` in percent."""
+    """The bars of ``dvc plots show``: `summary` with a row per measure, best first, ``value`` in percent; ``floor`` where
+    it is the probe's.
+    """
     parts = []
     for key, measure in measures(table).items():
         part = table[["model", "group", "latent", key, f"{key}_sd", "n"]].dropna(subset=["group", key])
         part.insert(3, "measure", measure)
+        part["floor"] = table["floor_top1"] if key == "top1" else None
         parts.append(part.rename(columns={key: "value", f"{key}_sd": "sd"}).round(4))
     if not parts:  # without labels
-        return pandas.DataFrame(columns=["model", "group", "latent", "measure", "value", "sd", "n"])
+        return pandas.DataFrame(columns=["model", "group", "latent", "measure", "value", "sd", "n", "floor"])
     bars = pandas.concat(parts).astype({"n": int})
     bars["color"] = bars["group"].map(colors)
     return best_first(bars, groups)
