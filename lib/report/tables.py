@@ -222,8 +222,8 @@ def best_first(table: pandas.DataFrame, groups: Groups) -> pandas.DataFrame:
 
 
 def accuracy_table(table: pandas.DataFrame, groups: Groups, colors: Mapping[str, str]) -> pandas.DataFrame:
-    """The bars of ``dvc plots show``: `summary` with a row per measure, best first, ``value`` in percent; ``floor`` where
-    it is the probe's.
+    """The bars of ``dvc plots show``: `summary` with a row per measure, best first, ``value`` in percent; a probe has
+    its ``floor``.
     """
     parts = []
     for key, measure in measures(table).items():
