@@ -192,7 +192,9 @@ def test_a_file_that_was_changed_by_hand_has_no_history(project):
         refused(lambda: trace("metrics/a.json", project), words, ": dvc repro")
 
 
-def test_unknown_files_and_a_missing_lock_are_refused(project):
+def test_unknown_files_and_an_empty_or_missing_lock_are_refused(project):
     refused(lambda: trace("metrics/c.json", project), "no stage that wrote metrics/c.json; name an output")
+    (project / "dvc.lock").write_text("")  # as DVC leaves it for a moment
+    refused(lambda: trace("metrics/a.json", project), "dvc.lock is empty; if DVC is running, try again")
     (project / "dvc.lock").unlink()
     refused(lambda: trace("metrics/a.json", project), "dvc.lock does not exist: no stage has run; dvc repro")
