@@ -126,13 +126,16 @@ def dose(params: Pretraining, curve: Path) -> float | None:
 
 def read_runs(folder: Path, experiment: Experiment) -> list[dict[str, Any]]:
     """The runs of ``folder`` that the rule names. Refused, in one line: a run of no arm, of a pilot's seed, with
-    another rule's digest or none, with other settings than params.yaml has, or on other images than the rest."""
+    another rule's digest or none, with other settings than params.yaml has, there twice, or on other images."""
     rule, runs = required(experiment), [read_json(path) for path in sorted(folder.glob("*.json"))]
     for run in runs:
         try:
             check_run(run, rule, experiment)
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder} has a run of another version ({error}); make it again: dvc repro") from None
+    names = [run["name"] for run in runs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{folder} has run {twice[0]} in two files; keep one of them")
     images = {run["data"]: run["name"] for run in runs}
     if len(images) > 1:
         raise UserError(f"runs of different images: {', '.join(images.values())}; a verdict needs one data set")

@@ -245,7 +245,7 @@ def _words(
         "change": compared(e, numbers.delta),
         "against_frontier": AGAINST[compared(gap, numbers.delta)],
         "gap": gap.as_json(),
-        "note": "the frontier does not reach this arm's concept bits" if outside else "",
+        "note": "the frontier does not reach this arm's concept bits, or is too steep there" if outside else "",
     }
 
 
