@@ -15,14 +15,7 @@ from torchvision.transforms import functional as vision
 from lib.evaluate import cues as cue_code
 from lib.evaluate import galleries as gallery_code
 from lib.evaluate import memory as memory_stage
-from lib.evaluate.bits import (
-    LatentMemory,
-    best_temperature,
-    fit_space,
-    measure_latents,
-    shrinkage_whitening,
-    variance_shares,
-)
+from lib.evaluate.bits import LatentMemory, best_temperature, fit_space, shrinkage_whitening, variance_shares
 from lib.evaluate.codes import k_winners
 from lib.evaluate.cues import CURVE, TRAINED, UNSEEN, cues
 from lib.evaluate.galleries import Galleries, look_alikes, make_galleries, near_duplicates, unit_pixels
@@ -54,8 +47,11 @@ def toy_galleries(classes: int = 4, size: int = 16, seed: int = 0) -> Galleries:
     )
 
 
-def measured(store, store_labels, test, cued, galleries, **options) -> LatentMemory:
-    return measure_latents(store, store_labels, test, {"toy": [cued]}, galleries, **options)
+def measured(store, store_labels, test, cued, galleries, further=(), kind="toy", **options) -> LatentMemory:
+    memory = LatentMemory(store, store_labels, test, galleries, **options)
+    for each in (cued, *further):
+        memory.read(kind, each)
+    return memory
 
 
 def e_and_c(*inputs, **options) -> tuple[float, float]:
@@ -291,7 +287,7 @@ def test_draws_are_means_and_the_first_chooses_the_temperature():
     galleries = toy_galleries(3, 16)
     store, labels, test, cued = clusters(galleries)
     other = cued + normal(*cued.shape, seed=8)
-    both = measure_latents(store, labels, test, {"toy": iter([cued, other])}, galleries)
+    both = measured(store, labels, test, cued, galleries, further=[other])
     alone = measured(store, labels, test, cued, galleries)
     assert both.readings["toy"].temperatures == alone.readings["toy"].temperatures
     assert both.numbers("toy")["episode_bits"] < alone.numbers("toy")["episode_bits"]
@@ -349,13 +345,9 @@ def test_bits_rise_with_the_factors_that_a_code_keeps_and_only_with_them():
     found = []
     for kept in range(5):
         noise = cues("noise_0.1", images, galleries.images, Augment(), *half)
-        memory = measure_latents(
-            code_of(view_of(train, *half), kept),
-            train_labels,
-            code_of(view_of(images, *half), kept),
-            {"noise": [torch.cat([code_of(views, kept) for views in noise])]},
-            galleries,
-        )
+        stored, asked = (code_of(view_of(each, *half), kept) for each in (train, images))
+        cued = torch.cat([code_of(views, kept) for views in noise])
+        memory = measured(stored, train_labels, asked, cued, galleries, kind="noise")
         same = []
         for block in galleries.blocks:
             rows = [tuple(row[:kept]) for row in bits[galleries.images[block]].tolist()]
@@ -372,7 +364,7 @@ def test_pixels_find_what_look_alikes_differ_in():
     galleries = make_galleries(train, labels, images, labels)
     views = torch.cat(list(cues("noise_0.5", images, galleries.images, Augment(), MEAN, STD)))
     stored = [pixels_8x8(view_of(each, MEAN, STD)) for each in (train, images)]
-    memory = measure_latents(stored[0], labels, stored[1], {"noise": [pixels_8x8(views)]}, galleries)
+    memory = measured(stored[0], labels, stored[1], pixels_8x8(views), galleries, kind="noise")
     numbers = memory.numbers("noise")
     assert numbers["episode_bits"] > 0.95 * math.log2(30) and numbers["recall21"] > 0.95
     gains = list(numbers["gain_by_rank"].values())

@@ -13,7 +13,7 @@ Legend: N stored latents, K cues (one of each image in a gallery), D features, M
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -267,28 +267,6 @@ def _episode_loss(similarities: list[Tensor], owns: list[Tensor], temperature: f
 def _concept_loss(fit: list[tuple[Tensor, slice]], temperature: float) -> float:
     """Nats, in sum over the classes."""
     return -sum(class_log_probability(part, own, temperature).sum().item() for part, own in fit)
-
-
-def measure_latents(
-    store: Tensor,
-    store_labels: Tensor,
-    test: Tensor,
-    cues: Mapping[str, Iterable[Tensor]],
-    galleries: Galleries,
-    whitened: bool = False,
-) -> LatentMemory:
-    """Read all cues of latents that are at hand.
-
-    Args:
-        store: [N, D] of clean training images, with store_labels [N].
-        test: [M, D] of all clean test images.
-        cues: by kind the draws, [K, D] each, of ``galleries.images`` in that order; a generator holds one at a time.
-    """
-    memory = LatentMemory(store, store_labels, test, galleries, whitened)
-    for kind, draws in cues.items():
-        for draw in draws:
-            memory.read(kind, draw)
-    return memory
 
 
 def recall(own: Tensor, others: Tensor) -> Tensor:
