@@ -301,6 +301,14 @@ def test_the_accuracy_chart_is_sorted_and_has_the_deviations(groups, frame):
     assert set(drawn["probe of the untrained encoder of its kind"]) == {probes["untrained"]}
 
 
+def test_accuracies_near_the_top_are_told_apart_and_chance_is_where_it_has_room(tmp_path, groups, frame):
+    assert charts.accuracy_figure(groups, tables.summary(frame)).axes[0].get_xlim()[0] < 10
+    records = write_runs(tmp_path, {"simclr": {"wrong": 0.01}})
+    figure = charts.accuracy_figure(replicates(records), tables.summary(tables.result_rows(records)))
+    assert figure.axes[0].get_xlim()[0] > 80
+    assert "chance (10 %, far to the left)" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
 def test_a_group_has_one_color_in_every_picture_whatever_its_results(root, groups, frame):
     """By the order of params.yaml; what did not train is gray and takes none."""
     colors = {name: look["color"] for name, look in charts.looks(groups).items()}

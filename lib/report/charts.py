@@ -134,7 +134,6 @@ def accuracy_figure(groups: Groups, table: pandas.DataFrame) -> Figure:
 
 def _draw_bounds(axes: Axes, rows: pandas.DataFrame, groups: Groups, chance: float) -> None:
     line: dict[str, Any] = {"color": "0.35", "linewidth": 1.2, "zorder": 1}
-    axes.axvline(chance, linestyle=":", label=f"chance ({chance:.3g} %)", **line)
     with_labels = [name for name, members in groups.items() if members[0].kind == KINDS[0]]
     ceiling = rows.loc[rows["group"].isin(with_labels), "top1"].max()
     if math.isfinite(ceiling):
@@ -143,6 +142,11 @@ def _draw_bounds(axes: Axes, rows: pandas.DataFrame, groups: Groups, chance: flo
     if len(floors):
         label = "probe of the untrained encoder of its kind"
         axes.plot(floors, floors.index, "|", color=GRAY, markersize=10, label=label)
+    low, high = axes.get_xlim()
+    far = low - chance > 2 * (high - low)  # the points would lie on each other
+    axes.axvline(chance, linestyle=":", label=f"chance ({chance:.3g} %{', far to the left' if far else ''})", **line)
+    if far:
+        axes.set_xlim(low, high)
 
 
 def _accuracy_rows(groups: Groups, table: pandas.DataFrame) -> pandas.DataFrame:
