@@ -10,7 +10,7 @@ from lib.data.folders import read_pictures
 from lib.evaluate.embeddings import Arrays, embed_images
 from lib.methods.export import encoder_file, load_method
 from lib.runtime.errors import UserError
-from lib.runtime.files import size, write_arrays, write_bytes, write_table
+from lib.runtime.files import require_room, size, write_arrays, write_bytes, write_table
 from lib.runtime.machine import read_machine
 
 KINDS = (".csv", ".npz", ".parquet")
@@ -26,6 +26,7 @@ def embed(pictures: str, variant: str, to: Path, on_bad_image: str = "refuse") -
         raise UserError(f"--to is {to}; allowed: a file that ends in {', '.join(KINDS)}")
     if to.suffix == ".parquet" and not find_spec("pyarrow"):
         raise UserError("Parquet needs the package pyarrow, which is not there: pip install pyarrow, or name a .csv")
+    require_room(to.parent)
     method, about = load_method(encoder_file(variant))
     remedy = ", or give --on-bad-image skip"
     files, pixels = read_pictures(pictures, about["data"]["image_size"], on_bad_image, remedy)

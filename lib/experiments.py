@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lib.params.spec import PARAMS_FILE
-from lib.plan import ask_dvc
 from lib.preset import flat
 from lib.report.show import say
+from lib.runtime.dvc import ask_dvc
 from lib.runtime.errors import UserError, clipped
 
 WIDTH = 100  # characters

@@ -6,11 +6,8 @@ what changed in code and data. Nothing is written.
 
 import argparse
 import csv
-import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import reduce
@@ -21,6 +18,7 @@ from typing import Any
 from lib.params.experiment import Experiment, parse_experiment
 from lib.params.spec import PARAMS_FILE, load_yaml, read_yaml
 from lib.preset import add_settings, differences, with_settings
+from lib.runtime.dvc import ask_dvc
 from lib.runtime.errors import UserError, clipped
 from lib.runtime.files import overlap, read_json
 from lib.runtime.progress import duration
@@ -51,7 +49,11 @@ def stages_of(pipeline: Mapping[str, Any], params: Mapping[str, Any]) -> list[St
     for name, entry in pipeline["stages"].items():
         keys: Any = [""]
         if "foreach" in entry:
-            keys = reduce(getitem, entry["foreach"].strip("${}").split("."), params)
+            path = entry["foreach"].strip("${}")
+            try:
+                keys = reduce(getitem, path.split("."), params)
+            except (KeyError, TypeError):
+                raise UserError(f"params.yaml has no {path}, which dvc.yaml reads; add it, empty if need be") from None
             entry = entry["do"]
         for key in keys:
             slots = {"key": key, "item": key, "images_path": str(params.get("images_path", ""))}
@@ -98,15 +100,10 @@ def locked_stages(root: Path = Path()) -> dict[str, Any]:
         return {}
     if not (found := load_yaml(root / LOCK, may_be_empty=True)):
         raise UserError(f"{LOCK} is empty; if DVC is running, try again when it has ended, or else dvc repro")
-    return found.get("stages", {})
-
-
-def ask_dvc(*command: str) -> Any:
-    """What a command of DVC's answers with ``--json``."""
-    done = subprocess.run([sys.executable, "-m", "dvc", *command, "--json"], capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(" ".join(done.stderr.split()).removeprefix("ERROR: ") or f"dvc {' '.join(command)} failed")
-    return json.loads(done.stdout.splitlines()[-1])  # what comes before it is said to people
+    stages = found.get("stages", {})
+    if not isinstance(stages, dict) or not all(isinstance(entry, dict) for entry in stages.values()):
+        raise UserError(f"{LOCK} is not as DVC writes it; take back the committed one, or remove it and run dvc repro")
+    return stages
 
 
 def _from_status(found: list[Any], stages: list[Stage]) -> list[str]:
@@ -138,7 +135,14 @@ def _changed_json(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[s
 
 def seconds(stage: Stage, epochs: Mapping[str, int]) -> float | None:
     """About how long: a pretraining by the epochs of its last run on this machine, another stage by its last run, or
-    by the same stage of another variant."""
+    by the same stage of another variant. None: not known, or the note is damaged, which is not worth an end."""
+    try:
+        return _seconds(stage, epochs)
+    except (UserError, ValueError, KeyError, TypeError, csv.Error):
+        return None
+
+
+def _seconds(stage: Stage, epochs: Mapping[str, int]) -> float | None:
     if stage.name.startswith("pretrain@") and epochs[stage.variant]:
         curve = TIMES / f"{stage.variant}.csv"
         rows = list(csv.DictReader(curve.read_text().splitlines())) if curve.is_file() else []
@@ -153,7 +157,9 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m lib plan", description="Say what dvc repro would run, and why.")
     add_settings(parser, "a change that is not yet made")
     settings = parser.parse_args(arguments).settings
-    raw = read_yaml(with_settings(PARAMS_FILE.read_text(), settings), "params.yaml")
+    raw = load_yaml(PARAMS_FILE)
+    if settings:
+        raw = read_yaml(with_settings(PARAMS_FILE.read_text(), settings), "params.yaml")
     experiment = parse_experiment(raw)
     running, staying = plan(raw, experiment)
     if not running:

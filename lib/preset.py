@@ -6,6 +6,7 @@
 import argparse
 import io
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from ruamel.yaml import YAML
 from lib.params.experiment import parse_experiment
 from lib.params.spec import PARAMS_FILE, load_yaml, nearest, read_yaml
 from lib.runtime.errors import UserError, shown
-from lib.runtime.files import write_text
+from lib.runtime.files import write_bytes, write_text
 
 FOLDER = Path("presets")
-BACKUP = Path("params.yaml.bak")  # git-ignored: what a preset replaced, if it was no preset itself
+BACKUP = "params.yaml.bak"  # and .bak1 and so on, git-ignored: what a preset replaced, if it was no preset itself
 
 
 def presets() -> dict[str, str]:
@@ -43,7 +44,10 @@ def with_settings(text: str, settings: list[str]) -> str:
         if not isinstance(block, Mapping) or (last not in block and blocks[:1] != ["variants"]):
             known = [name for name, _ in flat(params)]
             raise UserError(f"params.yaml has no key {key}{nearest(key, known)}; it is in none of {', '.join(params)}")
-        block[last] = read_yaml(value, f"the value of {key}")  # type: ignore[index]
+        new = read_yaml(value, f"the value of {key}")
+        if isinstance(block.get(last), Mapping) and not isinstance(new, Mapping):
+            raise UserError(f"{key} is a block of {', '.join(map(str, block[last])) or 'none'}; set one of its keys")
+        block[last] = new  # type: ignore[index]
     written = io.StringIO()
     yaml.dump(params, written)
     return written.getvalue()
@@ -74,13 +78,26 @@ def apply_preset(name: str, settings: list[str], params: Path = PARAMS_FILE) -> 
     text = with_settings(known[name], settings)
     raw = read_yaml(text, "params.yaml")
     parse_experiment(raw)
-    before = params.read_text() if params.is_file() else ""
-    lines = differences(load_yaml(params), raw) if before else []
-    if before and before not in (text, *known.values()):
-        write_text(params.with_name(BACKUP.name), before)
-        lines.append(f"the params.yaml before, which was no preset, is kept as {BACKUP}")
+    before = params.read_bytes() if params.is_file() else b""
+    try:
+        lines = differences(load_yaml(params), raw) if before else []
+    except UserError as error:  # what is replaced may be broken
+        lines = [str(error)]
+    if before and before not in (text.encode(), *(each.encode() for each in known.values())):
+        lines.append(f"the params.yaml before, which was no preset, is kept as {_keep(before, params.parent)}")
     write_text(params, text)
     return lines or ["no change"]
+
+
+def _keep(content: bytes, folder: Path) -> str:
+    """The name of the first free backup, or of one that holds the same."""
+    path = next(
+        path
+        for number in count()
+        if not (path := folder / f"{BACKUP}{number or ''}").exists() or path.read_bytes() == content
+    )
+    write_bytes(path, lambda file: file.write(content))
+    return path.name
 
 
 def add_settings(parser: argparse.ArgumentParser, about: str) -> None:

@@ -22,7 +22,7 @@ from lib.params.experiment import Experiment, read_experiment, require_default
 from lib.params.pretraining import UNTRAINED, Pretraining, Shared
 from lib.params.spec import load_yaml
 from lib.runtime.errors import UserError
-from lib.runtime.files import make_folder, read_json, write_json, writing
+from lib.runtime.files import make_folder, md5, read_json, write_json, writing
 
 VARIANTS = Path("data/variants")
 ROOT = Path(__file__).parents[1]
@@ -30,7 +30,7 @@ OWN_CODE = ("lib/methods", "lib/encoders")  # digested for each variant; dvc.yam
 
 BY_VARIANT = ("pretrain", "linear", "memory", "embed", "tsne", "transfer")  # stages that a variant has for itself
 # of nothing but their outputs
-FOLDERS = tuple(f"data/{name}" for name in ("variants", "encoders", "memory", "scores", "embeddings", "tsne"))
+FOLDERS = tuple(f"data/{name}" for name in ("encoders", "memory", "scores", "embeddings", "tsne"))
 FOLDERS += ("plots/curves",)
 
 
@@ -164,22 +164,34 @@ def read_variant(variant: str, folder: Path = VARIANTS) -> dict[str, Any]:
 def remove_left_overs(variants: Collection[str], root: Path = Path()) -> list[str]:
     """Remove what the stages left of variants that params.yaml no longer has; returns the paths.
 
-    DVC's cache and git keep what was there. Without this the folders that `results` reads would differ between the
-    place where a variant was renamed and a fresh clone. Elsewhere only what dvc.lock names as written by one of the
-    pipeline's own stages goes: other files beside them are the user's.
+    Without this the folders that `results` reads would differ between the place where a variant was renamed and a
+    fresh clone. Only what a stage wrote goes: what dvc.lock names, what is in `VARIANTS`, an output as a whole, and of
+    `FOLDERS` what DVC's cache holds. Other files beside them are the user's.
     """
     lock = root / "dvc.lock"
     recorded = load_yaml(lock).get("stages", {}) if lock.is_file() else {}
-    paths = {path for folder in FOLDERS for path in (root / folder).glob("[!.]*") if _stem(path) not in variants}
+    paths = {path for path in (root / VARIANTS).glob("[!.]*") if _stem(path) not in variants}
     for stage, entry in recorded.items():
         name, _, variant = stage.partition("@")
         if name in BY_VARIANT and variant not in variants:
             paths |= {root / out["path"] for out in entry.get("outs", [])}
+    others = {path for folder in FOLDERS for path in (root / folder).glob("[!.]*") if _stem(path) not in variants}
+    paths |= cached({path for path in others - paths if path.is_file()}, root)
     removed = sorted(path for path in paths if path.exists() and path.resolve().is_relative_to(root.resolve()))
     for path in removed:
         with writing(path):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     return [path.relative_to(root).as_posix() for path in removed]
+
+
+def cached(paths: Collection[Path], root: Path = Path()) -> set[Path]:
+    """Those of some files whose content is in DVC's cache, from which it can be had again."""
+    if not paths or not (root / ".dvc").is_dir():
+        return set()
+    from dvc.repo import Repo  # takes a second
+
+    with Repo(root) as repo:
+        return {path for path in paths if repo.cache.local.exists(md5(path))}
 
 
 def _stem(path: Path) -> str:

@@ -7,7 +7,6 @@ error; whether code and data still are, ``dvc status`` says.
 
 import argparse
 import csv
-import hashlib
 import json
 import re
 import subprocess
@@ -16,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from lib.params.spec import PARAMS_FILE, read_yaml
-from lib.plan import LOCK, ask_dvc, locked_stages
+from lib.plan import LOCK, locked_stages
 from lib.preset import differences, presets
 from lib.report.show import say
 from lib.report.tables import distinct
+from lib.runtime.dvc import ask_dvc
 from lib.runtime.errors import UserError
-from lib.runtime.files import overlap, read_about, read_json
+from lib.runtime.files import md5, overlap, read_about, read_json
 from lib.runtime.progress import duration
 from lib.runtime.stage import times_folder
 
@@ -37,7 +37,9 @@ def trace(path: str, root: Path = Path()) -> list[str]:
         raise UserError(f"{LOCK} does not exist: no stage has run; dvc repro")
     stages = locked_stages(root)
     names = _behind(stages, path)
-    if not names:
+    outs = [root / out["path"] for name in names for out in stages[name].get("outs", [])]
+    lost = not (root / path).exists() and any(out.exists() and (root / path).is_relative_to(out) for out in outs)
+    if not names or lost:
         how = "name an output as dvc.yaml has it, for example metrics/simclr.json"
         raise UserError(f"{LOCK} knows no stage that wrote {path}; {how}")
     lines = []
@@ -47,7 +49,7 @@ def trace(path: str, root: Path = Path()) -> list[str]:
         for written in stage.get("outs", []):
             file = root / written["path"]
             # one that is only in DVC's cache may be absent
-            if file.is_file() and _md5(file) != written["md5"]:
+            if file.exists() and md5(file) != written["md5"]:
                 why = "it was changed by hand, or the stage's run was not finished: dvc repro"
                 raise UserError(f"{written['path']} is not what {name} wrote by {LOCK}; {why}")
             lines += [f"  wrote {written['path']}  md5 {written['md5']}", *_about(file)]
@@ -62,7 +64,7 @@ def as_locked(stage: str, paths: Iterable[Path]) -> bool:
     """Whether files are, byte by byte, what ``stage`` read and wrote in the run of it that dvc.lock has."""
     entry = locked_stages().get(stage, {})
     known = {each["path"]: each["md5"] for each in (*entry.get("deps", ()), *entry.get("outs", ()))}
-    return all(path.is_file() and _md5(path) == known.get(path.as_posix()) for path in paths)
+    return all(path.is_file() and md5(path) == known.get(path.as_posix()) for path in paths)
 
 
 def require_locked(stage: str, written: Path, *read: Path) -> None:
@@ -70,11 +72,6 @@ def require_locked(stage: str, written: Path, *read: Path) -> None:
     if not as_locked(stage, (written, *read)):
         how = f"by the checksums in dvc.lock; dvc repro {stage}"
         raise UserError(f"{written} was not written from {' and '.join(map(str, read))}, {how}")
-
-
-def _md5(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def in_short(path: str, root: Path = Path()) -> list[str]:
@@ -130,14 +127,15 @@ def _code(root: Path, names: list[str]) -> str:
 
 
 def _run(root: Path, stage: str) -> str:
-    """When, for how long and on which device a stage ran, as far as this machine knows."""
+    """When, for how long and on which device a stage last ran, as far as this machine knows. The file may be older:
+    what DVC takes from its cache runs nothing."""
     note = times_folder() / f"{stage}.json"
     if not note.is_file():
         return "not on this machine"
     times, curve = read_json(note), times_folder() / f"{stage.partition('@')[2]}.csv"
     devices = [row["device"] for row in csv.DictReader(curve.open())] if curve.is_file() else []
     trained = f"; training on {devices[-1]}" if devices else ""
-    return f"{times['ended'].replace('T', ' ')}, {duration(times['seconds'])}{trained}"
+    return f"the stage last ran here {times['ended'].replace('T', ' ')}, {duration(times['seconds'])}{trained}"
 
 
 def _behind(stages: dict[str, Any], path: str) -> list[str]:

@@ -9,7 +9,9 @@ def main() -> None:
     from lib.resolve import remove_left_overs
 
     experiment = read_experiment()
-    remove_left_overs(experiment.variants)  # also where an older state was checked out, and resolve had nothing to do
+    # also where an older state was checked out, and resolve had nothing to do
+    for path in remove_left_overs(experiment.variants):
+        print(f"{path} removed: params.yaml has no such variant any more")
     write_results(experiment)
 
 

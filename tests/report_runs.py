@@ -85,8 +85,9 @@ def write_run(
     if not epochs:
         curve["loss"] = numpy.nan
     write_table(root / f"plots/curves/{variant}.csv", pandas.DataFrame(curve))
-    shown = {"labels": labels[:200], "indices": numpy.arange(200), "classes": numpy.array(classes)}
-    planes = {name: draw.normal(size=(200, 2)) + 3 * labels[:200, None] for name in latents}
+    drawn = 2 * numpy.arange(200) + numpy.arange(200) % 2  # not the first 200, and of all classes
+    shown = {"labels": labels[drawn], "indices": drawn, "classes": numpy.array(classes)}
+    planes = {name: draw.normal(size=(200, 2)) + 3 * labels[drawn, None] for name in latents}
     write_arrays(root / f"data/tsne/{variant}.npz", {**planes, **shown})
 
 

@@ -221,6 +221,8 @@ def test_a_function_of_a_file_or_a_module(tmp_path, monkeypatch):
         ("none.py:encode", "none.py:encode cannot be imported: FileNotFoundError: "),
         ("callable:no_such_module:encode", "callable:no_such_module:encode cannot be imported: ModuleNotFoundError: "),
         ("some_encoder.py:LIST", "is a list; allowed: a function of images"),
+        ("some_encoder.py", "some_encoder.py names no function; give it after a colon, as in my_model.py:encode"),
+        ("callable:some_encoder", "names no function"),
     ):
         refused(lambda: find_encoder(name), words)
 
@@ -320,10 +322,29 @@ def test_the_command_writes_a_page_a_picture_and_the_numbers(tmp_path, monkeypat
     assert "| cue | episode bits | 8x8 pixels | concept bits | 8x8 pixels |" in capsys.readouterr().out
     assert {path.name for path in written.iterdir()} == {"card.md", "card.png", "card.json"}
     found, text = read_json(written / "card.json"), (written / "card.md").read_text()
+    both = [found[whose]["cues"]["trained"] for whose in ("memory", "pixels")]
+    bits = [f"{each[key] + 0:.2f}" for key in ("episode_bits", "concept_bits") for each in both]
+    assert f"| crop, color, gray | {' | '.join(bits)} |" in text and bits[2] != bits[3]
     assert text == page(found) and "{" not in text and len(text.splitlines()) < 45
     assert f"Probe top-1 {found['scores']['top1']:.1f} %" in text and "folder photos, 8 x 8 pixels, 3 classes" in text
     main([*command, str(pictures(tmp_path / "one", 1)), "--size", "8", "--to", "there"])
     assert "without classes" in Path("there/card.md").read_text()
+    for options, words in (
+        (["--size", "0"], "--size is 0; allowed: 8 to 512"),
+        (["--size", "8", "--to", "some_encoder.py"], "cannot write to some_encoder.py: some_encoder.py is no folder"),
+        (["--size", "8", "--to", "some_encoder.py/in"], "is no folder; name another folder with --to"),
+    ):
+        refused(lambda options=options: main([*command, "nowhere", *options]), words)
+
+
+def test_the_card_of_weights_lies_beside_that_of_the_fresh_network(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(card_module, "measure", lambda *_: {})
+    monkeypatch.setattr(card_module, "write_card", lambda folder, _: [str(folder)])
+    folder, name = str(pictures(tmp_path / "photos", 3)), f"torchvision:{SMALL}"
+    of_weights = card_of_pictures(name, folder, 8, weights=weights[1] / "plain.pt")
+    assert card_of_pictures(name, folder, 8) == [f"cards/torchvision_{SMALL}"]
+    assert of_weights == [f"cards/torchvision_{SMALL}_plain"]
 
 
 def test_errors_name_the_options_of_the_command(tmp_path, monkeypatch):

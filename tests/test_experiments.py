@@ -79,7 +79,18 @@ def test_a_sweep_is_drawn_by_the_number_that_it_changed():
     assert [each.get_label() for each in panel.containers] == ["joint", "simclr"] and panel.get_xscale() == "symlog"
     assert [container[0].get_color() for container in panel.containers] == [COLORS[0], GRAY]
     assert list(panel.containers[0][0].get_ydata()) == pytest.approx([61.4, 61.501, 61.5, 70.5])
+    low, high = panel.containers[0][2][0].get_segments()[-1][:, 1]
+    assert (low, high) == pytest.approx((70.5 - 0.5**0.5, 70.5 + 0.5**0.5))  # deviation of 70 and 71
     runs[0]["data"]["params"]["params.yaml"]["data"]["optimizer"]["lr"] = 0.01
     words = "one number of params.yaml; these differ in gamma, optimizer.lr"
     refused(lambda: swept(rows_of(experiments(*runs), "top1")), words)
     refused(lambda: swept([]), "these differ in none")
+
+
+def test_a_number_that_one_run_gives_a_variant_is_the_shared_one_in_the_others():
+    own = revision("own", {"joint": 62.0}, gamma=0.01)
+    own["data"]["params"]["params.yaml"]["data"]["variants"]["joint"]["gamma"] = 0.1
+    head = revision("main", {"joint": 61.0}, gamma=0.01)
+    key, by_value = swept(rows_of([head, {**head, "experiments": [{"name": "own", "revs": [own]}]}], "top1"))
+    assert key == "variants.joint.gamma"
+    assert {gamma: row.values["joint"] for gamma, row in by_value.items()} == {0.01: 61, 0.1: 62}

@@ -1,5 +1,6 @@
 """The commands embed and neighbors, by a variant with random weights: files, names, sheets, refusals."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -95,6 +96,7 @@ def test_parquet_has_a_list_for_each_picture():
 
 def test_what_cannot_be_embedded_is_refused_and_nothing_is_written(monkeypatch, capsys):
     write_folder(Path("bad"), {"1.png": b"", "2.png": Path("photos/a 00.png").read_bytes()})
+    os.mkfifo("pipe")  # which would be waited for
     monkeypatch.setattr(embed_pictures, "find_spec", lambda name: None)
     for given, variant, to, words in (
         ("photos", "simclr", "a.txt", "--to is a.txt; allowed: a file that ends in .csv, .npz, .parquet"),
@@ -103,6 +105,8 @@ def test_what_cannot_be_embedded_is_refused_and_nothing_is_written(monkeypatch, 
         ("nowhere", "simclr", "a.csv", "nothing that can be read is at 'nowhere'"),
         ("data", "simclr", "a.csv", "data holds no images that can be read"),
         ("bad", "simclr", "a.csv", "1 of 2 images cannot be read: '1.png' ("),
+        ("pipe", "simclr", "a.csv", "pipe is neither a file nor a folder"),
+        ("photos", "simclr", "bad/1.png/a.csv", "cannot write to bad/1.png: "),
     ):
         refused(lambda: embed(given, variant, Path(to)), words)
         assert not Path(to).exists()

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy
 import pytest
+from bokeh.models import Whisker
 from PIL import Image
 
 from lib.evaluate.neighbors import nearest
@@ -175,6 +176,21 @@ def test_the_names_in_a_plane_of_points_cover_neither_points_nor_each_other():
         for other in range(one):
             beside = left[one] >= left[other] + width[other] or left[other] >= left[one] + width[one]
             assert beside or abs(middle[one] - middle[other]) >= 14, placed.iloc[[one, other]]
+
+
+def test_accuracies_have_their_deviation_to_both_sides_and_each_row_its_floor(records):
+    table = tables.summary(tables.result_rows([*records.values()]))
+    chart = charts.accuracy_chart(replicates(records.values()), table)
+    first = table.iloc[0]
+    source = next(each for each in chart.renderers if "top1_low" in each.data_source.data).data_source.data
+    row = list(source["model"]).index(first["model"])
+    ends = source["top1_low"].iloc[row], source["top1_high"].iloc[row]
+    assert ends == (first["top1"] - first["top1_sd"], first["top1"] + first["top1_sd"]) and first["top1_sd"] > 0
+    drawn = {(each.lower, each.upper) for each in chart.select(Whisker)}
+    assert ("top1_low", "top1_high") in drawn
+    (floors,) = (each.data_source.data for each in chart.renderers if getattr(each.glyph, "marker", None) == "x")
+    wanted = table.dropna(subset="floor_top1").set_index("model")["floor_top1"]
+    assert dict(zip(floors["y"], floors["x"])) == wanted.to_dict() and len(wanted) > 1
 
 
 def test_doses_are_drawn_only_where_there_are_any(records):

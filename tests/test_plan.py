@@ -1,8 +1,11 @@
 """What would rerun, from parameters alone; tests/test_pipeline.py holds it against what dvc really runs."""
 
+import pytest
+
 from lib.params.spec import load_yaml
-from lib.plan import TIMES, Stage, _changed_json, seconds, stages_of
+from lib.plan import TIMES, Stage, _changed_json, main, seconds, stages_of
 from tests.examples import ROOT, raw_params
+from tests.faults.refusals import refused
 
 
 def test_stages_are_those_of_dvc_yaml_with_their_slots_filled():
@@ -32,3 +35,28 @@ def test_times_are_of_the_last_run_scaled_to_the_epochs(tmp_path, monkeypatch):
     assert seconds(Stage("linear@new", [], [], []), {}) is None
     (tmp_path / "linear@joint.json").write_text('{"seconds": 7.5}')
     assert seconds(Stage("linear@new", [], [], []), {}) == 7.5
+
+
+def test_a_damaged_note_of_a_time_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.plan.TIMES", tmp_path)
+    (tmp_path / "joint.csv").write_text("epoch,seconds\n1,ten\n")
+    (tmp_path / "results.json").write_text("[]")
+    (tmp_path / "report.json").write_text('{"seconds": null}')
+    stages = [Stage(name, [], [], []) for name in ("pretrain@joint", "results", "report")]
+    assert [seconds(stage, {"joint": 5}) for stage in stages] == [None] * 3
+
+
+def test_a_block_that_dvc_yaml_reads_and_params_yaml_lacks_is_named():
+    for missing, key in (("transfer", "transfer.variants"), ("verdict", "verdict")):
+        raw = raw_params("demo")
+        del raw[missing]
+        refused(lambda raw=raw: stages_of(load_yaml(ROOT / "dvc.yaml"), raw), f"params.yaml has no {key}, which dvc")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe", b"- 1"])
+def test_without_a_params_yaml_nothing_is_planned(content, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "params.yaml").write_bytes(content)
+    for arguments in ([], ["-S", "gamma=0.1"]):
+        refused(lambda arguments=arguments: main(arguments), "params.yaml")

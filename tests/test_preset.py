@@ -39,6 +39,21 @@ def test_what_was_no_preset_is_kept(params):
     params.write_text(own)
     apply_preset("cpu", [], params)
     assert (params.parent / "params.yaml.bak").read_text() == own
+    apply_preset("cpu", ["epochs=1"], params)
+    assert apply_preset("demo", [], params)[-1].endswith("is kept as params.yaml.bak1")
+    params.write_text(own)
+    assert apply_preset("demo", [], params)[-1].endswith("is kept as params.yaml.bak"), "the same is kept once"
+    assert (params.parent / "params.yaml.bak").read_text() == own
+    assert load_yaml(params.parent / "params.yaml.bak1")["epochs"] == 1
+
+
+@pytest.mark.parametrize("broken", [b"gamma: [1", b"\xff\xfe", b"- a list"])
+def test_a_broken_file_is_replaced_and_kept(params, broken):
+    params.write_bytes(broken)
+    lines = apply_preset("demo", [], params)
+    assert "params.yaml" in lines[0] and lines[1].endswith("is kept as params.yaml.bak")
+    assert (params.parent / "params.yaml.bak").read_bytes() == broken
+    assert params.read_bytes() == (PRESETS / "demo.yaml").read_bytes()
 
 
 def test_settings_change_values_may_add_a_variants_option_and_keep_comments(params):
@@ -60,6 +75,7 @@ def test_settings_change_values_may_add_a_variants_option_and_keep_comments(para
         (["optimizer.rate=1"], "no key optimizer.rate"),
         (["gamma=x"], "gamma is 'x'; allowed: a number"),
         (["gamma=[1"], "is not valid YAML"),
+        (["linear=[]"], "linear is a block of mode, "),
     ],
 )
 def test_a_refused_setting_leaves_the_file_as_it_was(params, settings, words):

@@ -37,7 +37,8 @@ def tree(folder) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, monkeypatch):
+    monkeypatch.setattr("lib.report.record.ask_dvc", lambda *_, root: {})
     halves = {"latents": ("upper", "lower"), "options": {"latents": "halves"}}
     runs = {"simclr": {}, "again": {"seed": 1}, "dual": {"seed": 2, **halves}}
     frame = result_rows(write_runs(tmp_path, {name: {"dataset": "images", "study": 0} | runs[name] for name in runs}))
@@ -69,6 +70,13 @@ def test_a_record_is_a_page_with_numbers_settings_and_pictures_and_the_readmes_t
     before = tree(run)
     write_record("2026-01-31-test", "A title", "What it is.", run, notes="## Found\n\nThis.\n")
     assert tree(run) == before, "again, nothing changes"
+
+
+def test_results_of_other_parameters_code_or_data_are_no_record(run, monkeypatch):
+    monkeypatch.setattr("lib.report.record.ask_dvc", lambda command, root: {"resolve": [{"changed deps": {}}]})
+    before = tree(run)
+    refused(lambda: write_record("x", "t", "a", run), "not those of the results (resolve would run); dvc repro first")
+    assert tree(run) == before
 
 
 @pytest.mark.parametrize("text", ["no markers", f"{BEGIN} only", f"{END} {BEGIN}"])
@@ -175,7 +183,7 @@ def test_a_trace_begins_with_eight_lines(project, monkeypatch, capsys):
         ["seed", "3"],
         ["settings", "preset near, but gamma 0.1 -> 0.5"],
         ["code", "of no commit; the file is of other code in lib/core"],
-        ["run", "2026-11-30 18:00:00+00:00, 12 s; training on cpu x1"],
+        ["run", "the stage last ran here 2026-11-30 18:00:00+00:00, 12 s; training on cpu x1"],
     ]
     assert "--all" in last
 
@@ -190,6 +198,28 @@ def test_a_file_that_was_changed_by_hand_has_no_history(project):
         (project / path).write_bytes(b"other")
         words = f"{path} is not what {stage} wrote by dvc.lock; it was changed by hand"
         refused(lambda: trace("metrics/a.json", project), words, ": dvc repro")
+
+
+def test_a_folder_that_was_changed_by_hand_has_no_history(project):
+    for name in ("h.png", "one/more.png"):
+        write_text(project / "plots/tsne/a" / name, name)
+    lock = (project / "dvc.lock").read_text()
+    # as DVC writes it of these two files
+    write_text(
+        project / "dvc.lock",
+        lock + "  tsne@a: {cmd: tsne a, outs: [{path: plots/tsne/a, md5: 9e6a286bb0bf7a4cabae8e18efad5a8c.dir}]}\n",
+    )
+    assert "tsne@a: tsne a" in trace("plots/tsne/a/h.png", project)
+    refused(lambda: trace("plots/tsne/a/z.png", project), "no stage that wrote plots/tsne/a/z.png; name an output")
+    refused(lambda: trace("metrics/a.json/z", project), "no stage that wrote metrics/a.json/z; name an output")
+    write_text(project / "plots/tsne/a/h.png", "other")
+    refused(lambda: trace("plots/tsne/a/h.png", project), "plots/tsne/a is not what tsne@a wrote by dvc.lock")
+
+
+@pytest.mark.parametrize("stages", ["3", "{linear@a: 3}", "[]"])
+def test_a_lock_that_dvc_did_not_write_is_refused(project, stages):
+    write_text(project / "dvc.lock", f"stages: {stages}\n")
+    refused(lambda: trace("metrics/a.json", project), "dvc.lock is not as DVC writes it")
 
 
 def test_unknown_files_and_an_empty_or_missing_lock_are_refused(project):

@@ -17,6 +17,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from lib.report import charts, tables
+from lib.report.compare import floor
 from lib.report.dose import relative_pull
 from lib.report.figures import COLORS, GRAY, readable, save_figure
 from lib.report.figures_tsne import overview_figure
@@ -139,8 +140,8 @@ def test_a_row_has_the_floor_of_its_own_kind(tmp_path):
         "cmc · l": table.loc["floor_cmc · l"],
         "clapp · layer1": table.loc["floor_layers · layer1"],
     }
-    for name, floor in floors.items():
-        assert table.loc[name, "floor_top1"] == pytest.approx(floor["top1"]), name
+    for name, own in floors.items():
+        assert table.loc[name, "floor_top1"] == pytest.approx(own["top1"]), name
     assert table.loc[["filters", "dual · upper", "floor", "vicreg · y", "floor_cmc · h"], "floor_top1"].isna().all()
 
 
@@ -295,10 +296,30 @@ def test_the_accuracy_chart_is_sorted_and_has_the_deviations(groups, frame):
     bars = [lines.get_segments()[0] for lines in axes.collections if isinstance(lines, LineCollection)]
     left, right = next(bar[:, 0] for bar in bars if bar[0, 1] == 4)  # the probe of simclr, in its row
     assert right - left == pytest.approx(2 * table.iloc[0]["top1_sd"])
-    drawn = {line.get_label(): line.get_xdata() for line in axes.lines}
-    probes = table.groupby("group")["top1"].max()
-    assert set(drawn["best probe of those with labels"]) == {probes["supervised"]}
-    assert set(drawn["probe of the untrained encoder of its kind"]) == {probes["untrained"]}
+    floors = next(line for line in axes.lines if line.get_label() == "probe of the untrained encoder of its kind")
+    told = {labels[int(y)]: x for x, y in floors.get_xydata()}
+    assert told == table.dropna(subset="floor_top1").set_index("model")["floor_top1"].to_dict() and len(told) == 3
+
+
+def test_the_ceiling_is_the_best_probe_with_labels_whatever_the_others_reach(tmp_path):
+    labeled = {"method": "supervised", "supervised": True}
+    runs = {
+        "best": {**labeled, "wrong": 0.3},
+        "short": {**labeled, "wrong": 0.5, "epochs": 6},
+        "simclr": {"wrong": 0.1},
+    }
+    records = write_runs(tmp_path, runs)
+    figure = charts.accuracy_figure(replicates(records), tables.summary(tables.result_rows(records)))
+    drawn = {line.get_label(): set(line.get_xdata()) for line in figure.axes[0].lines}
+    assert drawn["best probe of those with labels"] == {records[0].rows[0]["top1"]}
+
+
+def test_a_floor_has_the_width_of_its_row(tmp_path):
+    simclr, untrained = write_runs(tmp_path, {"simclr": {}, "untrained": {"epochs": 0}})
+    groups = replicates([simclr, untrained])
+    assert floor(simclr, simclr.rows[0], groups) == untrained.rows[0]["top1"]
+    untrained.rows[0]["width"] = 256
+    assert floor(simclr, simclr.rows[0], groups) is None
 
 
 def test_accuracies_near_the_top_are_told_apart_and_chance_is_where_it_has_room(tmp_path, groups, frame):

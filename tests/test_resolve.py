@@ -1,6 +1,8 @@
 """From params.yaml to one JSON for each variant: exactly what it reads."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -138,12 +140,24 @@ def test_a_batch_is_shared_evenly_among_processes():
 
 
 def test_left_overs_of_gone_variants_are_removed_and_nothing_else(tmp_path):
-    gone = {"data/encoders/gone.safetensors", "plots/tsne/gone/h.png", "metrics/gone.json", "plots/curves/old.csv"}
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=tmp_path, check=True)
+    gone = {
+        "data/variants/gone.json",
+        "data/encoders/gone.safetensors",
+        "plots/tsne/gone/h.png",
+        "metrics/gone.json",
+        "plots/curves/old.csv",
+    }
     gone |= {"data/memory/gone.npz", "metrics/memory/gone.json"}
     kept = {"metrics/kept.json", "metrics/mine.json", "reports/train/notes.txt", "data/scores/kept.npz", "dvc.lock"}
-    for name in gone | kept:
+    # in the folders of the stages, but by no stage: DVC's cache has no such content
+    mine = {"data/encoders/mine_before.safetensors", "data/embeddings/keep/h.npz", "plots/curves/notes.txt"}
+    for name in gone | kept | mine:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("x")
+        (tmp_path / name).write_text("mine" if name in mine else "x")
+    known = tmp_path / ".dvc/cache/files/md5/9d/d4e461268c8034f5c8564e155c67a6"  # of "x"
+    known.parent.mkdir(parents=True)
+    known.write_text("x")
     (tmp_path / "dvc.lock").write_text(
         "schema: '2.0'\nstages:\n"
         "  linear@gone: {cmd: x, outs: [{path: metrics/gone.json}]}\n"
@@ -156,7 +170,8 @@ def test_left_overs_of_gone_variants_are_removed_and_nothing_else(tmp_path):
     (tmp_path.parent / "outside.json").write_text("x")
     removed = set(remove_left_overs({"kept"}, tmp_path))
     assert removed == {"plots/tsne/gone" if "tsne" in name else name for name in gone}
-    assert {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()} == kept
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {name for name in left if not name.startswith(".dvc")} == kept | mine
     assert (tmp_path.parent / "outside.json").is_file()
 
 

@@ -41,6 +41,8 @@ def unpacked(path: Path) -> Iterator[Path]:
     if path.is_dir():
         yield path
         return
+    if not path.is_file():  # a pipe would be waited for
+        raise UserError(f"{path} is neither a file nor a folder; give one of these")
     with tempfile.TemporaryDirectory(prefix="engram-") as folder:
         try:
             _unpack(path, folder)

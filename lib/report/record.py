@@ -13,6 +13,7 @@ from pathlib import Path, PureWindowsPath
 from lib.params.experiment import read_experiment
 from lib.report.show import say
 from lib.report.tables import LEGEND, accuracy_columns, main_rows, markdown_table, read_results, summary
+from lib.runtime.dvc import ask_dvc
 from lib.runtime.errors import UserError
 from lib.runtime.files import size, write_text
 
@@ -67,6 +68,9 @@ def _require_finished(root: Path) -> None:
         raise UserError(f"params.yaml: {why}; {how}")
     if set(read_results(root / RESULTS)["variant"]) != set(experiment.variants):
         raise UserError(f"{RESULTS} has other variants than params.yaml; a record needs a finished run: dvc repro")
+    if changed := ask_dvc("status", root=root):
+        stages = ", ".join(list(changed)[:5])
+        raise UserError(f"params.yaml, code or data are not those of the results ({stages} would run); dvc repro first")
 
 
 def _write_block(root: Path, name: str, title: str, about: str) -> str:

@@ -8,6 +8,7 @@ safetensors, arrays npz without Python objects, tables CSV and everything else J
 import errno
 import fcntl
 import glob
+import hashlib
 import json
 import os
 import secrets
@@ -69,6 +70,14 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {said[:1].lower()}{said[1:]}; {how}") from None
 
 
+def require_room(folder: Path) -> None:
+    """A UserError where ``folder`` could not be written in: asked before something long whose result goes there."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "is not writable" if there.is_dir() else "is no folder"
+        raise UserError(f"cannot write to {folder}: {there} {why}; name another folder with --to")
+
+
 def make_folder(folder: Path) -> None:
     """Make ``folder`` and those above it, as lasting as the files that will be in them."""
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -119,9 +128,13 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object of keys and values in a file; every one of the pipeline holds one."""
     with _reading(path):
-        return json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
+        if not isinstance(value, dict):
+            raise TypeError("no object")
+        return value
 
 
 def write_table(path: Path, frame: Any) -> None:
@@ -172,6 +185,16 @@ def read_about(path: Path) -> dict[str, Any]:
         if not isinstance(about, dict):
             raise TypeError("a record that is no block of keys and values")
         return about
+
+
+def md5(path: Path) -> str:
+    """DVC's checksum of a file, or of a folder: of the list of its files, with theirs."""
+    if not path.is_dir():
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "md5").hexdigest()
+    files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+    listed = json.dumps([{"md5": md5(files[name]), "relpath": name} for name in sorted(files)])
+    return hashlib.md5(listed.encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
 def overlap(path: str, other: str) -> bool:

@@ -24,6 +24,7 @@ from lib.methods.base import Named
 from lib.params.evaluation import Knn, Linear, Memory
 from lib.params.pretraining import Augment, Pretraining, Shared
 from lib.runtime.errors import UserError, one_line
+from lib.runtime.files import require_room
 from lib.runtime.machine import Machine, read_machine
 from lib.takeaway.encoders import Encoder, find_encoder
 from lib.takeaway.page import write_card
@@ -168,9 +169,11 @@ def card_of_pictures(
     machine = read_machine(alone=True)
     found = find_encoder(encoder, weights)
     found = dataclasses.replace(found, mean=mean or found.mean, std=std or found.std)
-    size = size or found.size
+    size = found.size if size is None else size
     if size is None or not SIZES[0] <= size <= SIZES[1]:
         raise UserError(f"--size is {size}; allowed: {SIZES[0]} to {SIZES[1]}, the pixels that {encoder} takes")
+    own = f"{encoder}_{weights.stem}" if weights else encoder  # beside that of fresh weights, its floor
+    folder = to or Path("cards") / own.replace("/", "_").replace(":", "_")
+    require_room(folder)
     raw = read_folders(images, size, on_bad_image, OPTIONS)
-    folder = to or Path("cards") / encoder.replace("/", "_").replace(":", "_")
     return write_card(folder, measure(found, image_data(raw), machine))

@@ -50,6 +50,8 @@ def find_encoder(name: str, weights: Path | None = None) -> Encoder:
     if weights:
         raise UserError(f"--weights is {weights}; allowed: with timm:NAME and torchvision:NAME alone, not with {name}")
     if kind == "callable" or kind.endswith(".py"):
+        if not all((rest if kind == "callable" else name).rpartition(":")[::2]):
+            raise UserError(f"{name} names no function; give it after a colon, as in my_model.py:encode")
         return _function(name, *(rest if kind == "callable" else name).rpartition(":")[::2])
     path = Path(name)
     if path.suffix in (".safetensors", ".onnx"):
