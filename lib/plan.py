@@ -22,7 +22,7 @@ from lib.runtime.dvc import ask_dvc
 from lib.runtime.errors import UserError, clipped
 from lib.runtime.files import overlap, read_json
 from lib.runtime.progress import duration
-from lib.runtime.stage import times_folder
+from lib.runtime.stage import CHARTS, times_folder
 
 TIMES, LOCK = times_folder(), Path("dvc.lock")
 
@@ -85,9 +85,11 @@ def plan(raw: dict[str, Any], experiment: Experiment) -> tuple[list[Stage], list
         if stage.name.startswith("pretrain@") and stage.name in recorded:
             path = VARIANTS / f"{stage.variant}.json"
             stage.why += _changed_json(read_json(path) if path.is_file() else {}, variants[stage.variant])
-        # A variant's JSON tells by itself whether `resolve` moves the stages that read it.
-        moved = [other for other in stages[:number] if (other.why or other.after) and other.name != "resolve"]
+        moved = [other for other in stages[:number] if other.why or other.after]
         read = {other.name for other in moved for out in other.outs if any(overlap(dep, out) for dep in stage.deps)}
+        read.discard("resolve")  # a variant's JSON tells by itself whether it moves the stages that read it
+        if any(Path(out) in CHARTS for out in stage.outs):
+            read.add("resolve")  # which removes them
         stage.after = [other.name for other in moved if other.name in read]
     running = [stage for stage in stages if stage.why or stage.after]
     trained = {stage.variant for stage in running if stage.name.startswith("pretrain@")}

@@ -1,6 +1,6 @@
 """Turn params.yaml into one JSON for each variant; everything wrong in it is refused here, before hours of training."""
 
-from lib.runtime.stage import run_stage
+from lib.runtime.stage import remove_charts, run_stage
 
 
 def main() -> None:
@@ -14,6 +14,7 @@ def main() -> None:
     variants = resolve(experiment)
     check_against_data(experiment, read_about(IMAGES_FILE), read_machine().processes)
     write_variants(variants)
+    remove_charts()  # also where DVC then takes a variant's numbers from its run cache, and no code of theirs runs
     for path in remove_left_overs(variants):
         print(f"{path} removed: params.yaml has no such variant any more")
     print(f"{len(variants)} variants written to {VARIANTS}: {', '.join(variants)}")

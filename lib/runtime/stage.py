@@ -82,9 +82,10 @@ def _terminate(*_: object) -> None:
 
 
 def remove_charts() -> None:
-    """For a stage that has written new numbers of one variant: charts and report of all variants hold its old ones.
+    """For a stage after which numbers of a variant are new: charts and report of all variants hold its old ones.
 
     Where no ``results`` follows, as in ``dvc exp run linear@joint``, they would be drawn and read as if they were new.
+    Where one does, it draws them again, in seconds.
     """
     for path in CHARTS:
         path.unlink(missing_ok=True)
