@@ -13,6 +13,7 @@ from lib.runtime.files import write_arrays, write_json, write_table, write_tenso
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 TEST_IMAGES = 400
+DRAWN = 2 * numpy.arange(200) + numpy.arange(200) % 2  # test images in a plane: not the first ones, and of all classes
 CODE = {"centroid": 33.217, "centroid_code": 30.5, "active": 26, "usage_entropy": 0.6123, "pattern_entropy": 13.0071}
 CODE |= {"unused": 12.5, "probe_raw": 35.25}
 
@@ -85,9 +86,8 @@ def write_run(
     if not epochs:
         curve["loss"] = numpy.nan
     write_table(root / f"plots/curves/{variant}.csv", pandas.DataFrame(curve))
-    drawn = 2 * numpy.arange(200) + numpy.arange(200) % 2  # not the first 200, and of all classes
-    shown = {"labels": labels[drawn], "indices": drawn, "classes": numpy.array(classes)}
-    planes = {name: draw.normal(size=(200, 2)) + 3 * labels[drawn, None] for name in latents}
+    shown = {"labels": labels[DRAWN], "indices": DRAWN, "classes": numpy.array(classes)}
+    planes = {name: draw.normal(size=(200, 2)) + 3 * labels[DRAWN, None] for name in latents}
     write_arrays(root / f"data/tsne/{variant}.npz", {**planes, **shown})
 
 

@@ -8,6 +8,7 @@ from contextlib import closing
 import pytest
 
 from tests.browser import CHROMIUM, Browser
+from tests.report_runs import DRAWN
 from tests.test_page import ORDER, RUNS, write_page
 
 pytest.importorskip("websocket", reason="websocket-client of requirements-test.txt is not installed")
@@ -103,7 +104,7 @@ def test_what_a_column_is_is_said_under_the_pointer_and_at_the_focus(tab):
 def test_a_dot_under_the_pointer_shows_its_picture_and_its_neighbors_and_both_planes_mark_them(tab):
     image = alone(tab, 0)
     point_at(tab, 0, image)
-    tab.until(f"shown().includes('test image {image}')")
+    tab.until(f"shown().includes('test image {DRAWN[image]}')")
     assert tab.run("document.querySelectorAll('#picture .tile').length") == 11
     tile = "document.querySelector('#picture .tile')"
     assert "data:image/webp" in tab.run(f"getComputedStyle({tile}).backgroundImage")
@@ -128,7 +129,7 @@ def test_a_class_that_is_not_checked_is_neither_drawn_nor_found(tab):
     tab.run("by('all').click()")
     leave(tab)
     point_at(tab, 1, image)
-    tab.until(f"shown().includes('test image {image}')")
+    tab.until(f"shown().includes('test image {DRAWN[image]}')")
 
 
 def test_a_lasso_in_one_latent_selects_the_same_images_in_the_other(tab):
@@ -149,7 +150,7 @@ def test_a_lasso_in_one_latent_selects_the_same_images_in_the_other(tab):
     assert planes == [count, count]
     chosen = tab.run("source.selected.indices.slice().sort((a, b) => a - b)")
     tab.run("by('next').click()")
-    assert tab.run("shown()").split("\n")[1] in {f"test image {image}" for image in chosen}
+    assert tab.run("shown()").split("\n")[1] in {f"test image {DRAWN[image]}" for image in chosen}
     tab.run("by('clear').click()")
     assert tab.run("by('selection').innerText") == "Nothing is selected."
 

@@ -78,8 +78,8 @@ def test_a_writer_that_is_killed_leaves_the_earlier_file_and_the_next_one_remove
         killed.send_signal(signal.SIGKILL)
         assert killed.wait(timeout=30) == -signal.SIGKILL
     assert (tmp_path / "a.json").read_text() == EARLIER and len(names(tmp_path)) == 3
-    files.write_json(tmp_path / "a.json", 2)
-    assert names(tmp_path) == ["a.json", "b.json"] and files.read_json(tmp_path / "a.json") == 2
+    files.write_json(tmp_path / "a.json", {"a": 2})
+    assert names(tmp_path) == ["a.json", "b.json"] and files.read_json(tmp_path / "a.json") == {"a": 2}
 
 
 # What the system refuses
@@ -165,7 +165,7 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path):
     with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
         archive.writestr("h.npy", "no array")
     sizes = ((2**62, b""), (200_000, nested), (2, b"{}"))
-    further = {".npz": [(tmp_path / "b.npz").read_bytes()], ".json": [nested, b"\xff"]}
+    further = {".npz": [(tmp_path / "b.npz").read_bytes()], ".json": [nested, b"\xff", b"[]", b"2"]}
     further[".safetensors"] = [struct.pack("<Q", size) + content for size, content in sizes]
     for suffix, readers in READERS.items():
         path = tmp_path / f"a{suffix}"
