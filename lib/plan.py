@@ -18,13 +18,13 @@ from typing import Any
 from lib.params.experiment import Experiment, parse_experiment
 from lib.params.spec import PARAMS_FILE, load_yaml, read_yaml
 from lib.preset import add_settings, differences, with_settings
-from lib.runtime.dvc import ask_dvc
+from lib.runtime.dvc import ask_dvc, locked_stages
 from lib.runtime.errors import UserError, clipped
 from lib.runtime.files import overlap, read_json
 from lib.runtime.progress import duration
 from lib.runtime.stage import CHARTS, times_folder
 
-TIMES, LOCK = times_folder(), Path("dvc.lock")
+TIMES = times_folder()
 
 
 @dataclass
@@ -94,18 +94,6 @@ def plan(raw: dict[str, Any], experiment: Experiment) -> tuple[list[Stage], list
     running = [stage for stage in stages if stage.why or stage.after]
     trained = {stage.variant for stage in running if stage.name.startswith("pretrain@")}
     return running, [name for name in variants if name not in trained]
-
-
-def locked_stages(root: Path = Path()) -> dict[str, Any]:
-    """What dvc.lock has of each stage that has run. DVC empties the file before it writes it anew."""
-    if not (root / LOCK).is_file():
-        return {}
-    if not (found := load_yaml(root / LOCK, may_be_empty=True)):
-        raise UserError(f"{LOCK} is empty; if DVC is running, try again when it has ended, or else dvc repro")
-    stages = found.get("stages", {})
-    if not isinstance(stages, dict) or not all(isinstance(entry, dict) for entry in stages.values()):
-        raise UserError(f"{LOCK} is not as DVC writes it; take back the committed one, or remove it and run dvc repro")
-    return stages
 
 
 def _from_status(found: list[Any], stages: list[Stage]) -> list[str]:

@@ -20,9 +20,9 @@ from lib.methods import method_class, try_method, typed_options
 from lib.params.evaluation import FILTERS_ENCODER
 from lib.params.experiment import Experiment, read_experiment, require_default
 from lib.params.pretraining import UNTRAINED, Pretraining, Shared
-from lib.params.spec import load_yaml
+from lib.runtime.dvc import cached, locked_stages
 from lib.runtime.errors import UserError
-from lib.runtime.files import make_folder, md5, read_json, write_json, writing
+from lib.runtime.files import make_folder, read_json, write_json, writing
 
 VARIANTS = Path("data/variants")
 ROOT = Path(__file__).parents[1]
@@ -168,10 +168,8 @@ def remove_left_overs(variants: Collection[str], root: Path = Path()) -> list[st
     fresh clone. Only what a stage wrote goes: what dvc.lock names, what is in `VARIANTS`, an output as a whole, and of
     `FOLDERS` what DVC's cache holds. Other files beside them are the user's.
     """
-    lock = root / "dvc.lock"
-    recorded = load_yaml(lock).get("stages", {}) if lock.is_file() else {}
     paths = {path for path in (root / VARIANTS).glob("[!.]*") if _stem(path) not in variants}
-    for stage, entry in recorded.items():
+    for stage, entry in locked_stages(root).items():
         name, _, variant = stage.partition("@")
         if name in BY_VARIANT and variant not in variants:
             paths |= {root / out["path"] for out in entry.get("outs", [])}
@@ -182,16 +180,6 @@ def remove_left_overs(variants: Collection[str], root: Path = Path()) -> list[st
         with writing(path):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     return [path.relative_to(root).as_posix() for path in removed]
-
-
-def cached(paths: Collection[Path], root: Path = Path()) -> set[Path]:
-    """Those of some files whose content is in DVC's cache, from which it can be had again."""
-    if not paths or not (root / ".dvc").is_dir():
-        return set()
-    from dvc.repo import Repo  # takes a second
-
-    with Repo(root) as repo:
-        return {path for path in paths if repo.cache.local.exists(md5(path))}
 
 
 def _stem(path: Path) -> str:

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from lib.params.spec import PARAMS_FILE, read_yaml
-from lib.plan import LOCK, locked_stages
 from lib.preset import differences, presets
 from lib.report.show import say
 from lib.report.tables import distinct
-from lib.runtime.dvc import ask_dvc
+from lib.runtime.dvc import LOCK, ask_dvc, locked_stages
 from lib.runtime.errors import UserError
 from lib.runtime.files import md5, overlap, read_about, read_json
 from lib.runtime.progress import duration

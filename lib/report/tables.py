@@ -181,7 +181,8 @@ def sections(frame: pandas.DataFrame) -> list[tuple[str, str, pandas.DataFrame, 
 
 def markdown(frame: pandas.DataFrame) -> str:
     """The results page of `result_rows`."""
-    intro = f"{units(frame).capitalize()}; ± is the standard deviation over n seeds, after a Δ half its 90 % interval."
+    deviations = f"± is the standard deviation over n seeds, after a Δ half its {100 * CONFIDENCE:g} % interval"
+    intro = f"{units(frame).capitalize()}; {deviations}."
     parts = [f"# {title(frame)}", f"{intro} [What each column means](../{LEGEND})."]
     for heading, about, rows, columns in sections(frame):
         parts += [f"## {heading}", about, markdown_table(rows, columns)]

@@ -50,9 +50,10 @@ def find_encoder(name: str, weights: Path | None = None) -> Encoder:
     if weights:
         raise UserError(f"--weights is {weights}; allowed: with timm:NAME and torchvision:NAME alone, not with {name}")
     if kind == "callable" or kind.endswith(".py"):
-        if not all((rest if kind == "callable" else name).rpartition(":")[::2]):
+        module, _, function = (rest if kind == "callable" else name).rpartition(":")
+        if not module or not function:
             raise UserError(f"{name} names no function; give it after a colon, as in my_model.py:encode")
-        return _function(name, *(rest if kind == "callable" else name).rpartition(":")[::2])
+        return _function(name, module, function)
     path = Path(name)
     if path.suffix in (".safetensors", ".onnx"):
         if not path.is_file():
