@@ -1,14 +1,17 @@
 """Made-up runs: the files that the stages before the report leave for one variant."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
 import pandas
 import torch
+from matplotlib.figure import Figure
 
 from lib.params.pretraining import Pretraining, Shared
 from lib.report.records import Record, read_record
+from lib.report.results import write_results
 from lib.runtime.files import write_arrays, write_json, write_table, write_tensors
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -96,3 +99,29 @@ def write_runs(root: Path, runs: dict[str, dict[str, Any]]) -> list[Record]:
     for variant, settings in runs.items():
         write_run(root, variant, **settings)
     return [read_record(variant, root) for variant in runs]
+
+
+HALVES = ("upper", "lower", "both", "mean")
+PARTS = ("nt_xent", "distance")
+PULL = {"term": "pull", "temperature": 0.5}
+RUNS = {
+    "simclr": {},
+    "untrained": {"epochs": 0, "wrong": 0.6},
+    "simclr_1": {"seed": 1},
+    "dual": {"latents": HALVES, "parts": PARTS, "gamma": 0.01, "wrong": 0.4, "options": PULL},
+    "simclr_2": {"seed": 2},
+    "supervised": {"method": "supervised", "supervised": True, "parts": ("cross_entropy",), "loss": 1.5, "wrong": 0.1},
+    "vicreg": {"method": "vicreg", "parts": ("invariance",), "loss": 22.0, "wrong": 0.2},
+}
+WRITTEN = ["metrics/results.csv", "metrics/results.md", "plots/tsne/overview.png", "plots/dose/dose.csv"]
+WRITTEN += [f"plots/{name}.{end}" for name in ("accuracy", "confusion", "curves", "plane") for end in ("csv", "png")]
+
+
+def written(root: Path, runs: dict[str, dict]) -> Path:
+    write_runs(root, runs)
+    write_results(SimpleNamespace(variants=dict.fromkeys(runs)), root)
+    return root
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title("left") for axes in figure.axes if axes.get_visible()]

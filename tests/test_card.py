@@ -1,9 +1,7 @@
 """The memory card: the stages' own numbers for any encoder, what names one, and refusals of one line."""
 
 import json
-import pickle
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,21 +13,18 @@ from safetensors.torch import save_file
 from lib.commands import card as main
 from lib.evaluate.linear import evaluate
 from lib.evaluate.memory import measure_memory, pixel_landmark
-from lib.methods import build_method
-from lib.methods.export import save_method
 from lib.params.evaluation import Knn, Linear, Memory
 from lib.params.pretraining import Augment
 from lib.runtime.files import read_json
 from lib.takeaway import card as card_module
 from lib.takeaway.card import Adapter, card, card_of_pictures, measure
-from lib.takeaway.encoders import Encoder, find_encoder
+from lib.takeaway.encoders import Encoder
 from lib.takeaway.page import page, write_card
 from lib.views.augment import normalize
-from tests.examples import CPU, ROOT, pretraining, tiny_about, tiny_data, tiny_method
+from tests.examples import CPU, ROOT, tiny_about, tiny_data, tiny_method
 from tests.faults.refusals import refused
 from tests.make_archives import encoded, write_folder
-
-SMALL = "shufflenet_v2_x0_5"  # the quickest of torchvision's to build
+from tests.test_card_encoders import MODULE, SMALL
 
 
 def flat(images):
@@ -121,26 +116,6 @@ def test_images_and_labels_that_will_not_do_are_refused(images, labels, words):
     refused(lambda: card(flat, images, labels, classes=["a"], machine=CPU), words)
 
 
-# What names an encoder
-
-
-def test_a_library_model_is_the_same_fresh_network_each_time_without_its_classifier():
-    images = torch.randn(2, 3, 32, 32)
-    first, _, again = (find_encoder(f"torchvision:{SMALL}"), torch.rand(1), find_encoder(f"torchvision:{SMALL}"))
-    assert first.fresh and first.weights == "freshly initialized (seed 0)"
-    assert first.size == 224 and first.mean == [0.485, 0.456, 0.406]
-    assert first.encode(images).shape == (2, 1024) and torch.equal(first.encode(images), again.encode(images))
-
-
-@pytest.mark.parametrize(("name", "given"), [("googlenet", True), ("inception_v3", True), ("googlenet", False)])
-def test_weights_of_torchvision_get_the_input_that_they_were_trained_on(name, given, monkeypatch, tmp_path):
-    """As torchvision builds these two where it fetches weights itself: images are normalized anew."""
-    built: list[dict] = []
-    monkeypatch.setattr(torchvision.models, "get_model", lambda _, **settings: built.append(settings))
-    refused(lambda: find_encoder(f"torchvision:{name}", tmp_path / "a.pt" if given else None), "cannot be built")
-    assert built == [{"weights": None, "transform_input": True} if given else {"weights": None}]
-
-
 def test_fresh_batchnorm_takes_its_statistics_from_the_images():
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten()).eval()
     data = tiny_data(40, 12)
@@ -150,155 +125,9 @@ def test_fresh_batchnorm_takes_its_statistics_from_the_images():
     assert (network[1].running_mean != 0).all() and network[1].num_batches_tracked == 1
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A model whose weights are not the fresh ones, in files as people keep them, by their kind."""
-    folder = tmp_path_factory.mktemp("weights")
-    torch.manual_seed(5)
-    model = torchvision.models.get_model(SMALL, num_classes=7).eval()
-    state = model.state_dict()
-    save_file(state, folder / "plain.safetensors")
-    torch.save(state, folder / "plain.pt")
-    parallel = {f"module.{key}": value for key, value in state.items()}
-    torch.save({"epoch": 3, "state_dict": parallel}, folder / "nested.pth")
-    return model, folder
-
-
-@pytest.mark.parametrize("file", ["plain.safetensors", "plain.pt", "nested.pth"])
-def test_weights_come_from_a_local_file_whatever_its_classifier(weights, file):
-    model, folder = weights
-    found = find_encoder(f"torchvision:{SMALL}", folder / file)
-    assert not found.fresh and found.weights == f"weights of {file}"
-    images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(model.fc(found.encode(images)), model(images))
-
-
 @pytest.mark.parametrize("wrong", [{"std": [0.0, 1.0, 1.0]}, {"mean": [float("nan"), 0.0, 0.0]}])
 def test_a_normalization_that_will_not_do_is_refused_before_anything_is_read(wrong):
     refused(lambda: card_of_pictures("none.onnx", "nowhere", **wrong), "--mean and --std", "above 0")
-
-
-class Evil:
-    def __reduce__(self):
-        return (open, ("ran", "w"))
-
-
-def test_weights_that_will_not_do_are_refused(weights, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    model, folder = f"torchvision:{SMALL}", weights[1]
-    half = {f"half{end}": (folder / f"plain{end}").read_bytes()[:5000] for end in (".safetensors", ".pt")}
-    write_folder(tmp_path, {**half, "evil.pt": pickle.dumps({"a": Evil()}, 2), "text.pth": b"no weights"})
-    torch.save([torch.zeros(2)], "list.pt")
-    save_file({"conv1.0.weight": torch.zeros(3)}, "other.safetensors")
-    for file in (*half, "evil.pt", "list.pt", "text.pth"):
-        said = refused(lambda: find_encoder(model, Path(file)), f"{file} cannot be read as weights")
-        assert said.endswith("never unpickled") and not Path("ran").exists()
-    for name, file, words in (
-        (model, "other.safetensors", (f"other.safetensors has not the weights of {model}: ", "Missing key")),
-        (model, "none.pt", ("--weights is none.pt, which does not exist",)),
-        ("model.onnx", "other.safetensors", ("allowed: with timm:NAME and torchvision:NAME alone",)),
-    ):
-        refused(lambda: find_encoder(name, Path(file)), *words)
-
-
-MODULE = """
-LIST = []
-
-def encode(images):
-    return images.mean((2, 3))
-"""
-
-
-def test_a_function_of_a_file_or_a_module(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    Path("some_encoder.py").write_text(MODULE)
-    for name in ("some_encoder.py:encode", "callable:some_encoder:encode"):
-        found = find_encoder(name)
-        assert found.encode(torch.ones(2, 3, 8, 8)).tolist() == [[1] * 3] * 2 and found.size is None and not found.fresh
-    for name, words in (
-        ("some_encoder.py:decode", "some_encoder.py:decode cannot be imported: AttributeError: "),
-        ("none.py:encode", "none.py:encode cannot be imported: FileNotFoundError: "),
-        ("callable:no_such_module:encode", "callable:no_such_module:encode cannot be imported: ModuleNotFoundError: "),
-        ("some_encoder.py:LIST", "is a list; allowed: a function of images"),
-        ("some_encoder.py", "some_encoder.py names no function; give it after a colon, as in my_model.py:encode"),
-        ("callable:some_encoder", "names no function"),
-    ):
-        refused(lambda: find_encoder(name), words)
-
-
-def test_a_file_of_ours_is_its_main_latent_with_its_own_normalization(tmp_path):
-    params = pretraining("dual")
-    method = build_method(params).eval()
-    save_method(tmp_path / "dual.safetensors", method, params, tiny_data().about)
-    found = find_encoder(str(tmp_path / "dual.safetensors"))
-    images = torch.randn(2, 3, 16, 16)
-    torch.testing.assert_close(found.encode(images), method.latents(images)["upper"])
-    assert found.mean == tiny_data().about["mean"] and found.size == 8
-    save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    words = "is no encoder of data/encoders; name the network of these weights, as in timm:"
-    refused(lambda: find_encoder(str(tmp_path / "foreign.safetensors")), words)
-
-
-@pytest.mark.parametrize("normalized", [True, False])
-def test_an_onnx_file(tmp_path, normalized):
-    onnx = pytest.importorskip("onnx", reason="the extra export is not installed")
-    pytest.importorskip("onnxruntime", reason="the extra export is not installed")
-    make, kind = onnx.helper, onnx.TensorProto.FLOAT
-    nodes = [make.make_node("GlobalAveragePool", ["x"], ["p"]), make.make_node("Flatten", ["p"], ["h"])]
-    ends = (("x", ["n", 3, 8, 8]), ("h", ["n", 3]))
-    given, out = ([make.make_tensor_value_info(name, kind, shape)] for name, shape in ends)
-    graph = make.make_graph(nodes, "g", given, out)
-    model = make.make_model(graph, opset_imports=[make.make_opsetid("", 17)], ir_version=9)
-    if normalized:
-        onnx.helper.set_model_props(model, {"mean": "[0.1, 0.2, 0.3]", "std": "[1, 1, 2]"})
-    path = tmp_path / "model.onnx"
-    path.write_bytes(model.SerializeToString())
-    found = find_encoder(str(path))
-    assert found.size == 8 and list(found.mean) == ([0.1, 0.2, 0.3] if normalized else [0, 0, 0])
-    torch.testing.assert_close(torch.as_tensor(found.encode(torch.ones(5, 3, 8, 8))), torch.ones(5, 3))
-    path.write_bytes(path.read_bytes()[:60])
-    refused(lambda: find_encoder(str(path)), "is no ONNX network that can be read: ")
-
-
-def test_timm_models_with_tags_and_without(tmp_path):
-    timm = pytest.importorskip("timm", reason="the extra export is not installed")
-    found = find_encoder("timm:test_resnet")
-    assert found.fresh and found.encode(torch.randn(2, 3, 64, 64)).ndim == 2
-    torch.manual_seed(1)
-    model = timm.create_model("test_resnet", num_classes=9).eval()
-    save_file(model.state_dict(), tmp_path / "w.safetensors")
-    known = find_encoder("timm:test_resnet.r160_in1k", tmp_path / "w.safetensors")
-    images = torch.randn(2, 3, 64, 64)
-    assert known.size == 160 and torch.equal(model.get_classifier()(known.encode(images)), model(images))
-    for name, file, words in (
-        ("timm:resnet18.a1_in1k", None, "the weights a1_in1k are on a hub, and nothing is fetched; give them"),
-        ("timm:resnet19", None, "timm has no model 'resnet19' (did you mean resnet18?)"),
-        ("timm:test_resnet.none", tmp_path / "w.safetensors", "timm:test_resnet.none cannot be built: "),
-    ):
-        refused(lambda: find_encoder(name, file), words)
-
-
-@pytest.mark.parametrize(("package", "name"), [("timm", "timm:resnet18"), ("onnxruntime", "model.onnx")])
-def test_a_missing_package_is_named(package, name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("model.onnx").touch()
-    monkeypatch.setitem(sys.modules, package, None)
-    refused(lambda: find_encoder(name), f"{name} needs the package {package}, ", f": pip install {package}")
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("hf-hub:timm/resnet18.a1_in1k", "names no encoder; allowed: timm:NAME, "),
-        ("resnet18", "; nothing is fetched from a hub"),
-        ("torchvision:resnet19", "torchvision has no classifier 'resnet19' (did you mean resnet18?)"),
-        ("torchvision:squeezenet1_1", "ends without a linear classifier"),
-        ("none.onnx", "none.onnx does not exist"),
-    ],
-)
-def test_a_name_that_will_not_do_is_refused(name, words):
-    refused(lambda: find_encoder(name), words)
 
 
 # The command and the page
@@ -337,12 +166,13 @@ def test_the_command_writes_a_page_a_picture_and_the_numbers(tmp_path, monkeypat
         refused(lambda options=options: main([*command, "nowhere", *options]), words)
 
 
-def test_the_card_of_weights_lies_beside_that_of_the_fresh_network(weights, tmp_path, monkeypatch):
+def test_the_card_of_weights_lies_beside_that_of_the_fresh_network(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(card_module, "measure", lambda *_: {})
     monkeypatch.setattr(card_module, "write_card", lambda folder, _: [str(folder)])
     folder, name = str(pictures(tmp_path / "photos", 3)), f"torchvision:{SMALL}"
-    of_weights = card_of_pictures(name, folder, 8, weights=weights[1] / "plain.pt")
+    save_file(torchvision.models.get_model(SMALL).state_dict(), "plain.safetensors")
+    of_weights = card_of_pictures(name, folder, 8, weights=Path("plain.safetensors"))
     assert card_of_pictures(name, folder, 8) == [f"cards/torchvision_{SMALL}"]
     assert of_weights == [f"cards/torchvision_{SMALL}_plain"]
 
