@@ -7,8 +7,7 @@ import pytest
 
 from lib.report import charts, plane, tables
 from lib.report.records import replicates
-from tests.report_runs import write_runs
-from tests.test_report import HALVES, PARTS, PULL, written
+from tests.report_runs import HALVES, PARTS, PULL, write_runs, written
 
 PLANE = {"simclr": {}, "simclr_1": {"seed": 1}, "floor": {"epochs": 0}, "dual": {"latents": HALVES, "gamma": 0.5}}
 
