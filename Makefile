@@ -69,9 +69,10 @@ prune: install
 install-test: install
 	@$(call holds,requirements-test)
 
-# Files in their own order: the longest, of few tests, would come last and alone.
+# The longest file first: one worker runs it, the other all the rest meanwhile.
 test: install-test
-	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		tests/test_pipeline.py tests/faults tests/test_*.py
 
 test-slow: install-test
 	@OMP_NUM_THREADS=1 python -m pytest -m slow --durations 8

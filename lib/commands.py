@@ -36,6 +36,18 @@ def embed(arguments: list[str]) -> None:
     print(embed(**vars(options)))
 
 
+def explore(arguments: list[str]) -> None:
+    about = "Write a latent's test points for Embedding Atlas and for TensorBoard's projector."
+    parser = argparse.ArgumentParser(prog="python -m lib explore", description=about)
+    parser.add_argument("variant", help="a key of variants in params.yaml")
+    parser.add_argument("--latent", help="one of its latents; the main one if none is named")
+    parser.add_argument("--to", type=Path, help="a folder; explore/VARIANT if none is named")
+    options = parser.parse_args(arguments)
+    from lib.explore import written_points
+
+    print(written_points(options.variant, options.latent, options.to or Path("explore") / options.variant))
+
+
 def export(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m lib export", description="A trained encoder for other libraries.")
     parser.add_argument("variant", help="one that has been trained, for example simclr")
@@ -68,3 +80,13 @@ def neighbors(arguments: list[str]) -> None:
         say("\n".join(tell_duplicates(to)))
     else:
         say("\n".join(neighbors(options.picture, options.variant, to or Path("neighbors.png"), options.count)))
+
+
+def verdict(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m lib verdict", description="The verdict from a folder of runs.")
+    parser.add_argument("folder", type=Path, help="holds runs/<variant>.json; receives verdict.json, .md and figures")
+    parser.add_argument("--collect", action="store_true", help="first write FOLDER/runs of what is finished here")
+    options = parser.parse_args(arguments)
+    from lib.report.verdict import verdict_of
+
+    print("\n".join(verdict_of(options.folder, add_finished=options.collect)))

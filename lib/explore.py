@@ -4,7 +4,6 @@ Embedding Atlas and Hugging Face's datasets read the Parquet file, TensorBoard's
 here.
 """
 
-import argparse
 import io
 import json
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from lib.runtime.files import read_arrays, require_file, write_bytes, write_text
 from lib.trace import require_locked
 
 NEIGHBORS = 10
+COLUMNS = "--x x --y y --neighbors neighbors --image picture"
 PROJECTOR = """embeddings {{
   tensor_name: "{name}"
   tensor_path: "vectors.tsv"
@@ -83,21 +83,14 @@ def png(image: numpy.ndarray) -> bytes:
     return file.getvalue()
 
 
-def main(arguments: list[str]) -> None:
-    about = "Write a latent's test points for Embedding Atlas and for TensorBoard's projector."
-    parser = argparse.ArgumentParser(prog="python -m lib explore", description=about)
-    parser.add_argument("variant", help="a key of variants in params.yaml")
-    parser.add_argument("--latent", help="one of its latents; the main one if none is named")
-    parser.add_argument("--to", type=Path, help="a folder; explore/VARIANT if none is named")
-    given = parser.parse_args(arguments)
-    folder = given.to or Path("explore") / given.variant
-    embedded, plane = (Path(f"data/{kind}/{given.variant}.npz") for kind in ("embeddings", "tsne"))
+def written_points(variant: str, latent: str | None, folder: Path) -> str:
+    """`explore` of outputs that are as dvc.lock has them; returns how viewers open them."""
+    embedded, plane = (Path(f"data/{kind}/{variant}.npz") for kind in ("embeddings", "tsne"))
     for path in (plane, embedded, IMAGES_FILE):
         require_file(path)
-    require_locked(f"tsne@{given.variant}", plane, embedded)
-    require_locked(f"embed@{given.variant}", embedded, IMAGES_FILE)
-    count = explore(given.variant, given.latent, folder)
-    print(f"{count} points written to {folder}. In an environment of its own:")
-    columns = "--x x --y y --neighbors neighbors --image picture"
-    print(f"  pip install embedding-atlas; embedding-atlas {folder}/points.parquet {columns}")
-    print(f"  pip install tensorboard; tensorboard --logdir {folder}")
+    require_locked(f"tsne@{variant}", plane, embedded)
+    require_locked(f"embed@{variant}", embedded, IMAGES_FILE)
+    count = explore(variant, latent, folder)
+    return f"""{count} points written to {folder}. In an environment of its own:
+  pip install embedding-atlas; embedding-atlas {folder}/points.parquet {COLUMNS}
+  pip install tensorboard; tensorboard --logdir {folder}"""

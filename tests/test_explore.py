@@ -10,9 +10,10 @@ import numpy
 import pytest
 from PIL import Image
 
+from lib.commands import explore as explore_command
 from lib.data.store import RawDataset, assemble, save_data
 from lib.evaluate.neighbors import nearest
-from lib.explore import explore, main
+from lib.explore import explore
 from lib.runtime.errors import UserError
 from lib.runtime.files import read_arrays, write_arrays
 from tests.faults.refusals import refused
@@ -72,13 +73,13 @@ def test_points_whose_files_are_of_two_runs_are_refused(root, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     images, embedded, plane = "data/images.safetensors", "data/embeddings/dual.npz", "data/tsne/dual.npz"
     write_lock({"embed@dual": ([images], [embedded]), "tsne@dual": ([embedded], [plane])})
-    main(["dual"])
+    explore_command(["dual"])
     assert "points written to explore/dual" in capsys.readouterr().out
     for changed, written, read in ((plane, plane, embedded), (images, embedded, images)):
         whole = Path(changed).read_bytes()
         Path(changed).write_bytes(whole + b" ")
         words = f"{written} was not written from {read}, by the checksums in dvc.lock; dvc repro"
-        refused(lambda: main(["dual"]), words)
+        refused(lambda: explore_command(["dual"]), words)
         Path(changed).write_bytes(whole)
 
 

@@ -12,7 +12,7 @@ from lib.__main__ import COMMANDS
 ROOT = Path(__file__).parents[1]
 LARGE = {"torch", "torchvision", "pandas", "sklearn", "scipy", "numpy", "matplotlib", "PIL", "dvc", "rich"}
 STAGES = sorted(path.stem for path in (ROOT / "stages").glob("[a-z]*.py") if path.stem != "lib")
-READ_LATER = {"experiments", "explore", "plan", "prune", "record", "repro", "show", "trace", "verdict", "willshaw"}
+READ_LATER = {"experiments", "plan", "prune", "record", "repro", "show", "trace", "willshaw"}
 RUN = """
 import runpy, sys
 module, sys.argv = sys.argv[1], ["command", *sys.argv[2:], "--help"]

@@ -7,9 +7,10 @@ import pandas
 import pytest
 import yaml
 
+from lib.commands import verdict
 from lib.params.experiment import parse_experiment, read_experiment
 from lib.params.pretraining import Pretraining
-from lib.report.verdict import dose, main, read_runs, run_file, write_verdict
+from lib.report.verdict import dose, read_runs, run_file, write_verdict
 from lib.resolve import resolve_variant
 from lib.runtime.files import read_json, write_json, write_table
 from stages.verdict import main as stage
@@ -147,7 +148,7 @@ def test_the_stage_writes_runs_verdict_and_figures_and_its_folder_gives_the_same
     stage()
     assert {path.name for path in Path("plots/verdict").iterdir()} == FIGURES
     assert len(list(Path("metrics/verdict/runs").iterdir())) == 45 and Path("metrics/verdict/pixels_8x8.json").is_file()
-    main(["metrics/verdict"])
+    verdict(["metrics/verdict"])
     assert read_json(Path("metrics/verdict/verdict.json")) == read_json(Path("metrics/verdict.json"))
     first, second = capsys.readouterr().out.split("separation: complete")[1:]
     assert first == second.rstrip("\n") + "\n"
@@ -158,9 +159,9 @@ def test_another_run_of_a_variant_is_not_written_over(tmp_path, monkeypatch):
     Path("params.yaml").write_text(yaml.safe_dump(raw(), sort_keys=False))
     write_outputs(tmp_path, experiment(), "simclr_s11")
     for _ in range(2):  # the same run again is no other
-        main(["kept", "--collect"])
+        verdict(["kept", "--collect"])
     write_json(Path("kept/runs/simclr_s11.json"), {**read_json(Path("kept/runs/simclr_s11.json")), "top1": 99.0})
-    refused(lambda: main(["kept", "--collect"]), "kept/runs/simclr_s11.json is another run of this variant")
+    refused(lambda: verdict(["kept", "--collect"]), "kept/runs/simclr_s11.json is another run of this variant")
 
 
 def test_what_is_finished_on_one_machine_is_collected(tmp_path, monkeypatch, capsys):
@@ -169,7 +170,7 @@ def test_what_is_finished_on_one_machine_is_collected(tmp_path, monkeypatch, cap
     for variant in ("simclr_s11", "pull_s11", "push_s11"):
         write_outputs(tmp_path, experiment(), variant)
     Path("data/memory/push_s11.json").unlink()
-    main(["kept", "--collect"])
+    verdict(["kept", "--collect"])
     assert capsys.readouterr().out.startswith("separation: undecided: 2 of 45 runs")
     assert {path.name for path in Path("kept/runs").iterdir()} == {"simclr_s11.json", "pull_s11.json"}
 
@@ -229,7 +230,7 @@ def test_a_rule_that_was_changed_after_the_runs_judges_none_of_them(folder):
 
 def test_a_folder_of_runs_becomes_a_verdict_with_its_figures(folder, capsys):
     write_json(folder / "pixels_8x8.json", run(experiment(), "untrained_s11")["memory"])
-    main([str(folder)])
+    verdict([str(folder)])
     assert capsys.readouterr().out.splitlines()[0] == "separation: complete"
     assert {path.name for path in folder.glob("*.png")} == FIGURES
     found, page = read_json(folder / "verdict.json"), (folder / "verdict.md").read_text()
@@ -245,7 +246,7 @@ def test_a_part_of_the_runs_is_named_and_gives_no_word(folder, capsys):
     gone = ["oracle_s12", "lookalikes_s16", "temperature01_s11"]
     for name in gone:
         (folder / f"runs/{name}.json").unlink()
-    main([str(folder)])
+    verdict([str(folder)])
     said = capsys.readouterr().out
     assert said.startswith("separation: undecided: 42 of 45 runs\nstill missing: ") and all(
         name in said for name in gone

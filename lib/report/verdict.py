@@ -5,7 +5,6 @@ holds the rule. FOLDER receives verdict.json, verdict.md and the figures. What i
 docs/verdict.md.
 """
 
-import argparse
 import base64
 import json
 import os
@@ -288,15 +287,12 @@ def _number(value: float | None, form: str = ".3g") -> str:
     return "-" if pandas.isna(value) else f"{value:{form}}"
 
 
-def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m lib verdict", description="The verdict from a folder of runs.")
-    parser.add_argument("folder", type=Path, help="holds runs/<variant>.json; receives verdict.json, .md and figures")
-    parser.add_argument("--collect", action="store_true", help="first write FOLDER/runs of what is finished here")
-    options = parser.parse_args(arguments)
-    folder = options.folder
+def verdict_of(folder: Path, add_finished: bool) -> list[str]:
+    """`write_verdict` of a folder of runs by its own params.yaml or the experiment's; ``add_finished``: first `collect`
+    what is finished here."""
     own = folder / PARAMS_FILE.name
     experiment = read_experiment(own if own.is_file() else PARAMS_FILE)
-    if options.collect:
+    if add_finished:
         rule = required(experiment)
         collect(rule, folder, finished(rule))
-    print("\n".join(write_verdict(experiment, folder, folder / "verdict", folder)))
+    return write_verdict(experiment, folder, folder / "verdict", folder)
