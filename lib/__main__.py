@@ -14,7 +14,7 @@ COMMANDS = {
     "show": ("lib.report.show", "the table, in the terminal"),
     "trace": ("lib.trace", "where an output comes from"),
     "explore": ("lib.commands:explore", "a latent's points for Embedding Atlas and TensorBoard's projector"),
-    "record": ("lib.report.record", "keep a finished run under docs/results"),
+    "record": ("lib.report.record", "keep finished variants, with tables and pictures, under docs/results"),
     "embed": ("lib.commands:embed", "latents of any pictures by a trained variant, as CSV, npz or Parquet"),
     "neighbors": ("lib.commands:neighbors", "the nearest images of a picture as a sheet; near-duplicates of the data"),
     "verdict": ("lib.commands:verdict", "the verdict on the hypotheses, from a folder of runs"),

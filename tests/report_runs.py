@@ -34,6 +34,7 @@ def write_run(
     parts: tuple[str, ...] = ("nt_xent",),
     loss: float = 5.0,
     dataset: str = "cifar10",
+    checksum: str = "c0ffee",
     classes: list[str] = CLASSES,
     study: int = 50,
     distance: float = 8.9,
@@ -77,7 +78,7 @@ def write_run(
         "supervised": supervised,
         "encoder": params.encoder,
         "parameters": {"encoder": encoder_parameters, "total": 24_615_616},
-        "data": {"dataset": dataset, "source": "folder mine"},
+        "data": {"dataset": dataset, "source": "folder mine", "checksum": checksum},
     }
     write_tensors(root / f"data/encoders/{variant}.safetensors", {"weight": torch.zeros(1)}, about)
     epoch = numpy.arange(1, epochs + 1) if epochs else numpy.zeros(1, dtype=int)

@@ -7,12 +7,11 @@ import subprocess
 import pytest
 import torch
 
-from lib.report.record import BEGIN, END, LARGEST, PICTURES, write_record
-from lib.report.tables import markdown, result_rows
-from lib.runtime.files import write_table, write_tensors, write_text
+from lib.report.record import BEGIN, END, PICTURES, write_record
+from lib.runtime.files import write_tensors, write_text
 from lib.trace import main, trace
 from tests.faults.refusals import refused
-from tests.report_runs import write_runs
+from tests.report_runs import write_run
 
 PARAMS = """\
 dataset: images
@@ -36,16 +35,23 @@ def tree(folder) -> dict[str, bytes]:
     }
 
 
+RUN = {"dataset": "images", "study": 0}
+HALVES = {"latents": ("upper", "lower"), "options": {"latents": "halves"}}
+WRITTEN = {"README.md", "results.csv", "params.yaml"} | {f"{name}.png" for name in PICTURES}
+
+
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.setattr("lib.report.record.ask_dvc", lambda *_, root: {})
-    halves = {"latents": ("upper", "lower"), "options": {"latents": "halves"}}
-    runs = {"simclr": {}, "again": {"seed": 1}, "dual": {"seed": 2, **halves}}
-    frame = result_rows(write_runs(tmp_path, {name: {"dataset": "images", "study": 0} | runs[name] for name in runs}))
-    write_table(tmp_path / "metrics/results.csv", frame)
-    write_text(tmp_path / "metrics/results.md", markdown(frame))
-    for picture in PICTURES:
-        write_text(tmp_path / picture, picture)
+def unfinished(monkeypatch) -> dict[str, list]:
+    """What DVC says of stages that it would run."""
+    status: dict[str, list] = {}
+    monkeypatch.setattr("lib.report.record.ask_dvc", lambda *_, root: status)
+    return status
+
+
+@pytest.fixture
+def run(tmp_path, unfinished):
+    for name, settings in {"simclr": {}, "again": {"seed": 1}, "dual": {"seed": 2, **HALVES}}.items():
+        write_run(tmp_path, name, **RUN, **settings)
     write_text(tmp_path / "params.yaml", PARAMS)
     write_text(tmp_path / "README.md", f"before\n{BEGIN}\nold\n{END}\nafter\n")
     write_text(tmp_path / "lib/code.py", "value = 1\n")
@@ -57,10 +63,10 @@ def run(tmp_path, monkeypatch):
 
 def test_a_record_is_a_page_with_numbers_settings_and_pictures_and_the_readmes_table(run):
     lines = write_record("2026-01-31-test", "A title", "What it is.", run, notes="## Found\n\nThis.\n")
-    folder, pictures = run / "docs/results/2026-01-31-test", ("accuracy", "curves", "confusion", "overview")
-    assert set(tree(folder)) == {"README.md", "results.csv", "params.yaml", *(f"{name}.png" for name in pictures)}
+    folder = run / "docs/results/2026-01-31-test"
+    assert set(tree(folder)) == WRITTEN | {f"runs/{name}.json" for name in ("simclr", "again", "dual")}
     page, readme = (folder / "README.md").read_text(), (run / "README.md").read_text()
-    assert page.startswith("# A title\n\nWhat it is.\n\nMade with the code of commit ")
+    assert page.startswith("# A title\n\nWhat it is.\n\nMade with the code of commit ") and "unknown" not in page
     assert "\n\n## Found\n\nThis.\n\nimages (folder mine): encoder small; " in page
     assert "](../../../docs/reading-the-table.md)" in page and "| dual · lower | 1 | " in page
     assert readme.startswith(f"before\n{BEGIN}\n**A title.** What it is.\n") and readme.endswith(f"{END}\nafter\n")
@@ -72,40 +78,78 @@ def test_a_record_is_a_page_with_numbers_settings_and_pictures_and_the_readmes_t
     assert tree(run) == before, "again, nothing changes"
 
 
-def test_results_of_other_parameters_code_or_data_are_no_record(run, monkeypatch):
-    monkeypatch.setattr("lib.report.record.ask_dvc", lambda command, root: {"resolve": [{"changed deps": {}}]})
+def test_a_record_from_several_machines_is_that_of_one(run, unfinished):
+    text = (run / "README.md").read_text()
+    write_record("whole", "t", "a", run)
+    whole, readme = tree(run / "docs/results/whole"), (run / "README.md").read_text()
+    write_text(run / "README.md", text)
+    for waits in ("again", "dual"), ("simclr", "dual"):
+        unfinished |= {f"linear@{name}": [] for name in waits}
+        *_, first, last = write_record("parts", "t", "a", run)
+        unfinished.clear()
+        assert last.startswith("README.md is left as it is until ") and last.endswith("dual")
+    assert first.endswith("parts, with 1 of its 2 runs from here")
+    page, table = ((run / "docs/results/parts" / name).read_text() for name in ("README.md", "results.csv"))
+    assert "**Not finished yet**: dual.\n" in page and "| simclr | 2 | " in page and "dual" not in table
+    assert (run / "README.md").read_text() == text
+    unfinished |= {"memory@simclr": [], "pretrain@again": [], "tsne@dual": [], "results": []}
+    write_record("parts", "t", "a", run)
+    assert tree(run / "docs/results/parts") == whole
+    assert (run / "README.md").read_text() == readme.replace("whole", "parts") != text
+
+
+def test_a_record_keeps_the_numbers_parameters_and_images_that_it_has(run, unfinished):
+    write_record("x", "t", "a", run)
     before = tree(run)
-    refused(lambda: write_record("x", "t", "a", run), "not those of the results (resolve would run); dvc repro first")
+    write_run(run, "again", **RUN, seed=1, wrong=0.5)
+    refused(lambda: write_record("x", "t", "a", run), "x/runs/again.json is another run of this variant; remove it")
+    write_run(run, "again", **RUN, seed=1)
+    write_text(run / "docs/results/x/runs/dual.json", "{}")
+    unfinished["pretrain@dual"] = []
+    refused(lambda: write_record("x", "t", "a", run), "x/runs/dual.json is damaged or of another version ('code')")
+    (run / "docs/results/x/runs/dual.json").unlink()
+    unfinished.clear()
+    write_run(run, "dual", **RUN, seed=2, **HALVES, checksum="other")
+    refused(lambda: write_record("x", "t", "a", run), "runs of different images: ", "; a record needs one data set")
+    write_run(run, "dual", **RUN, seed=2, **HALVES)
+    write_record("x", "t", "a", run)
     assert tree(run) == before
+    write_text(run / "params.yaml", f"{PARAMS}# more\n")
+    refused(lambda: write_record("x", "t", "a", run), "docs/results/x is a record of another params.yaml; take that")
 
 
 @pytest.mark.parametrize("text", ["no markers", f"{BEGIN} only", f"{END} {BEGIN}"])
-def test_a_readme_without_markers_and_a_large_picture_are_left_out_and_named(run, text):
+def test_a_readme_without_markers_and_a_large_picture_are_left_out_and_named(run, text, monkeypatch):
     write_text(run / "README.md", text)
-    (run / "plots/confusion.png").write_bytes(b"x" * (LARGEST + 1))
+    write_record("x", "t", "a", run)
+    largest = max((run / f"docs/results/x/{name}.png").stat().st_size for name in PICTURES)
+    monkeypatch.setattr("lib.report.record.LARGEST", largest - 1)
     first, *_, last = write_record("x", "t", "a", run)
-    assert first == "left out, larger than 400.0 kB: plots/confusion.png" and "left as it is" in last
-    assert (run / "README.md").read_text() == text and not (run / "docs/results/x/confusion.png").exists()
-    assert "confusion" not in (run / "docs/results/x/README.md").read_text()
+    gone = first.split()[-1]
+    assert first.startswith("left out, larger than ") and "left as it is" in last
+    assert (run / "README.md").read_text() == text and not (run / "docs/results/x" / gone).exists()
+    assert gone not in (run / "docs/results/x/README.md").read_text()
 
 
 def absolute(path):
-    return lambda run: write_text(run / "params.yaml", PARAMS.replace("pictures", f'"{path}"'))
+    return lambda run, _: write_text(run / "params.yaml", PARAMS.replace("pictures", f'"{path}"'))
 
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
         *((absolute(path), "images_path is absolute, and ") for path in ("/mine.zip", "~/mine", "C:\\\\mine")),
-        (lambda run: (run / "metrics/results.csv").unlink(), "results.csv does not exist; a record needs a finished"),
-        (lambda run: (run / "plots/curves.png").unlink(), "curves.png does not exist; a record needs a finished run"),
-        (lambda run: write_text(run / "params.yaml", PARAMS.replace("dual:", "other:")), "other variants than params"),
-        (lambda run: write_text(run / "lib/code.py", "value = 2\n"), "lib/code.py differs from the last commit"),
-        (lambda run: (run / ".git/HEAD").unlink(), "no git repository with commits"),
+        (lambda _, status: status.update({"resolve": []}), "have changed (resolve would run); dvc repro first"),
+        (
+            lambda _, status: status.update({f"pretrain@{name}": [] for name in ("simclr", "again", "dual")}),
+            "no variant is finished; dvc repro first",
+        ),
+        (lambda run, _: write_text(run / "lib/code.py", "value = 2\n"), "lib/code.py differs from the last commit"),
+        (lambda run, _: (run / ".git/HEAD").unlink(), "no git repository with commits"),
     ],
 )
-def test_what_is_not_finished_committed_and_free_of_one_machine_is_refused(run, spoil, words):
-    spoil(run)
+def test_what_is_not_finished_committed_and_free_of_one_machine_is_refused(run, unfinished, spoil, words):
+    spoil(run, unfinished)
     before = tree(run)
     refused(lambda: write_record("x", "t", "a", run), words)
     for name in ("a/b", "..", ".", "", "a\\b", "/tmp", ".hidden"):

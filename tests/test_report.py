@@ -1,5 +1,6 @@
 """The report's tables and pictures, from files of made-up runs."""
 
+import json
 import math
 import os
 import re
@@ -16,10 +17,10 @@ from lib.report import charts, tables
 from lib.report.dose import relative_pull
 from lib.report.figures import readable, save_figure
 from lib.report.page.build import sortable_tables
-from lib.report.records import Groups, confusion_counts, ranked, read_record, replicates
+from lib.report.records import Groups, Record, ranked, read_record, replicates
 from lib.report.results import write_results
 from lib.report.show import main, show
-from lib.runtime.files import read_json, write_json
+from lib.runtime.files import read_arrays, read_json, write_json
 from tests.faults.refusals import refused
 from tests.report_runs import (
     CLASSES,
@@ -231,12 +232,23 @@ def test_results_are_the_same_bytes_again(root):
     assert {path: (root / path).read_bytes() for path in WRITTEN} == before
 
 
-def test_confusions_of_replicates_are_summed_against_a_loop_and_shown_in_order(groups):
+def test_a_record_becomes_plain_values_and_back(root, groups):
+    for record in (each for members in groups.values() for each in members):
+        stored = json.loads(json.dumps(record.as_json()))
+        again = Record.from_json({**stored, "code": "of a run's file"})
+        assert json.loads(json.dumps(again.as_json())) == stored and again.pretraining == record.pretraining
+        assert again.curve.equals(record.curve) and (again.confusion == record.confusion).all()
+
+
+def test_confusions_of_replicates_are_summed_against_a_loop_and_shown_in_order(root, groups):
     slow = [[0] * len(CLASSES) for _ in CLASSES]
     for record in groups["simclr"]:
-        for actual, predicted in zip(record.labels, record.predictions):
+        arrays = read_arrays(root / f"data/scores/{record.variant}.npz")
+        for actual, predicted in zip(arrays["labels"], arrays["h"]):
             slow[actual][predicted] += 1
-    assert confusion_counts(groups["simclr"]).tolist() == slow
+    frame = tables.confusion_table({"simclr": groups["simclr"]})
+    counted = {(row.actual, row.predicted): row.images for row in frame.itertuples() if row.images}
+    assert counted == {(CLASSES[a], CLASSES[b]): n for a, row in enumerate(slow) for b, n in enumerate(row) if n}
     frame, sums = tables.confusion_table(groups), {name: len(rows) * TEST_IMAGES for name, rows in groups.items()}
     assert frame.groupby("group")["images"].sum().to_dict() == sums
     assert frame.groupby(["group", "actual"])["percent"].sum().sub(100).abs().max() < 0.1

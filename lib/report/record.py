@@ -1,90 +1,156 @@
-"""Keep a finished run: ``python -m lib record NAME --title "..." --about "..."``.
+"""Keep results: ``python -m lib record NAME --title "..." --about "..."``.
 
-Copies results.csv, params.yaml and the pictures to docs/results/NAME with a page that shows them, and puts the accuracy
-table and chart into README.md between two markers, where it has them.
+docs/results/NAME receives one small file for each finished variant, and from all of these results.csv, pictures and a
+page that shows them. Variants may so come from several machines over several days. Once none is missing, the accuracy
+table and the first picture go into README.md between two markers, where it has them.
 """
 
 import argparse
+import json
 import re
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
-from lib.params.experiment import read_experiment
+import pandas
+
+from lib.params.experiment import Experiment, read_experiment
+from lib.params.spec import PARAMS_FILE
+from lib.report.figures import save_figure
+from lib.report.records import Record, read_record, replicates
+from lib.report.results import pictures
 from lib.report.show import say
-from lib.report.tables import LEGEND, accuracy_columns, main_rows, markdown_table, read_results, summary
+from lib.report.tables import (
+    LEGEND,
+    accuracy_columns,
+    latent_rows,
+    main_rows,
+    markdown,
+    markdown_table,
+    result_rows,
+    summary,
+)
 from lib.runtime.dvc import ask_dvc
 from lib.runtime.errors import UserError
-from lib.runtime.files import size, write_text
+from lib.runtime.files import read_json, size, write_json, write_table, write_text
 
 RECORDS = Path("docs/results")
 BEGIN, END = "<!-- record: begin -->", "<!-- record: end -->"
-RESULTS, PAGE = "metrics/results.csv", "metrics/results.md"
 PICTURES = {
-    "plots/accuracy.png": "Accuracy on the test images",
-    "plots/curves.png": "Loss and kNN accuracy on the validation images while training",
-    "plots/confusion.png": "Confusion of the probe on the test images",
-    "plots/tsne/overview.png": "t-SNE of the same test images: an illustration, not evidence",
+    "accuracy": "Accuracy on the test images",
+    "plane": "What each latent tells of a degraded image: of which image it was, and of which class",
+    "curves": "Loss and kNN accuracy on the validation images while training",
+    "confusion": "Confusion of the probe on the test images",
 }
 LARGEST = 400_000  # bytes of a picture that git keeps for ever
+SHARED = ("download", "resolve")  # the stages that those of a variant read
+CODE = "code"  # of a run's file: the commit
+READ = ("pretrain", "linear", "memory")  # the stages of a variant whose outputs `read_record` reads
 
 
 def write_record(name: str, title: str, about: str, root: Path = Path(), notes: str = "") -> list[str]:
-    """Copy the run in ``root`` to docs/results/``name``; returns lines that say what was done.
+    """Keep what is finished in ``root`` in docs/results/``name``; returns lines that say what was done.
 
     ``notes``: Markdown that the page has before its tables. Refused before the first write: a ``name`` that is no plain
-    folder name, a run that is not finished, code that differs from the commit or has none, an absolute ``images_path``.
+    folder name, nothing finished, code that differs from the commit or has none, an absolute ``images_path``, another
+    params.yaml, other images or other numbers than the record has.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f"{name!r} is not a usable name; allowed: letters, digits, ., _ and -, as in 2026-01-31-digits")
-    commit = _commit(root)
-    _require_finished(root)
-    folder = root / RECORDS / name
-    kept = [picture for picture in PICTURES if (root / picture).stat().st_size <= LARGEST]
-    lines = [f"left out, larger than {size(LARGEST)}: {picture}" for picture in PICTURES if picture not in kept]
+    commit, experiment, folder = _commit(root), read_experiment(root / PARAMS_FILE), root / RECORDS / name
+    _require_anywhere(experiment)
+    if (kept := folder / PARAMS_FILE).is_file() and kept.read_text() != (root / PARAMS_FILE).read_text():
+        raise UserError(f"{RECORDS / name} is a record of another params.yaml; take that one, or name another record")
+    new = {variant: read_record(variant, root).as_json() | {CODE: commit} for variant in _finished(experiment, root)}
+    runs = _runs(folder, new, experiment)
+    records = [_from_json(variant, run, folder) for variant, run in runs.items()]
+    if len(images := {record.data: record.variant for record in records}) > 1:
+        raise UserError(f"runs of different images: {', '.join(images.values())}; a record needs one data set")
+    missing = ", ".join(variant for variant in experiment.variants if variant not in runs)
     folder.mkdir(parents=True, exist_ok=True)
-    for source in ("params.yaml", RESULTS, *kept):
-        shutil.copyfile(root / source, folder / Path(source).name)
-    made = (
-        f"Made with the code of commit {commit} (the last that changed lib, stages or dvc.yaml). "
-        "Settings: [params.yaml](params.yaml); all numbers: [results.csv](results.csv)."
-    )
-    tables = (root / PAGE).read_text().removeprefix("# ").replace(f"../{LEGEND}", f"../../../{LEGEND}").strip()
-    shown = "\n\n".join(f"![{PICTURES[picture]}]({Path(picture).name})" for picture in kept)
-    parts = [f"# {title}", about, made, notes.strip(), tables, "## Pictures", shown]
+    shutil.copyfile(root / PARAMS_FILE, kept)
+    for variant, run in runs.items():
+        write_json(folder / f"runs/{variant}.json", run)
+    commits = ", ".join(sorted({run[CODE] for run in runs.values()}))
+    made = f"Made with the code of commit {commits} (the last that changed lib, stages or dvc.yaml). "
+    made += "Settings: [params.yaml](params.yaml); all numbers: [results.csv](results.csv); by variant: [runs](runs)."
+    waiting = f"**Not finished yet**: {missing}." if missing else ""
+    lines = _write_pages(folder, records, [f"# {title}", about, waiting, made, notes.strip()])
+    lines.append(f"written: {folder}, with {len(new)} of its {len(runs)} runs from here")
+    if missing:
+        return [*lines, f"README.md is left as it is until these are finished, too: {missing}"]
+    return [*lines, _write_block(root, name, title, about, summary(result_rows(records)))]
+
+
+def _write_pages(folder: Path, records: Sequence[Record], head: Sequence[str]) -> list[str]:
+    """results.csv, pictures, and README.md, which begins with ``head``; returns what was left out."""
+    frame, groups, lines = result_rows(records), replicates(records), []
+    write_table(folder / "results.csv", frame)
+    drawn = pictures(groups, latent_rows(summary(frame)))
+    for name in PICTURES:
+        save_figure(path := folder / f"{name}.png", *drawn[name])
+        if path.stat().st_size > LARGEST:
+            lines.append(f"left out, larger than {size(LARGEST)}: {path.name}")
+            path.unlink()
+    tables = markdown(frame).removeprefix("# ").replace(f"../{LEGEND}", f"../../../{LEGEND}").strip()
+    shown = "\n\n".join(f"![{PICTURES[name]}]({name}.png)" for name in PICTURES if (folder / f"{name}.png").is_file())
+    parts = [*head, tables, "## Pictures", shown]
     write_text(folder / "README.md", "\n\n".join(part for part in parts if part) + "\n")
-    return [*lines, f"written: {folder}", _write_block(root, name, title, about)]
+    return lines
 
 
-def _require_finished(root: Path) -> None:
-    for path in (RESULTS, PAGE, *PICTURES):
-        if not (root / path).is_file():
-            raise UserError(f"{path} does not exist; a record needs a finished run: dvc repro")
-    experiment = read_experiment(root / "params.yaml")
+def _from_json(variant: str, run: Mapping[str, Any], folder: Path) -> Record:
+    try:
+        _ = run[CODE]
+        return Record.from_json(run)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}/runs/{variant}.json is damaged or of another version ({error}); remove it") from None
+
+
+def _require_anywhere(experiment: Experiment) -> None:
     images = experiment.dataset.images_path
     if Path(images).expanduser().is_absolute() or PureWindowsPath(images).is_absolute():
         why = "images_path is absolute, and a record must not name one machine's folders"
         how = "put a link beside params.yaml, set images_path to its name and run dvc repro"
         raise UserError(f"params.yaml: {why}; {how}")
-    if set(read_results(root / RESULTS)["variant"]) != set(experiment.variants):
-        raise UserError(f"{RESULTS} has other variants than params.yaml; a record needs a finished run: dvc repro")
-    if changed := ask_dvc("status", root=root):
-        stages = ", ".join(list(changed)[:5])
-        raise UserError(f"params.yaml, code or data are not those of the results ({stages} would run); dvc repro first")
 
 
-def _write_block(root: Path, name: str, title: str, about: str) -> str:
+def _finished(experiment: Experiment, root: Path) -> list[str]:
+    """The variants whose outputs are those of params.yaml, code and data, as DVC knows them."""
+    changed = ask_dvc("status", root=root)
+    if stale := [stage for stage in SHARED if stage in changed]:
+        raise UserError(f"params.yaml, code or data have changed ({', '.join(stale)} would run); dvc repro first")
+    return [name for name in experiment.variants if not any(f"{stage}@{name}" in changed for stage in READ)]
+
+
+def _runs(folder: Path, new: dict[str, dict], experiment: Experiment) -> dict[str, dict]:
+    """The runs that the record has and ``new`` ones, in the order of params.yaml, others behind."""
+    there = {path.stem: read_json(path) for path in sorted((folder / "runs").glob("*.json"))}
+    for variant, run in new.items():
+        before, now = ({**each, CODE: ""} for each in (there.get(variant, run), json.loads(json.dumps(run))))
+        if before != now:
+            how = "remove it to take this one in its place"
+            raise UserError(f"{folder}/runs/{variant}.json is another run of this variant; {how}")
+    runs = {**new, **there}
+    if not runs:
+        raise UserError("no variant is finished; dvc repro first")
+    order = [*experiment.variants, *runs]
+    return {variant: runs[variant] for variant in sorted(runs, key=order.index)}
+
+
+def _write_block(root: Path, name: str, title: str, about: str, table: pandas.DataFrame) -> str:
     """The main latents' accuracies into README.md between its markers."""
     readme = root / "README.md"
     text = readme.read_text() if readme.is_file() else ""
     begin, end = text.find(BEGIN), text.find(END)
     if not 0 <= begin < end:
         return f"README.md has no {BEGIN} and {END} for a table to stand between: left as it is"
-    table = summary(read_results(root / RESULTS))
     place, picture = f"{RECORDS.as_posix()}/{name}", next(iter(PICTURES))
     block = (
         f"\n**{title}.** {about}\n\n{markdown_table(main_rows(table), accuracy_columns(table))}\n\n"
-        f"![{PICTURES[picture]}]({place}/{Path(picture).name})\n\n"
+        f"![{PICTURES[picture]}]({place}/{picture}.png)\n\n"
         f"[What each column means]({LEGEND}); runs, further latents, pictures: [{place}]({place}/README.md).\n"
     )
     write_text(readme, text[: begin + len(BEGIN)] + block + text[end:])
@@ -111,7 +177,9 @@ def _commit(root: Path) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m lib record", description="Keep the run under docs/results.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lib record", description="Keep what is finished under docs/results."
+    )
     parser.add_argument("name", help="folder, for example 2026-01-31-digits")
     parser.add_argument("--title", required=True)
     parser.add_argument("--about", required=True, help="what was run, on what, and what to beware of")

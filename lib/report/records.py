@@ -1,6 +1,6 @@
 """What the report knows of one variant: the one reader of the files that earlier stages wrote."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ class Record:
     """One variant. ``rows``: its numbers, one row per latent, the main one first, then one per projection; ``kind``:
     one of `KINDS`; ``network``: what tells its encoder from others, before any training.
 
-    ``labels`` [M] and ``predictions`` [M] are of the test images and the main latent; ``curve`` has a row per epoch.
+    ``confusion`` [C, C]: test images by class, of the main latent's probe: rows are the actual class, columns the
+    predicted. ``curve`` has a row per epoch. ``data``: the checksum of the images.
     """
 
     variant: str
@@ -39,9 +40,27 @@ class Record:
     network: tuple[object, ...]
     rows: list[dict[str, Any]]
     classes: list[str]
-    labels: numpy.ndarray
-    predictions: numpy.ndarray
+    confusion: numpy.ndarray
     curve: pandas.DataFrame
+    data: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; what is missing is null."""
+        curve = self.curve.astype(object).where(self.curve.notna(), None).to_dict("list")
+        arrays = {"confusion": self.confusion.tolist(), "curve": curve}
+        return {**vars(self), "pretraining": self.pretraining.as_json(), "network": [*self.network], **arrays}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Record":
+        """Back from `as_json`; other keys are left alone. A KeyError, TypeError or ValueError: of another version."""
+        counts = numpy.array(stored["confusion"], dtype=int).reshape((len(stored["classes"]),) * 2)
+        curve = pandas.DataFrame(stored["curve"]).astype({"epoch": int, "loss": float})
+        typed: dict[str, Any] = {
+            "pretraining": Pretraining.from_json(stored["pretraining"]),
+            "network": tuple(stored["network"]),
+        }
+        found = {key: stored[key] for key in cls.__dataclass_fields__}
+        return cls(**{**found, **typed, "confusion": counts, "curve": curve})
 
 
 Groups = dict[str, list[Record]]  # replicates, which differ in their seed alone, by the name of the first of them
@@ -103,8 +122,11 @@ def read_record(variant: str, root: Path = Path()) -> Record:
         # a floor whose batch norms were not calibrated is none of those that are
         network = (rows[0]["encoder"], about["parameters"]["encoder"], params.calibrate_batchnorm)
         kind = KINDS[2 if not params.epochs else 0 if about["supervised"] else 1]
-        labels, predictions = arrays["labels"], arrays[rows[0]["latent"]]
-        return Record(variant, params, kind, network, rows, scores["classes"], labels, predictions, frame)
+        counts = numpy.zeros((len(scores["classes"]),) * 2, dtype=int)
+        if scores["classes"]:
+            numpy.add.at(counts, (arrays["labels"], arrays[rows[0]["latent"]]), 1)
+        data = about["data"]["checksum"]
+        return Record(variant, params, kind, network, rows, scores["classes"], counts, frame, data)
     except (KeyError, TypeError) as error:
         what = f"the files of variant {variant} under data/ are of another version ({error})"
         raise UserError(f"{what}; dvc repro -f linear@{variant} memory@{variant}") from None
@@ -161,14 +183,6 @@ def _optimizer(optimizer: Optimizer) -> str:
     return words
 
 
-def confusion_counts(records: Sequence[Record]) -> numpy.ndarray:
-    """Test images [C, C] of the main latent's probe, summed: rows are the actual class, columns the predicted."""
-    counts = numpy.zeros((len(records[0].classes),) * 2, dtype=int)
-    for record in records:
-        numpy.add.at(counts, (record.labels, record.predictions), 1)
-    return counts
-
-
 def percent_of_actual(counts: numpy.ndarray) -> numpy.ndarray:
-    """`confusion_counts` [C, C] as percent of each actual class; zeros for a class without test images."""
+    """Counts [C, C], rows actual, as percent of each actual class; zeros for a class without test images."""
     return 100 * counts / counts.sum(1, keepdims=True).clip(1)

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import pandas
+
 from lib.params.experiment import Experiment
 from lib.report import charts, plane, tables
 from lib.report.figures import save_figure
 from lib.report.figures_tsne import overview_figure
-from lib.report.records import ranked, read_record, replicates
+from lib.report.records import Groups, ranked, read_record, replicates
 from lib.runtime.files import read_arrays, write_table, write_text
 from lib.runtime.progress import StepProgress
 
@@ -32,17 +34,21 @@ def write_results(experiment: Experiment, root: Path = Path()) -> None:
     write_table(plots / "confusion.csv", tables.confusion_table(groups))
     # a 2-D embedding has no mean: of replicates the first is shown
     embedded = {name: read_arrays(root / f"data/tsne/{name}.npz") for name in ranked(groups)}
-    pictures: list[tuple[str, Any, Any]] = [
-        ("plane", plane.plane_figure, (groups, points)),
-        ("accuracy", charts.accuracy_figure, (groups, table)),
-        ("curves", charts.curves_figure, (groups,)),
-        ("confusion", charts.confusion_figure, (groups,)),
-        ("tsne/overview", overview_figure, (embedded,)),
-    ]
+    found = {**pictures(groups, table), "tsne/overview": (overview_figure, embedded)}
     (plots / "dose/dose.png").unlink(missing_ok=True)
     if len(dosed):
-        pictures.append(("dose/dose", plane.dose_figure, (groups, dosed)))
-    with StepProgress("pictures", len(pictures)) as progress:
-        for name, draw, arguments in pictures:
-            save_figure(plots / f"{name}.png", draw, *arguments)
+        found["dose/dose"] = (plane.dose_figure, groups, dosed)
+    with StepProgress("pictures", len(found)) as progress:
+        for name, drawing in found.items():
+            save_figure(plots / f"{name}.png", *drawing)
             progress.advance()
+
+
+def pictures(groups: Groups, table: pandas.DataFrame) -> dict[str, tuple[Any, ...]]:
+    """What draws each picture of all variants, and of what; ``table``: `tables.summary` without projections."""
+    return {
+        "plane": (plane.plane_figure, groups, plane.plane_table(groups, table)),
+        "accuracy": (charts.accuracy_figure, groups, table),
+        "curves": (charts.curves_figure, groups),
+        "confusion": (charts.confusion_figure, groups),
+    }
