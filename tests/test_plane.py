@@ -45,6 +45,14 @@ def test_the_plane_has_a_point_for_each_group_and_a_sentence_of_what_it_says(tmp
     )
 
 
+def test_points_that_lie_together_are_whole_on_axes_from_zero(tmp_path):
+    bits = {"simclr": (6.5, 1.24), "dual": (6.57, 1.27)}
+    groups, _, points = plane_of(tmp_path, {name: PLANE[name] for name in bits}, bits)
+    axes = plane.plane_figure(groups, points).axes[0]
+    for (low, high), key in ((axes.get_xlim(), "concept_bits"), (axes.get_ylim(), "episode_bits")):
+        assert low == 0 and high - points[key].max() > 0.025 * high
+
+
 def test_of_many_points_those_without_labels_have_a_panel_of_their_own(tmp_path):
     runs = {f"joint_{number}": {"gamma": number / 100} for number in range(45)}
     runs |= {"floor": {"epochs": 0}, "ceiling": {"method": "supervised", "supervised": True}}

@@ -53,7 +53,9 @@ def plane_figure(groups: Groups, plane: pandas.DataFrame) -> Figure:
     ends = plane.loc[plane.groupby("kind")["top1"].idxmax()]
     for row in ends[ends["kind"] != KINDS[1]].itertuples():
         whole.annotate(row.group, (row.concept_bits, row.episode_bits), (6, 6), textcoords="offset points", fontsize=9)
-    whole.set(xlim=(min(0, whole.get_xlim()[0]), None), ylim=(min(0, whole.get_ylim()[0]), None))
+    for limits, axis in ((whole.get_xlim, whole.set_xlim), (whole.get_ylim, whole.set_ylim)):
+        low, high = min(0, limits()[0]), limits()[1]
+        axis(low, high + 0.03 * (high - low))  # points that lie together leave no margin on an axis from zero
     whole.set_title("What a latent tells of a degraded image", loc="left")
     place: dict[str, Any] = {"loc": "outside right upper", "fontsize": 9}
     if many:
