@@ -72,7 +72,7 @@ install-test: install
 # The longest file first: one worker runs it, the other all the rest meanwhile.
 test: install-test
 	@OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-		tests/test_pipeline.py tests/faults tests/test_*.py
+		tests/test_pipeline.py $(sort $(dir $(wildcard tests/*/test_*.py))) tests/test_*.py
 
 test-slow: install-test
 	@OMP_NUM_THREADS=1 python -m pytest -m slow --durations 8
