@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib.report.record import BEGIN, END, PICTURES, write_record
-from lib.runtime.files import write_tensors, write_text
+from lib.runtime.files import read_json, write_json, write_tensors, write_text
 from lib.trace import main, trace
 from tests.faults.refusals import refused
 from tests.report_runs import write_run
@@ -66,7 +66,7 @@ def test_a_record_is_a_page_with_numbers_settings_and_pictures_and_the_readmes_t
     folder = run / "docs/results/2026-01-31-test"
     assert set(tree(folder)) == WRITTEN | {f"runs/{name}.json" for name in ("simclr", "again", "dual")}
     page, readme = (folder / "README.md").read_text(), (run / "README.md").read_text()
-    assert page.startswith("# A title\n\nWhat it is.\n\nMade with the code of commit ") and "unknown" not in page
+    assert page.startswith("# A title\n\nWhat it is.\n\nMade with the code of commit ")
     assert "\n\n## Found\n\nThis.\n\nimages (folder mine): encoder small; " in page
     assert "](../../../docs/reading-the-table.md)" in page and "| dual · lower | 1 | " in page
     assert readme.startswith(f"before\n{BEGIN}\n**A title.** What it is.\n") and readme.endswith(f"{END}\nafter\n")
@@ -102,13 +102,9 @@ def test_a_record_keeps_the_numbers_parameters_and_images_that_it_has(run, unfin
     write_record("x", "t", "a", run)
     before = tree(run)
     write_run(run, "again", **RUN, seed=1, wrong=0.5)
-    refused(lambda: write_record("x", "t", "a", run), "x/runs/again.json is another run of this variant; remove it")
+    refused(lambda: write_record("x", "t", "a", run), "x/runs/again.json is another run of this variant; keep one")
     write_run(run, "again", **RUN, seed=1)
-    write_text(run / "docs/results/x/runs/dual.json", "{}")
-    unfinished["pretrain@dual"] = []
-    refused(lambda: write_record("x", "t", "a", run), "x/runs/dual.json is damaged or of another version ('code')")
     (run / "docs/results/x/runs/dual.json").unlink()
-    unfinished.clear()
     write_run(run, "dual", **RUN, seed=2, **HALVES, checksum="other")
     refused(lambda: write_record("x", "t", "a", run), "runs of different images: ", "; a record needs one data set")
     write_run(run, "dual", **RUN, seed=2, **HALVES)
@@ -116,6 +112,22 @@ def test_a_record_keeps_the_numbers_parameters_and_images_that_it_has(run, unfin
     assert tree(run) == before
     write_text(run / "params.yaml", f"{PARAMS}# more\n")
     refused(lambda: write_record("x", "t", "a", run), "docs/results/x is a record of another params.yaml; take that")
+
+
+PARTS = ("variant", "pretraining", "kind", "rows", "classes", "confusion", "curve", "data", "code")
+
+
+@pytest.mark.parametrize("key", PARTS)
+def test_a_runs_file_of_another_version_is_refused_before_anything_is_written(run, unfinished, key):
+    write_record("x", "t", "a", run)
+    path = run / "docs/results/x/runs/dual.json"
+    stored = read_json(path)
+    unfinished["pretrain@dual"] = []
+    for spoiled in ({key: None}, {key: 3}, {key: []}, {key: {}}, None):
+        write_json(path, {**stored, **spoiled} if spoiled else {name: stored[name] for name in stored if name != key})
+        before = tree(run)
+        refused(lambda: write_record("x", "t", "a", run), "x/runs/dual.json is damaged or of another version")
+        assert tree(run) == before
 
 
 @pytest.mark.parametrize("text", ["no markers", f"{BEGIN} only", f"{END} {BEGIN}"])
@@ -139,7 +151,10 @@ def absolute(path):
     ("spoil", "words"),
     [
         *((absolute(path), "images_path is absolute, and ") for path in ("/mine.zip", "~/mine", "C:\\\\mine")),
-        (lambda _, status: status.update({"resolve": []}), "have changed (resolve would run); dvc repro first"),
+        *(
+            (lambda _, status, stage=stage: status.update({stage: []}), f"have changed ({stage} would run); dvc repro")
+            for stage in ("download", "resolve")
+        ),
         (
             lambda _, status: status.update({f"pretrain@{name}": [] for name in ("simclr", "again", "dual")}),
             "no variant is finished; dvc repro first",

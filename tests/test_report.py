@@ -17,7 +17,7 @@ from lib.report import charts, tables
 from lib.report.dose import relative_pull
 from lib.report.figures import readable, save_figure
 from lib.report.page.build import sortable_tables
-from lib.report.records import Groups, Record, ranked, read_record, replicates
+from lib.report.records import Groups, Record, confusion_counts, ranked, read_record, replicates
 from lib.report.results import write_results
 from lib.report.show import main, show
 from lib.runtime.files import read_arrays, read_json, write_json
@@ -246,6 +246,7 @@ def test_confusions_of_replicates_are_summed_against_a_loop_and_shown_in_order(r
         arrays = read_arrays(root / f"data/scores/{record.variant}.npz")
         for actual, predicted in zip(arrays["labels"], arrays["h"]):
             slow[actual][predicted] += 1
+    assert confusion_counts(groups["simclr"]).tolist() == slow
     frame = tables.confusion_table({"simclr": groups["simclr"]})
     counted = {(row.actual, row.predicted): row.images for row in frame.itertuples() if row.images}
     assert counted == {(CLASSES[a], CLASSES[b]): n for a, row in enumerate(slow) for b, n in enumerate(row) if n}

@@ -10,7 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib.report.figures import GRAY, draw_line, grid, look, readable
-from lib.report.records import KINDS, UNLABELED, Groups, mean_curve, objectives, percent_of_actual, ranked
+from lib.report.records import (
+    KINDS,
+    UNLABELED,
+    Groups,
+    confusion_counts,
+    mean_curve,
+    objectives,
+    percent_of_actual,
+    ranked,
+)
 from lib.report.tables import best_first, measures, with_deviation
 
 SHAPES = {"top1": ("o", "full"), "knn": ("s", "none"), "study_top1": ("^", "none")}  # marker and filling of a measure
@@ -161,7 +170,7 @@ def confusion_figure(groups: Groups) -> Figure:
     figure = Figure(figsize=(1.6 + side * columns, 0.7 + side * down))
     panels = figure.subplots(down, columns, squeeze=False)
     for number, (panel, (name, members)) in enumerate(zip(panels.flat, groups.items())):
-        percent = percent_of_actual(numpy.sum([record.confusion for record in members], axis=0))
+        percent = percent_of_actual(confusion_counts(members))
         image = panel.imshow(percent, cmap="Blues", vmin=0, vmax=100)
         panel.set_title(name, loc="left", fontsize=10 if columns < 4 else 8)
         panel.spines[:].set_visible(False)

@@ -6,7 +6,6 @@ table and the first picture go into README.md between two markers, where it has 
 """
 
 import argparse
-import json
 import re
 import shutil
 import subprocess
@@ -19,7 +18,7 @@ import pandas
 from lib.params.experiment import Experiment, read_experiment
 from lib.params.spec import PARAMS_FILE
 from lib.report.figures import save_figure
-from lib.report.records import Record, read_record, replicates
+from lib.report.records import Record, read_record, replicates, require_same
 from lib.report.results import pictures
 from lib.report.show import say
 from lib.report.tables import (
@@ -68,6 +67,7 @@ def write_record(name: str, title: str, about: str, root: Path = Path(), notes: 
     records = [_from_json(variant, run, folder) for variant, run in runs.items()]
     if len(images := {record.data: record.variant for record in records}) > 1:
         raise UserError(f"runs of different images: {', '.join(images.values())}; a record needs one data set")
+    frame = result_rows(records)
     missing = ", ".join(variant for variant in experiment.variants if variant not in runs)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(root / PARAMS_FILE, kept)
@@ -77,16 +77,16 @@ def write_record(name: str, title: str, about: str, root: Path = Path(), notes: 
     made = f"Made with the code of commit {commits} (the last that changed lib, stages or dvc.yaml). "
     made += "Settings: [params.yaml](params.yaml); all numbers: [results.csv](results.csv); by variant: [runs](runs)."
     waiting = f"**Not finished yet**: {missing}." if missing else ""
-    lines = _write_pages(folder, records, [f"# {title}", about, waiting, made, notes.strip()])
+    lines = _write_pages(folder, records, frame, [f"# {title}", about, waiting, made, notes.strip()])
     lines.append(f"written: {folder}, with {len(new)} of its {len(runs)} runs from here")
     if missing:
         return [*lines, f"README.md is left as it is until these are finished, too: {missing}"]
-    return [*lines, _write_block(root, name, title, about, summary(result_rows(records)))]
+    return [*lines, _write_block(root, name, title, about, summary(frame))]
 
 
-def _write_pages(folder: Path, records: Sequence[Record], head: Sequence[str]) -> list[str]:
+def _write_pages(folder: Path, records: Sequence[Record], frame: pandas.DataFrame, head: Sequence[str]) -> list[str]:
     """results.csv, pictures, and README.md, which begins with ``head``; returns what was left out."""
-    frame, groups, lines = result_rows(records), replicates(records), []
+    groups, lines = replicates(records), []
     write_table(folder / "results.csv", frame)
     drawn = pictures(groups, latent_rows(summary(frame)))
     for name in PICTURES:
@@ -103,9 +103,12 @@ def _write_pages(folder: Path, records: Sequence[Record], head: Sequence[str]) -
 
 def _from_json(variant: str, run: Mapping[str, Any], folder: Path) -> Record:
     try:
-        _ = run[CODE]
-        return Record.from_json(run)
-    except (KeyError, TypeError, ValueError) as error:
+        record = Record.from_json(run)
+        result_rows([record])  # which reads all that tables do
+        if run["variant"] != variant or not all(isinstance(run[key], str) for key in ("data", CODE)):
+            raise ValueError("another variant's, or without its data and code")
+        return record
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder}/runs/{variant}.json is damaged or of another version ({error}); remove it") from None
 
 
@@ -129,10 +132,7 @@ def _runs(folder: Path, new: dict[str, dict], experiment: Experiment) -> dict[st
     """The runs that the record has and ``new`` ones, in the order of params.yaml, others behind."""
     there = {path.stem: read_json(path) for path in sorted((folder / "runs").glob("*.json"))}
     for variant, run in new.items():
-        before, now = ({**each, CODE: ""} for each in (there.get(variant, run), json.loads(json.dumps(run))))
-        if before != now:
-            how = "remove it to take this one in its place"
-            raise UserError(f"{folder}/runs/{variant}.json is another run of this variant; {how}")
+        require_same(folder / f"runs/{variant}.json", run, but=CODE)
     runs = {**new, **there}
     if not runs:
         raise UserError("no variant is finished; dvc repro first")

@@ -1,5 +1,6 @@
 """What the report knows of one variant: the one reader of the files that earlier stages wrote."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,12 +56,10 @@ class Record:
         """Back from `as_json`; other keys are left alone. A KeyError, TypeError or ValueError: of another version."""
         counts = numpy.array(stored["confusion"], dtype=int).reshape((len(stored["classes"]),) * 2)
         curve = pandas.DataFrame(stored["curve"]).astype({"epoch": int, "loss": float})
-        typed: dict[str, Any] = {
-            "pretraining": Pretraining.from_json(stored["pretraining"]),
-            "network": tuple(stored["network"]),
-        }
-        found = {key: stored[key] for key in cls.__dataclass_fields__}
-        return cls(**{**found, **typed, "confusion": counts, "curve": curve})
+        KINDS.index(stored["kind"])  # a ValueError for any other
+        typed: dict[str, Any] = {"pretraining": Pretraining.from_json(stored["pretraining"])}
+        typed |= {"network": tuple(stored["network"]), "confusion": counts, "curve": curve}
+        return cls(**{**{key: stored[key] for key in cls.__dataclass_fields__}, **typed})
 
 
 Groups = dict[str, list[Record]]  # replicates, which differ in their seed alone, by the name of the first of them
@@ -181,6 +180,18 @@ def _optimizer(optimizer: Optimizer) -> str:
     if optimizer.warmup_epochs:
         words += f", {optimizer.warmup_epochs:g} warm-up epoch{'' if optimizer.warmup_epochs == 1 else 's'}"
     return words
+
+
+def confusion_counts(records: Sequence[Record]) -> numpy.ndarray:
+    """Of replicates, summed."""
+    return numpy.sum([record.confusion for record in records], axis=0)
+
+
+def require_same(path: Path, run: Mapping[str, Any], but: str = "") -> None:
+    """A UserError where ``path`` has another run than this, the key ``but`` left aside: which counts is not for a copy
+    to say."""
+    if path.is_file() and {**read_json(path), but: None} != {**json.loads(json.dumps(run)), but: None}:
+        raise UserError(f"{path} is another run of this variant; keep one of the two, and remove the other")
 
 
 def percent_of_actual(counts: numpy.ndarray) -> numpy.ndarray:

@@ -9,7 +9,18 @@ import pandas
 from lib.params.evaluation import LABEL_DRAWS, MANY_CLASSES
 from lib.report import published
 from lib.report.compare import CONFIDENCE, baseline, delta, floor
-from lib.report.records import BITS, CODE, FEW, UNLABELED, Groups, Record, percent_of_actual, ranked, replicates
+from lib.report.records import (
+    BITS,
+    CODE,
+    FEW,
+    UNLABELED,
+    Groups,
+    Record,
+    confusion_counts,
+    percent_of_actual,
+    ranked,
+    replicates,
+)
 from lib.runtime.errors import UserError
 from lib.runtime.files import read_json, require_file
 from lib.verdict.judge import half_interval
@@ -244,7 +255,7 @@ def confusion_table(groups: Groups) -> pandas.DataFrame:
     for name, members in groups.items():
         if not members[0].classes:
             continue
-        counts, classes = numpy.sum([record.confusion for record in members], axis=0), members[0].classes
+        counts, classes = confusion_counts(members), members[0].classes
         percent = percent_of_actual(counts).round(2)
         shown = zip(*numpy.nonzero(counts + numpy.eye(len(counts), dtype=int)))
         rows += [(name, classes[at[0]], classes[at[1]], counts[at], percent[at]) for at in shown]

@@ -6,7 +6,6 @@ docs/verdict.md.
 """
 
 import base64
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +24,7 @@ from lib.params.verdict import Rule
 from lib.report import figures_verdict as draw
 from lib.report.dose import term_dose
 from lib.report.figures import save_figure
+from lib.report.records import require_same
 from lib.runtime.errors import UserError, shown
 from lib.runtime.files import read_about, read_arrays, read_json, require_file, write_json, write_text
 from lib.verdict.judge import CORRECT, KEYS, judge
@@ -60,12 +60,11 @@ SOURCES = (
 def collect(rule: Rule, folder: Path, variants: Iterable[str]) -> None:
     """One file for each, from the pipeline's outputs; and the landmark of pixels, where there is one.
 
-    A UserError names a run that is there already with other numbers: which of two counts is not for a copy to say.
+    A UserError names a run that is there already with other numbers.
     """
     runs = {folder / RUNS / f"{variant}.json": run_file(variant, rule) for variant in variants}
     for path, run in runs.items():
-        if path.is_file() and read_json(path) != json.loads(json.dumps(run)):
-            raise UserError(f"{path} is another run of this variant; keep one of the two, and remove the other")
+        require_same(path, run)
     for path, run in runs.items():
         write_json(path, run)
     if LANDMARK.is_file():
