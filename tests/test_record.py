@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lib.report.record import BEGIN, END, PICTURES, write_record
+from lib.report.records import read_record
 from lib.runtime.files import read_json, write_json, write_tensors, write_text
 from lib.trace import main, trace
 from tests.faults.refusals import refused
@@ -141,6 +142,60 @@ def test_a_readme_without_markers_and_a_large_picture_are_left_out_and_named(run
     assert first.startswith("left out, larger than ") and "left as it is" in last
     assert (run / "README.md").read_text() == text and not (run / "docs/results/x" / gone).exists()
     assert gone not in (run / "docs/results/x/README.md").read_text()
+
+
+@pytest.fixture
+def verdict(run):
+    """The record of a verdict with runs of the seeds 1 and 5 of simclr, and one of other options."""
+    folder = run / "docs/results/verdict"
+    write_text(folder / "params.yaml", PARAMS)
+    known, bits = read_record("simclr", run), {"episode_bits": 5.5, "concept_bits": 1.5}
+    for name, seed, own in (("simclr_s1", 1, {}), ("simclr_s5", 5, {}), ("joint_s5", 5, {"options": {"term": "pull"}})):
+        params = known.pretraining.as_json() | {"variant": name, "seed": seed} | own
+        numbers = {"top1": 71.0, "knn": 61.0, "z": {"top1": 51.0, "knn": 41.0}, "memory": {**bits, "z": bits}}
+        stored = {"name": name, "pretraining": params, "data": known.data, "lambda": None, **numbers}
+        write_json(folder / f"runs/{name}.json", stored)
+    return folder
+
+
+def test_runs_of_a_verdict_are_further_seeds_of_a_variant_and_stay_in_the_record(run, verdict):
+    write_record("x", "t", "a", run, seeds_from="verdict")
+    folder = run / "docs/results/x"
+    names = {path.stem for path in (folder / "runs").iterdir()}
+    assert names == {"simclr", "again", "dual", "simclr_s5"}, "seed 1 is that of again"
+    own = [read_record(name, run).rows[0] for name in ("simclr", "again")]
+    mean = (own[0]["top1"] + own[1]["top1"] + 71) / 3
+    page = (folder / "README.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| simclr | 3 | "))
+    header = next(line for line in page.splitlines() if line.startswith("| Model | n | "))
+    cells = dict(zip(header.split(" | "), row.split(" | ")))
+    assert cells["Probe top-1"].startswith(f"{mean:.2f} ± ") and cells["Episode bits"].startswith(f"{16.5 / 3:.2f} ± ")
+    assert cells["Validation top-1"] == "-", "no mean of two seeds in a row of three"
+    assert "Further seeds, without validation, curves and confusion: `simclr_s5`, which are runs of [verdict](" in page
+    before = tree(run)
+    for again in ("verdict", None):
+        write_record("x", "t", "a", run, seeds_from=again)
+        assert tree(run) == before
+
+
+def test_runs_that_were_measured_otherwise_or_are_damaged_are_no_further_seeds(run, verdict):
+    def other(words, seeds_from="verdict"):
+        before = tree(run)
+        refused(lambda: write_record("x", "t", "a", run, seeds_from=seeds_from), words)
+        assert tree(run) == before
+
+    other("'../verdict' is not a usable name", "../verdict")
+    other("docs/results/gone/params.yaml", "gone")
+    for block, text in {"memory": "{draws: 2}", "augment": "{flip: 0.1}", "knn": "{k: 7}"}.items():
+        write_text(verdict / "params.yaml", f"{PARAMS}{block}: {text}\n")
+        other(f"verdict was measured with another block {block} than params.yaml has; leave it out")
+    write_text(verdict / "params.yaml", PARAMS)
+    stored = read_json(verdict / "runs/simclr_s5.json")
+    write_json(verdict / "runs/simclr_s5.json", {**stored, "data": "other"})
+    other("runs of different images: ")
+    for key in ("pretraining", "memory", "top1", "data"):
+        write_json(verdict / "runs/simclr_s5.json", {name: stored[name] for name in stored if name != key})
+        other("runs/simclr_s5.json is of another version (")
 
 
 def absolute(path):

@@ -1,8 +1,9 @@
 """Keep results: ``python -m lib record NAME --title "..." --about "..."``.
 
 docs/results/NAME receives one small file for each finished variant, and from all of these results.csv, pictures and a
-page that shows them. Variants may so come from several machines over several days. Once none is missing, the accuracy
-table and the first picture go into README.md between two markers, where it has them.
+page that shows them. Variants may so come from several machines over several days, and further seeds of them from the
+record of a verdict. Once none is missing, the accuracy table and the first picture go into README.md between two
+markers, where it has them.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import pandas
 from lib.params.experiment import Experiment, read_experiment
 from lib.params.spec import PARAMS_FILE
 from lib.report.figures import save_figure
+from lib.report.further_seeds import further_seeds
 from lib.report.records import Record, read_record, replicates, require_same
 from lib.report.results import pictures
 from lib.report.show import say
@@ -46,18 +48,24 @@ PICTURES = {
 LARGEST = 400_000  # bytes of a picture that git keeps for ever
 SHARED = ("download", "resolve")  # the stages that those of a variant read
 CODE = "code"  # of a run's file: the commit
+FROM = "from"  # of a further seed's file, in place of the commit: the record of the verdict
 READ = ("pretrain", "linear", "memory")  # the stages of a variant whose outputs `read_record` reads
 
 
-def write_record(name: str, title: str, about: str, root: Path = Path(), notes: str = "") -> list[str]:
+def write_record(
+    name: str, title: str, about: str, root: Path = Path(), notes: str = "", seeds_from: str | None = None
+) -> list[str]:
     """Keep what is finished in ``root`` in docs/results/``name``; returns lines that say what was done.
 
-    ``notes``: Markdown that the page has before its tables. Refused before the first write: a ``name`` that is no plain
-    folder name, nothing finished, code that differs from the commit or has none, an absolute ``images_path``, another
-    params.yaml, other images or other numbers than the record has.
+    ``notes``: Markdown that the page has before its tables. ``seeds_from``: a verdict's record (`further_seeds`).
+    Refused before the first write: a name that is no plain folder name, nothing finished, code that differs from the
+    commit or has none, an absolute ``images_path``, another params.yaml, other images or other numbers than the record
+    has.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise UserError(f"{name!r} is not a usable name; allowed: letters, digits, ., _ and -, as in 2026-01-31-digits")
+    for each in (name, seeds_from or name):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", each):
+            allowed = "letters, digits, ., _ and -, as in 2026-01-31-digits"
+            raise UserError(f"{each!r} is not a usable name; allowed: {allowed}")
     commit, experiment, folder = _commit(root), read_experiment(root / PARAMS_FILE), root / RECORDS / name
     _require_anywhere(experiment)
     if (kept := folder / PARAMS_FILE).is_file() and kept.read_text() != (root / PARAMS_FILE).read_text():
@@ -65,6 +73,10 @@ def write_record(name: str, title: str, about: str, root: Path = Path(), notes: 
     new = {variant: read_record(variant, root).as_json() | {CODE: commit} for variant in _finished(experiment, root)}
     runs = _runs(folder, new, experiment)
     records = [_from_json(variant, run, folder) for variant, run in runs.items()]
+    if seeds_from:
+        further = further_seeds(records, root / RECORDS / seeds_from, experiment)
+        runs |= {record.variant: record.as_json() | {FROM: seeds_from} for record in further}
+        records += further
     if len(images := {record.data: record.variant for record in records}) > 1:
         raise UserError(f"runs of different images: {', '.join(images.values())}; a record needs one data set")
     frame = result_rows(records)
@@ -73,15 +85,24 @@ def write_record(name: str, title: str, about: str, root: Path = Path(), notes: 
     shutil.copyfile(root / PARAMS_FILE, kept)
     for variant, run in runs.items():
         write_json(folder / f"runs/{variant}.json", run)
-    commits = ", ".join(sorted({run[CODE] for run in runs.values()}))
-    made = f"Made with the code of commit {commits} (the last that changed lib, stages or dvc.yaml). "
-    made += "Settings: [params.yaml](params.yaml); all numbers: [results.csv](results.csv); by variant: [runs](runs)."
     waiting = f"**Not finished yet**: {missing}." if missing else ""
-    lines = _write_pages(folder, records, frame, [f"# {title}", about, waiting, made, notes.strip()])
+    lines = _write_pages(folder, records, frame, [f"# {title}", about, waiting, _made(runs), notes.strip()])
     lines.append(f"written: {folder}, with {len(new)} of its {len(runs)} runs from here")
     if missing:
         return [*lines, f"README.md is left as it is until these are finished, too: {missing}"]
     return [*lines, _write_block(root, name, title, about, summary(frame))]
+
+
+def _made(runs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Where the numbers of a page come from."""
+    commits = ", ".join(sorted({run[CODE] for run in runs.values() if CODE in run}))
+    made = f"Made with the code of commit {commits} (the last that changed lib, stages or dvc.yaml). "
+    made += "Settings: [params.yaml](params.yaml); all numbers: [results.csv](results.csv); by variant: [runs](runs)."
+    for verdict in sorted({run[FROM] for run in runs.values() if FROM in run}):
+        theirs = ", ".join(f"`{variant}`" for variant, run in runs.items() if run.get(FROM) == verdict)
+        made += f" Further seeds, without validation, curves and confusion: {theirs}, which are runs of "
+        made += f"[{verdict}](../{verdict}/README.md)."
+    return made
 
 
 def _write_pages(folder: Path, records: Sequence[Record], frame: pandas.DataFrame, head: Sequence[str]) -> list[str]:
@@ -105,7 +126,8 @@ def _from_json(variant: str, run: Mapping[str, Any], folder: Path) -> Record:
     try:
         record = Record.from_json(run)
         result_rows([record])  # which reads all that tables do
-        if run["variant"] != variant or not all(isinstance(run[key], str) for key in ("data", CODE)):
+        origin = FROM if FROM in run else CODE
+        if run["variant"] != variant or not all(isinstance(run[key], str) for key in ("data", origin)):
             raise ValueError("another variant's, or without its data and code")
         return record
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -184,8 +206,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--title", required=True)
     parser.add_argument("--about", required=True, help="what was run, on what, and what to beware of")
     parser.add_argument("--notes", type=Path, help="a file of Markdown for the record's page: what was found")
+    parser.add_argument(
+        "--seeds-from", metavar="RECORD", help="a verdict's record whose runs are further seeds of variants"
+    )
     options = parser.parse_args(arguments)
     if options.notes and not options.notes.is_file():
         raise UserError(f"{options.notes} does not exist; --notes is a file of Markdown")
     notes = options.notes.read_text() if options.notes else ""
-    say("\n".join(write_record(options.name, options.title, options.about, notes=notes)))
+    say("\n".join(write_record(options.name, options.title, options.about, notes=notes, seeds_from=options.seeds_from)))

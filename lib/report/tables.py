@@ -82,15 +82,17 @@ def read_results(path: Path) -> pandas.DataFrame:
 def summary(frame: pandas.DataFrame) -> pandas.DataFrame:
     """One row per group and latent of `result_rows`: the mean over seeds, ``<column>_sd`` beside it, ``n``, ``seeds``.
 
-    The deviation is that of a sample (n - 1), missing for one seed. A difference from SimCLR has half its interval in
-    place of the deviation, and is missing where fewer than two seeds pair. Main latents come first, then the published
-    rows where the data are CIFAR-10's own, then further latents, then projections.
+    The deviation is that of a sample (n - 1), missing for one seed. A mean is of all n seeds, or missing. A difference
+    from SimCLR has half its interval in place of the deviation, and is missing where fewer than two seeds pair. Main
+    latents come first, then the published rows where the data are CIFAR-10's own, then further latents, then
+    projections.
     """
     # what replicates share, then means and deviations of what was measured
     grouped = frame.groupby(["group", "latent"], sort=False)
     columns = [*MEASURED, *(key for key in UNLABELED if key in frame)]
     table, measured = grouped.first(), grouped[columns]
-    table[columns] = measured.mean()
+    whole = measured.count().eq(grouped.size(), axis=0)
+    table[columns] = measured.mean().where(whole | (whole.columns == "delta_simclr"))
     table = table.join(measured.std().add_suffix("_sd"))
     few = [key for key in map(str, frame) if key.startswith(FEW)]
     table[few] = grouped[few].mean()  # and the mean of the deviations over draws
