@@ -42,7 +42,7 @@ def further_seeds(records: Sequence[Record], folder: Path, experiment: Experimen
             seeds = {record.pretraining.seed for record in members}
             if members and params.seed not in seeds and params.variant not in experiment.variants:
                 found.append(_further(members[0], params, run))
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise UserError(f"{path} is of another version ({error}); leave {folder} out") from None
     return found
 
