@@ -79,6 +79,17 @@ def test_a_record_is_a_page_with_numbers_settings_and_pictures_and_the_readmes_t
     assert tree(run) == before, "again, nothing changes"
 
 
+def test_the_readmes_table_leaves_floors_to_the_rows_that_have_them(run):
+    for name, settings in {"simclr": {}, "again": {"seed": 1}, "dual": {"seed": 2, **HALVES}}.items():
+        write_run(run, name, **settings)  # of CIFAR-10, for which there are published rows
+    write_run(run, "floor", epochs=0, wrong=0.6)
+    write_text(run / "params.yaml", f"{PARAMS}  floor: {{method: simclr, epochs: 0}}\n")
+    write_record("x", "t", "a", run)
+    page, readme = (run / "docs/results/x/README.md").read_text(), (run / "README.md").read_text()
+    assert "| floor | 1 | " in page and "| floor |" not in readme
+    assert "| simclr | 2 | " in readme and "| simclr (published) | " in readme
+
+
 def test_a_record_from_several_machines_is_that_of_one(run, unfinished):
     text = (run / "README.md").read_text()
     write_record("whole", "t", "a", run)

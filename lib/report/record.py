@@ -163,15 +163,16 @@ def _runs(folder: Path, new: dict[str, dict], experiment: Experiment) -> dict[st
 
 
 def _write_block(root: Path, name: str, title: str, about: str, table: pandas.DataFrame) -> str:
-    """The main latents' accuracies into README.md between its markers."""
+    """The main latents' accuracies into README.md between its markers; floors stand in the rows that they are of."""
     readme = root / "README.md"
     text = readme.read_text() if readme.is_file() else ""
     begin, end = text.find(BEGIN), text.find(END)
     if not 0 <= begin < end:
         return f"README.md has no {BEGIN} and {END} for a table to stand between: left as it is"
+    rows = main_rows(table).query("epochs > 0")
     place, picture = f"{RECORDS.as_posix()}/{name}", next(iter(PICTURES))
     block = (
-        f"\n**{title}.** {about}\n\n{markdown_table(main_rows(table), accuracy_columns(table))}\n\n"
+        f"\n**{title}.** {about}\n\n{markdown_table(rows, accuracy_columns(table))}\n\n"
         f"![{PICTURES[picture]}]({place}/{picture}.png)\n\n"
         f"[What each column means]({LEGEND}); runs, further latents, pictures: [{place}]({place}/README.md).\n"
     )
