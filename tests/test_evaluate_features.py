@@ -120,6 +120,13 @@ def test_knn_equals_its_loop_form(elements, monkeypatch):
     assert len(taken) == (1 if elements > 90 else 5)
 
 
+def test_of_equal_neighbors_no_class_is_the_first():
+    bank, labels = torch.ones(3000, 4), torch.arange(3).repeat_interleave(1000)
+    scores = knn_scores(bank, labels, torch.ones(2, 4), 300, 0.1, 3)
+    # 100 of each class are expected, with a standard deviation of 7.7
+    assert (scores - 100).abs().max() < 35 and scores.sum(1).tolist() == [300, 300]
+
+
 @pytest.mark.parametrize("temperature", [1e-4, 0.1, 100.0])
 def test_knn_of_the_bank_itself_is_finite_and_right(temperature):
     bank, labels = torch.eye(6).repeat(2, 1), torch.arange(6).repeat(2)

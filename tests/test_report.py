@@ -102,28 +102,31 @@ def test_a_row_has_the_floor_of_its_own_kind(tmp_path):
     runs = {
         "floor": {"epochs": 0, "latents": ("h",)},
         "floor_1": {"epochs": 0, "seed": 1, "latents": ("h",)},
-        "floor_codes": {"method": "kwta", "epochs": 0, "latents": ("code", "h")},
+        "floor_halves": {"epochs": 0, "latents": ("upper", "lower", "both"), "options": {"latents": "halves"}},
+        "floor_codes": {"method": "kwta", "epochs": 0, "latents": ("code", "h", "both")},
         "floor_cmc": {"method": "cmc", "epochs": 0, "latents": ("h", "l"), "encoder_parameters": lab},
         "floor_layers": {"method": "cpc", "epochs": 0, "latents": ("layer6", "layer1"), "encoder": "vgg6"},
         "clapp": {"method": "cpc", "latents": ("layer6", "layer1"), "encoder": "vgg6"},
-        "dual": {"latents": ("upper", "lower")},
+        "dual": {"latents": ("upper", "lower", "both"), "options": {"latents": "halves"}},
+        "three": {"latents": ("upper", "lower", "third", "both"), "options": {"latents": "three"}},
         "vicreg": {"method": "vicreg", "projections": ("y",)},
-        "kwta": {"method": "kwta", "latents": ("code", "h")},
+        "kwta": {"method": "kwta", "latents": ("code", "h", "both")},
         "cmc": {"method": "cmc", "latents": ("h", "l"), "encoder_parameters": lab},
         "filters": {"method": "patch_filters", "encoder": "shallow", "encoder_parameters": small},
     }
     table = tables.summary(tables.result_rows(write_runs(tmp_path, runs))).set_index("model")
     floors = {
         "vicreg": table.loc["floor"],  # the mean of two
-        "kwta · code": table.loc["floor_codes · code"],
-        "kwta · h": table.loc["floor"],
+        **{f"kwta · {name}": table.loc[f"floor_codes · {name}"] for name in ("code", "h", "both")},
+        **{f"dual · {name}": table.loc[f"floor_halves · {name}"] for name in ("upper", "both")},
         "cmc · h": table.loc["floor_cmc · h"],
         "cmc · l": table.loc["floor_cmc · l"],
         "clapp · layer1": table.loc["floor_layers · layer1"],
     }
     for name, own in floors.items():
         assert table.loc[name, "floor_top1"] == pytest.approx(own["top1"]), name
-    assert table.loc[["filters", "dual · upper", "floor", "vicreg · y", "floor_cmc · h"], "floor_top1"].isna().all()
+    without = ["filters", "three · upper", "three · both", "floor", "vicreg · y", "floor_cmc · h"]
+    assert table.loc[without, "floor_top1"].isna().all()
 
 
 @pytest.mark.parametrize(

@@ -31,14 +31,19 @@ def delta(record: Record, row: dict[str, Any], simclr: Sequence[Record]) -> floa
 def floor(record: Record, row: dict[str, Any], groups: Groups) -> float | None:
     """Mean probe top-1 of an untrained encoder that is alike but for its training; None where there is none.
 
-    Its latent has the same name and width and comes from the same network, whatever the method. An untrained encoder
-    has no floor, nor has a projection.
+    It comes from the same network, whatever the method, and has the same latents by name: what `both` joins depends on
+    them. An untrained encoder has no floor, nor has a projection.
     """
     if not record.pretraining.epochs or row["space"] != "latent" or row["top1"] is None:
         return None
+    number, names = record.rows.index(row), _latents(record)
     for members in groups.values():
-        first = members[0]
-        for number, other in enumerate(first.rows if first.network == record.network else ()):
-            if not first.pretraining.epochs and all(other[key] == row[key] for key in ("space", "latent", "width")):
-                return float(numpy.mean([member.rows[number]["top1"] for member in members]))
+        untrained = [member for member in members if not member.pretraining.epochs and member.network == record.network]
+        alike = [member.rows[number] for member in untrained if _latents(member) == names]
+        if alike and alike[0]["width"] == row["width"]:
+            return float(numpy.mean([other["top1"] for other in alike]))
     return None
+
+
+def _latents(record: Record) -> list[str]:
+    return [row["latent"] for row in record.rows if row["space"] == "latent"]
