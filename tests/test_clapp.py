@@ -126,12 +126,12 @@ def test_joined_layers_learn_from_the_last_latent_and_others_do_not():
 
 
 def test_the_preset_has_the_published_configurations_so_that_clapp_differs_from_each_by_one_thing():
-    """From hinge_cpc by locality, from clapp_s by the form, with its negatives, weights and epochs; their floor is one of
-    them before training."""
+    """From hinge_cpc by locality, from clapp_s by the form with its negatives, weights and epochs; their floor is one
+    of them before training."""
     variants = read_experiment(ROOT / "presets/all.yaml").variants
     for name, published in (("hinge_cpc", HINGE_CPC), ("clapp", CLAPP), ("clapp_s", CLAPP_S)):
         assert typed_options(variants[name]) == CPCOptions(**published, channels=32), name
-        epochs = 12 if name != "clapp_s" else 6  # 600 and 300: an asynchronous step has half of a synchronous one's hinges
+        epochs = 6 if name == "clapp_s" else 12  # of 300 and 600: an asynchronous step has half of the hinges
         same = {"variant": "cpc", "options": variants["cpc"].options}
         assert variants[name].epochs == epochs and replace(variants[name], **same, epochs=12) == variants["cpc"]
     torch.manual_seed(0)
