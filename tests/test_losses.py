@@ -283,7 +283,8 @@ def test_the_nearest_images_are_those_of_the_largest_mean_cosine_and_carry_no_gr
     first, second = random_pair(9, 5)
     first.requires_grad_()
     found = nearest_images(first, second, 3)
-    cosines = torch.tensor([[float((a + b) @ (c + d)) for c, d in zip(first, second)] for a, b in zip(first, second)])
+    pairs = [*zip(first.detach(), second.detach())]
+    cosines = torch.tensor([[float((a + b) @ (c + d)) for c, d in pairs] for a, b in pairs])
     for image, row in enumerate(found):
         others = [other for other in range(9) if other != image]
         expected = sorted(others, key=lambda other: -cosines[image, other])[:3]
